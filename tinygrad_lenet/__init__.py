@@ -1,0 +1,15 @@
+"""An autograd micro-framework around LeNet-5.
+
+>>> import tinygrad_lenet
+>>> x = tinygrad_lenet.Tensor([1.0, 2.0], requires_grad=True)
+>>> (x * x).sum().backward()
+>>> x.grad
+Tensor([2., 4.])
+"""
+
+from . import backend, functional, ops
+from .shapes import ShapeError
+from .tensor import Op, Tensor, grad, no_grad
+
+__version__ = "0.1.0"
+__all__ = ["Op", "ShapeError", "Tensor", "backend", "functional", "grad", "no_grad", "ops"]

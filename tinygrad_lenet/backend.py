@@ -1,0 +1,193 @@
+"""The NumPy/CuPy switch: arrays decide which library computes, devices decide where new arrays lie.
+
+Nothing outside this file asks which backend it runs on. An op is handed the namespace ``xp`` of its inputs
+(`backend_of`); a faster kernel for an op on one backend is found in one table (`kernel`).
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = Any  # an array of any backend
+Kernel = Callable[..., Array]
+
+
+class DeviceError(ValueError):
+    """A device that does not exist here, or inputs that lie on different devices."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library: its namespace, its array type and how arrays reach it and leave it."""
+
+    name: str
+    xp: Any
+    array_type: type
+    from_numpy: Callable[[np.ndarray, int], Array]
+    to_numpy: Callable[[Array], np.ndarray]
+    index_of: Callable[[Array], int] = lambda array: 0
+    selected: Callable[[int], Any] = lambda index: nullcontext()  # entered while new arrays are made on device `index`
+
+    def device_of(self, array: Array) -> str:
+        """The device name of an array, for instance "cpu" or "cuda:1"."""
+        index = self.index_of(array)
+        return f"{self.name}:{index}" if index else self.name
+
+
+NUMPY = Backend("cpu", np, np.ndarray, from_numpy=lambda array, index: array, to_numpy=lambda array: array)
+
+_by_name: dict[str, Backend] = {"cpu": NUMPY}
+_by_type: dict[type, Backend] = {np.ndarray: NUMPY}
+_ALIASES = {"numpy": "cpu", "gpu": "cuda", "cupy": "cuda"}
+
+
+def register(backend: Backend) -> None:
+    """Make a backend known, so that its arrays and its device name are accepted."""
+    _by_name[backend.name] = backend
+    _by_type[backend.array_type] = backend
+
+
+def _load_cupy() -> Backend:
+    """Import CuPy on first use, so that the package itself needs only NumPy; DeviceError if it cannot run here."""
+    try:
+        import cupy
+    except ImportError:
+        raise DeviceError(
+            "device 'cuda' needs CuPy, which is not installed; "
+            'run pip install "tinygrad_lenet[cuda12]" (or [cuda13]), or use device "cpu"'
+        ) from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise DeviceError(
+            f"device 'cuda' needs an NVIDIA GPU, and CuPy finds none ({error}); use device 'cpu'"
+        ) from None
+    if not count:
+        raise DeviceError("device 'cuda' needs an NVIDIA GPU, and CuPy finds none; use device 'cpu'")
+
+    def from_numpy(array: np.ndarray, index: int) -> Array:
+        if index >= count:
+            raise DeviceError(f"device 'cuda:{index}' does not exist; CuPy finds {count} GPU(s), counted from 0")
+        with cupy.cuda.Device(index):
+            return cupy.asarray(array)
+
+    backend = Backend(
+        "cuda", cupy, cupy.ndarray, from_numpy, cupy.asnumpy, lambda array: int(array.device.id), cupy.cuda.Device
+    )
+    register(backend)
+    return backend
+
+
+def parse_device(device: str) -> tuple[Backend, int]:
+    """The backend and the device number of a device name; DeviceError if there is no such device.
+
+    >>> parse_device("numpy")[0].name
+    'cpu'
+    """
+    if not isinstance(device, str):
+        raise TypeError(f"device must be a name such as 'cpu', 'cuda' or 'cuda:1', not {device!r}")
+    name, _, number = device.partition(":")
+    name = _ALIASES.get(name, name)
+    known = name in _by_name or name == "cuda"
+    if not known or (number and not number.isdecimal()) or (number and name == "cpu" and int(number)):
+        raise DeviceError(f"unknown device {device!r}; expected 'cpu', 'cuda' or 'cuda:1'")
+    return _by_name.get(name) or _load_cupy(), int(number or 0)
+
+
+def backend_of(*arrays: Array) -> Backend:
+    """The backend that the arrays belong to; Python numbers go with any. DeviceError if they mix devices."""
+    found: Backend | None = None
+    for array in arrays:
+        backend = _by_type.get(type(array))
+        if backend is not None and backend is not found:
+            if found is not None:
+                names = " and ".join(sorted({found.name, backend.name}))
+                raise DeviceError(f"inputs lie on different devices, {names}; move one of them with .to(device)")
+            found = backend
+    if found is None:
+        return NUMPY
+    if found is not NUMPY:
+        devices = {found.device_of(array) for array in arrays if type(array) is found.array_type}
+        if len(devices) > 1:
+            names = " and ".join(sorted(devices))
+            raise DeviceError(f"inputs lie on different devices, {names}; move one of them with .to(device)")
+    return found
+
+
+def backend_of_type(array_type: type) -> Backend | None:
+    """The backend whose arrays have this type, or None; CuPy arrays are recognised before CuPy was asked for."""
+    if array_type not in _by_type and array_type.__module__.partition(".")[0] == "cupy":
+        _load_cupy()
+    return _by_type.get(array_type)
+
+
+def available() -> list[str]:
+    """The devices that can be used here, "cpu" first.
+
+    >>> available()[0]
+    'cpu'
+    """
+    try:
+        backend = _load_cupy()
+    except DeviceError:
+        return ["cpu"]
+    count = backend.xp.cuda.runtime.getDeviceCount()
+    return ["cpu", "cuda", *(f"cuda:{index}" for index in range(1, count))]
+
+
+_default: ContextVar[str] = ContextVar("default_device", default="cpu")
+
+
+class use:  # noqa: N801 - a verb: use("cuda") or with use("cuda"):
+    """Make ``device`` the place of new tensors, from now on or, as a context manager, within a block.
+
+    >>> with use("cpu"):
+    ...     default_device()
+    'cpu'
+    """
+
+    def __init__(self, device: str) -> None:
+        backend, index = parse_device(device)
+        self._token = _default.set(f"{backend.name}:{index}" if index else backend.name)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        _default.reset(self._token)
+
+
+def default_device() -> str:
+    """The device on which new tensors are placed."""
+    return _default.get()
+
+
+def transfer(array: Array, device: str) -> Array:
+    """The array on ``device``: itself if it lies there, else a copy."""
+    source = backend_of(array)
+    target, index = parse_device(device)
+    if source is target and source.index_of(array) == index:
+        return array
+    return target.from_numpy(source.to_numpy(array), index)
+
+
+_kernels: dict[tuple[str, str], Kernel] = {}
+
+
+def kernel(backend: str, op: str) -> Callable[[Kernel], Kernel]:
+    """Register a faster forward of ``op`` on ``backend``: ``kernel(op, xp, *arrays)``, or NotImplemented to decline."""
+
+    def register_kernel(function: Kernel) -> Kernel:
+        _kernels[backend, op] = function
+        return function
+
+    return register_kernel
+
+
+def find_kernel(backend: str, op: str) -> Kernel | None:
+    """The registered kernel for an op on a backend, or None."""
+    return _kernels.get((backend, op))

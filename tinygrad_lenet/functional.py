@@ -1,0 +1,533 @@
+"""The public functions. Argument names follow PyTorch where PyTorch has the function, NumPy where NumPy has it.
+
+Tensors, arrays and nested lists are accepted as inputs. Shapes are given by axis letters: N images, C channels, H rows,
+W columns, F output channels, K classes; ``...`` is any number of axes. Every function raises ShapeError (a ValueError)
+for shapes that do not fit, TypeError for parameters of the wrong kind and ValueError for values out of range, before
+anything is computed.
+"""
+
+from collections.abc import Sequence
+from string import ascii_letters
+from typing import Any
+
+import numpy as np
+
+from .backend import backend_of
+from .ops.conv import Conv2d, ConvTranspose2d
+from .ops.elementwise import Maximum, Minimum, Where
+from .ops.layout import Concatenate, Pad
+from .ops.linalg import Einsum, Linear
+from .ops.pool import AvgPool2d, MaxPool2d
+from .ops.softmax import CrossEntropy
+from .shapes import ShapeError, broadcast_shape, integer, normalize_axes, pair
+from .tensor import Tensor, TensorLike, _as_tensor
+
+__all__ = [
+    "avg_pool2d",
+    "batch_norm",
+    "concatenate",
+    "conv2d",
+    "conv_transpose2d",
+    "cross_entropy",
+    "dropout",
+    "einsum",
+    "linear",
+    "log_softmax",
+    "logsumexp",
+    "max_pool2d",
+    "maximum",
+    "minimum",
+    "mse_loss",
+    "nll_loss",
+    "one_hot",
+    "pad",
+    "relu",
+    "scaled_tanh",
+    "sigmoid",
+    "softmax",
+    "stack",
+    "tanh",
+    "where",
+]
+
+Size = int | tuple[int, int]
+
+
+def conv2d(
+    x: TensorLike,
+    weight: TensorLike,
+    bias: TensorLike | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Slide ``weight`` over ``x``: x[N C H W], weight[F C/groups KH KW], bias[F] -> y[N F OH OW].
+
+    OH = floor((H + 2 padding - dilation (KH - 1) - 1) / stride) + 1, OW likewise; an integer stands for both axes, a
+    pair for (vertical, horizontal). The kernel is not flipped. Formula: `tinygrad_lenet.ops.conv.Conv2d`.
+
+    >>> conv2d(np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))).numpy()[0, 0]
+    array([[4., 4.],
+           [4., 4.]])
+    """
+    op = Conv2d(
+        pair("conv2d", "stride", stride, minimum=1),
+        pair("conv2d", "padding", padding, minimum=0),
+        pair("conv2d", "dilation", dilation, minimum=1),
+        integer("conv2d", "groups", groups, minimum=1),
+    )
+    return op(x, weight) if bias is None else op(x, weight, bias)
+
+
+def conv_transpose2d(
+    x: TensorLike,
+    weight: TensorLike,
+    bias: TensorLike | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The transpose of `conv2d`: x[N F H W], weight[F C/groups KH KW], bias[C] -> y[N C OH OW].
+
+    OH = (H - 1) stride - 2 padding + dilation (KH - 1) + 1 + output_padding, OW likewise; output_padding must be
+    smaller than stride or dilation. Formula: `tinygrad_lenet.ops.conv.ConvTranspose2d`.
+
+    >>> conv_transpose2d(np.ones((1, 1, 1, 2)), np.ones((1, 1, 1, 2))).numpy()[0, 0]
+    array([[1., 2., 1.]])
+    """
+    op = ConvTranspose2d(
+        pair("conv_transpose2d", "stride", stride, minimum=1),
+        pair("conv_transpose2d", "padding", padding, minimum=0),
+        pair("conv_transpose2d", "output_padding", output_padding, minimum=0),
+        pair("conv_transpose2d", "dilation", dilation, minimum=1),
+        integer("conv_transpose2d", "groups", groups, minimum=1),
+    )
+    return op(x, weight) if bias is None else op(x, weight, bias)
+
+
+def avg_pool2d(x: TensorLike, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:
+    """The mean of each window: x[N C H W] -> y[N C OH OW], OH = floor((H + 2 padding - KH) / stride) + 1.
+
+    ``stride`` defaults to ``kernel_size``. Padding counts as pixels of value 0. Formula: `ops.pool.AvgPool2d`.
+
+    >>> avg_pool2d([[[[1, 2], [3, 6]]]], 2).item()
+    3.0
+    """
+    return AvgPool2d(*_pool_parameters("avg_pool2d", kernel_size, stride, padding))(x)
+
+
+def max_pool2d(x: TensorLike, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:
+    """The largest pixel of each window: x[N C H W] -> y[N C OH OW], OH = floor((H + 2 padding - KH) / stride) + 1.
+
+    ``stride`` defaults to ``kernel_size``; ``padding``, at most half of it, counts as -inf. The gradient goes to the
+    first of several largest pixels. Formula: `ops.pool.MaxPool2d`.
+
+    >>> max_pool2d([[[[1, 2], [3, 6]]]], 2).item()
+    6.0
+    """
+    return MaxPool2d(*_pool_parameters("max_pool2d", kernel_size, stride, padding))(x)
+
+
+def _pool_parameters(op: str, kernel_size: Any, stride: Any, padding: Any) -> tuple[tuple[int, int], ...]:
+    return (
+        pair(op, "kernel_size", kernel_size, minimum=1),
+        pair(op, "stride", kernel_size if stride is None else stride, minimum=1),
+        pair(op, "padding", padding, minimum=0),
+    )
+
+
+def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> Tensor:
+    """y = x weight^T + bias: x[... I], weight[O I], bias[O] -> y[... O].
+
+    >>> linear([1.0, 2.0], [[1.0, 1.0]], [0.5])
+    Tensor([3.5])
+    """
+    return Linear()(x, weight) if bias is None else Linear()(x, weight, bias)
+
+
+def tanh(x: TensorLike) -> Tensor:
+    """The hyperbolic tangent of each element.
+
+    >>> tanh([0.0, 100.0])
+    Tensor([0., 1.])
+    """
+    return _as_tensor(x).tanh()
+
+
+def sigmoid(x: TensorLike) -> Tensor:
+    """1 / (1 + e**-x) of each element.
+
+    >>> sigmoid([0.0, -1000.0])
+    Tensor([0.5, 0. ])
+    """
+    return _as_tensor(x).sigmoid()
+
+
+def relu(x: TensorLike) -> Tensor:
+    """max(x, 0) of each element; the gradient at 0 is 0.
+
+    >>> relu([-1.0, 2.0])
+    Tensor([0., 2.])
+    """
+    return _as_tensor(x).relu()
+
+
+def scaled_tanh(x: TensorLike, amplitude: float = 1.7159, slope: float = 2 / 3) -> Tensor:
+    """amplitude * tanh(slope * x), by default the squashing function of LeCun et al. (1998): f(1) = 1, f(-1) = -1.
+
+    >>> round(scaled_tanh(1.0).item(), 4)
+    1.0
+    """
+    return amplitude * (slope * _as_tensor(x)).tanh()
+
+
+def softmax(x: TensorLike, axis: int = -1) -> Tensor:
+    """e**x / sum of e**x along ``axis``; x[...] -> y[...], without overflow for large x.
+
+    >>> softmax([0.0, 0.0])
+    Tensor([0.5, 0.5])
+    """
+    return _as_tensor(x).softmax(axis)
+
+
+def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
+    """log(softmax(x)) along ``axis``; x[...] -> y[...], without overflow or loss of digits.
+
+    >>> log_softmax([0.0, 10000.0])
+    Tensor([-10000.,      0.])
+    """
+    return _as_tensor(x).log_softmax(axis)
+
+
+def logsumexp(x: TensorLike, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
+    """log(sum of e**x) along ``axis`` (default: all axes), without overflow; -inf where all of x is -inf.
+
+    >>> logsumexp([10000.0, -float("inf")]).item()
+    10000.0
+    """
+    return _as_tensor(x).logsumexp(axis, keepdims)
+
+
+def one_hot(labels: TensorLike, classes: int, dtype: Any = np.float32) -> Tensor:
+    """labels[N], integers in [0, classes) -> y[N K]: 1 at the label, 0 elsewhere.
+
+    Labels on the host are range-checked (ValueError); on a GPU they are not, since that would wait for it.
+
+    >>> one_hot(np.array([1]), 3)
+    Tensor([[0., 1., 0.]])
+    """
+    values = _labels("one_hot", labels, integer("one_hot", "classes", classes, minimum=1))
+    xp = backend_of(values.data).xp
+    return Tensor((values.data[:, None] == xp.arange(classes)).astype(dtype))
+
+
+def _labels(op: str, labels: TensorLike, classes: int) -> Tensor:
+    """Class labels[N] as a tensor of integers, checked where they lie on the host."""
+    values = labels if isinstance(labels, Tensor) else Tensor(labels, dtype=None if hasattr(labels, "dtype") else int)
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"{op}: labels have dtype {values.dtype}; expected integers")
+    if values.ndim != 1:
+        raise ShapeError(f"{op}: labels have shape {values.shape}; expected [N]")
+    if type(values.data) is np.ndarray and values.size:
+        low, high = int(values.data.min()), int(values.data.max())
+        if low < 0 or high >= classes:
+            raise ValueError(f"{op}: label {low if low < 0 else high} is out of range; expected 0 to {classes - 1}")
+    return values
+
+
+def cross_entropy(
+    logits: TensorLike, target: TensorLike, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    """-sum_k target_k log softmax(logits)_k, in nats: logits[N K], target[N] of integers or [N K] of probabilities.
+
+    ``label_smoothing`` s replaces target by (1 - s) target + s / K (Szegedy et al. 2016). ``reduction`` is "mean" or
+    "sum" over N, or "none" -> y[N]. ValueError for labels out of range and for s outside [0, 1].
+
+    >>> round(cross_entropy([[0.0, 0.0]], [1]).item(), 4)
+    0.6931
+    """
+    logits = _as_tensor(logits)
+    if logits.ndim != 2:
+        raise ShapeError(f"cross_entropy: logits have shape {logits.shape}; expected [N K]")
+    if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing!r}; expected a number from 0 to 1")
+    classes = logits.shape[1]
+    probabilities = _as_class_tensor(target)
+    if probabilities.ndim == 1:
+        if probabilities.shape != logits.shape[:1]:
+            raise ShapeError(
+                f"cross_entropy: axis N is {logits.shape[0]} in logits and {probabilities.shape[0]} in target"
+            )
+        probabilities = one_hot(_labels("cross_entropy", probabilities, classes), classes, logits.dtype)
+    if label_smoothing:
+        probabilities = (1 - label_smoothing) * probabilities + label_smoothing / classes
+    return _reduce("cross_entropy", CrossEntropy()(logits, probabilities), reduction)
+
+
+def _as_class_tensor(target: TensorLike) -> Tensor:
+    """A target as a tensor; a flat list of Python integers stays integers."""
+    if not isinstance(target, Tensor) and not hasattr(target, "dtype"):
+        array = np.asarray(target)
+        return Tensor(array if array.ndim == 1 else array.astype(np.float32))
+    return _as_tensor(target)
+
+
+def nll_loss(log_probabilities: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
+    """-log_probabilities at the label: log_probabilities[N K], target[N] of integers in [0, K).
+
+    ``reduction`` is "mean" or "sum" over N, or "none" -> y[N]. ValueError for labels out of range.
+
+    >>> nll_loss([[-0.5, -1.0]], [1]).item()
+    1.0
+    """
+    logp = _as_tensor(log_probabilities)
+    if logp.ndim != 2:
+        raise ShapeError(f"nll_loss: log_probabilities have shape {logp.shape}; expected [N K]")
+    labels = _labels("nll_loss", target, logp.shape[1])
+    if labels.shape != logp.shape[:1]:
+        raise ShapeError(f"nll_loss: axis N is {logp.shape[0]} in log_probabilities and {labels.shape[0]} in target")
+    rows = backend_of(labels.data).xp.arange(logp.shape[0])
+    return _reduce("nll_loss", -logp[rows, labels.data], reduction)
+
+
+def mse_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
+    """(x - target)^2, x[...] and target[...] of one shape; ``reduction`` is "mean" or "sum" over all, or "none".
+
+    >>> mse_loss([1.0, 2.0], [1.0, 4.0]).item()
+    2.0
+    """
+    x, target = _as_tensor(x), _as_tensor(target)
+    if x.shape != target.shape:
+        raise ShapeError(f"mse_loss: x has shape {x.shape} and target {target.shape}; expected the same")
+    difference = x - target
+    return _reduce("mse_loss", difference * difference, reduction)
+
+
+def _reduce(op: str, y: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return y.mean()
+    if reduction == "sum":
+        return y.sum()
+    if reduction == "none":
+        return y
+    raise ValueError(f"{op}: reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
+
+
+def dropout(x: TensorLike, p: float = 0.5, training: bool = True, rng: np.random.Generator | None = None) -> Tensor:
+    """Each element of x[...] set to 0 with probability ``p``, the others divided by 1 - p; x itself if not training.
+
+    Srivastava et al. (2014), in the form that needs nothing at test time. The choice comes from ``rng`` (default: a
+    fresh NumPy generator), on the host, so that every device draws the same.
+
+    >>> dropout([1.0, 1.0, 1.0], p=0.5, rng=np.random.default_rng(2))
+    Tensor([2., 0., 0.])
+    """
+    if not isinstance(p, (int, float)) or not 0 <= p < 1:
+        raise ValueError(f"dropout: p is {p!r}; expected a probability from 0 up to, but not including, 1")
+    x = _as_tensor(x)
+    if not training or p == 0:
+        return x
+    keep = (rng or np.random.default_rng()).random(x.shape, dtype=np.float32) >= p
+    return x * Tensor((keep / (1 - p)).astype(x.dtype), device=x.device)
+
+
+def batch_norm(
+    x: TensorLike,
+    running_mean: TensorLike | None,
+    running_var: TensorLike | None,
+    weight: TensorLike | None = None,
+    bias: TensorLike | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """weight (x - mean) / sqrt(var + eps) + bias for each channel: x[N C ...], all others [C] (Ioffe & Szegedy 2015).
+
+    While training, mean and variance are those of the batch, and the running ones, if given as tensors, move towards
+    them in place by ``momentum`` (the variance in its unbiased form); else the running ones are used.
+
+    >>> batch_norm([[1.0], [3.0]], None, None, training=True, eps=0.0)
+    Tensor([[-1.],
+            [ 1.]])
+    """
+    x = _as_tensor(x)
+    if x.ndim < 2:
+        raise ShapeError(f"batch_norm: x has shape {x.shape}; expected [N C ...]")
+    channels = x.shape[1]
+    for name, value in (
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("weight", weight),
+        ("bias", bias),
+    ):
+        if value is not None and np.shape(value) != (channels,):
+            raise ShapeError(f"batch_norm: axis C is {channels} in x and {np.shape(value)} in {name}")
+    if not isinstance(eps, (int, float)) or eps < 0:
+        raise ValueError(f"batch_norm: eps is {eps!r}; expected a number of at least 0")
+    if not isinstance(momentum, (int, float)) or not 0 <= momentum <= 1:
+        raise ValueError(f"batch_norm: momentum is {momentum!r}; expected a number from 0 to 1")
+    if not training and (running_mean is None or running_var is None):
+        raise ValueError("batch_norm: running_mean and running_var are needed when training is False")
+    per_channel = (1, channels) + (1,) * (x.ndim - 2)
+    if training:
+        axes = (0, *range(2, x.ndim))
+        count = x.size // channels if channels else 0
+        if count < 2:
+            raise ValueError(f"batch_norm: x has shape {x.shape}; training needs more than one value a channel")
+        mean = x.mean(axes, keepdims=True)
+        centred = x - mean
+        var = (centred * centred).mean(axes, keepdims=True)
+        for running, batch in ((running_mean, mean.data), (running_var, var.data * (count / (count - 1)))):
+            if isinstance(running, Tensor):
+                running.data *= 1 - momentum
+                running.data += momentum * batch.reshape(channels)
+    else:
+        centred = x - _as_tensor(running_mean).reshape(per_channel)
+        var = _as_tensor(running_var).reshape(per_channel)
+    scale = (var + eps) ** -0.5
+    if weight is not None:
+        scale = scale * _as_tensor(weight).reshape(per_channel)
+    y = centred * scale
+    return y if bias is None else y + _as_tensor(bias).reshape(per_channel)
+
+
+def pad(x: TensorLike, pad_width: int | Sequence[Any], value: float = 0.0) -> Tensor:
+    """x[...] with ``value`` around it; ``pad_width`` as NumPy's: an integer, (before, after), or one such pair an axis.
+
+    >>> pad([1.0], (2, 1))
+    Tensor([0., 0., 1., 0.])
+    """
+    x = _as_tensor(x)
+    try:
+        widths = np.broadcast_to(np.asarray(pad_width), (x.ndim, 2)).tolist()
+    except ValueError:
+        raise ShapeError(f"pad: pad_width {pad_width!r} does not give (before, after) for {x.ndim} axes") from None
+    checked = tuple(
+        (integer("pad", "pad_width", before, minimum=0), integer("pad", "pad_width", after, minimum=0))
+        for before, after in widths
+    )
+    return Pad(checked, float(value))(x)
+
+
+def where(condition: TensorLike, x: TensorLike, y: TensorLike) -> Tensor:
+    """x where ``condition`` holds, else y, broadcast together; the branch not taken gets a gradient of 0.
+
+    >>> where(np.array([True, False]), 1.0, np.zeros(2))
+    Tensor([1., 0.], dtype=float64)
+    """
+    mask = condition if isinstance(condition, Tensor) else Tensor(np.asarray(condition))
+    if mask.dtype != np.bool_:
+        raise TypeError(f"where: condition has dtype {mask.dtype}; expected booleans, for instance x > 0")
+    return Where()(mask, x, y)
+
+
+def maximum(x: TensorLike, y: TensorLike) -> Tensor:
+    """The larger of x[...] and y[...], broadcast together; ties share the gradient half and half.
+
+    >>> maximum([1.0, 5.0], 2.0)
+    Tensor([2., 5.])
+    """
+    return Maximum()(x, y)
+
+
+def minimum(x: TensorLike, y: TensorLike) -> Tensor:
+    """The smaller of x[...] and y[...], broadcast together; ties share the gradient half and half.
+
+    >>> minimum([1.0, 5.0], 2.0)
+    Tensor([1., 2.])
+    """
+    return Minimum()(x, y)
+
+
+def concatenate(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
+    """The tensors one after the other along ``axis``; the other axes must agree.
+
+    >>> concatenate([[1.0], [2.0, 3.0]])
+    Tensor([1., 2., 3.])
+    """
+    return Concatenate(axis)(*map(_as_tensor, xs))
+
+
+def stack(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
+    """The tensors, all of one shape, side by side along a new axis at place ``axis`` of the result.
+
+    >>> stack([[1.0], [2.0]], axis=1)
+    Tensor([[1., 2.]])
+    """
+    tensors = list(map(_as_tensor, xs))
+    for i, x in enumerate(tensors):
+        if x.shape != tensors[0].shape:
+            raise ShapeError(f"stack: input {i} has shape {x.shape}, input 0 {tensors[0].shape}; expected the same")
+    (place,) = normalize_axes("stack", axis, (tensors[0].ndim if tensors else 0) + 1)
+    return Concatenate(place)(*(x.expand_dims(place) for x in tensors))
+
+
+def einsum(subscripts: str, *operands: TensorLike) -> Tensor:
+    """Einstein's sum over named axes, with NumPy's subscripts: letters, commas, ``...`` and an optional ``->``.
+
+    >>> einsum("ij,ij->i", [[1.0, 2.0]], [[3.0, 4.0]])
+    Tensor([11.])
+    """
+    tensors = list(map(_as_tensor, operands))
+    inputs, output = _explicit_subscripts(subscripts, tensors)
+    free = iter(letter for letter in ascii_letters if letter not in "".join([*inputs, output]))
+
+    def constant(values: np.ndarray) -> Tensor:
+        return Tensor(values.astype(tensors[0].dtype), device=tensors[0].device)
+
+    # Einsum itself takes each letter once an operand, and sums no letter that only one operand has. A letter twice
+    # ("ii") becomes two letters tied by an identity matrix; a letter summed alone meets a vector of ones.
+    for i in range(len(tensors)):
+        letters = ""
+        for axis, letter in enumerate(inputs[i]):
+            if letter in letters:
+                other = next(free)
+                tensors.append(constant(np.eye(tensors[i].shape[axis])))
+                inputs.append(letter + other)
+                letter = other
+            letters += letter
+        inputs[i] = letters
+    for i in range(len(tensors)):
+        for axis, letter in enumerate(inputs[i]):
+            if letter not in output and not any(letter in each for j, each in enumerate(inputs) if j != i):
+                tensors.append(constant(np.ones(tensors[i].shape[axis])))
+                inputs.append(letter)
+    return Einsum(",".join(inputs) + "->" + output)(*tensors)
+
+
+def _explicit_subscripts(subscripts: str, tensors: list[Tensor]) -> tuple[list[str], str]:
+    """Subscripts with ``...`` spelled out and the output given: the letters of each operand, and of the output."""
+    text = subscripts.replace(" ", "")
+    left, arrow, output = text.partition("->")
+    inputs = left.split(",")
+    if len(inputs) != len(tensors):
+        raise ShapeError(f"einsum: {subscripts!r} is for {len(inputs)} operands; {len(tensors)} were given")
+    unused = [letter for letter in reversed(ascii_letters) if letter not in text]
+    ranks = []
+    for i, (letters, x) in enumerate(zip(inputs, tensors, strict=True)):
+        named = len(letters.replace("...", "", 1))
+        fits = x.ndim >= named if "..." in letters else x.ndim == named
+        if not fits or (not letters.replace("...", "", 1).isalpha() and named):
+            raise ShapeError(f"einsum: operand {i} has shape {x.shape}, which {letters!r} does not describe")
+        ranks.append(x.ndim - named if "..." in letters else 0)
+    shapes = [
+        x.shape[(p := letters.find("...")) : p + rank]
+        for letters, x, rank in zip(inputs, tensors, ranks, strict=True)
+        if rank
+    ]
+    if len({shape[::-1][: min(map(len, shapes))] for shape in shapes}) > 1:
+        broadcast_shape("einsum", shapes)
+        raise ShapeError(f"einsum: the axes under ... have shapes {shapes}; they must have the same sizes")
+    dots = "".join(unused[: max(ranks, default=0)])
+    inputs = [letters.replace("...", dots[len(dots) - rank :]) for letters, rank in zip(inputs, ranks, strict=True)]
+    if not arrow:
+        once = sorted(letter for letter in set("".join(inputs)) if "".join(inputs).count(letter) == 1)
+        output = dots + "".join(letter for letter in once if letter not in dots)
+    output = output.replace("...", dots)
+    for letter in output:
+        if output.count(letter) > 1 or letter not in "".join(inputs):
+            raise ShapeError(f"einsum: axis {letter} of the output must stand once there and in an operand")
+    return inputs, output

@@ -1,0 +1,5 @@
+"""The ops, one file a family. Importing this package fills the registry, `tinygrad_lenet.tensor.REGISTRY`."""
+
+from . import conv, elementwise, indexing, layout, linalg, pool, reduction, softmax
+
+__all__ = ["conv", "elementwise", "indexing", "layout", "linalg", "pool", "reduction", "softmax"]
