@@ -1,0 +1,138 @@
+"""Reading and writing IDX files, the format in which MNIST is published.
+
+An IDX file is a big-endian header and then the elements in C order:
+two zero bytes, one type code, the number of axes, four bytes for the length of each axis, the elements.
+Source: the format's description on the MNIST page by LeCun, Cortes and Burges.
+"""
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+PathLike = str | os.PathLike[str]
+Stream = IO[bytes] | gzip.GzipFile
+
+_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
+_MAX_AXES = 8  # images in colour need 4; a corrupt header asks for up to 255
+_CHUNK = 1 << 20
+_DEFLATE_LIMIT = 1032  # one compressed byte stands for at most this many (zlib's technical notes)
+
+
+class DataError(ValueError):
+    """A data file is missing, damaged, or not what it should be; the sentence says which, and what to do."""
+
+
+def read_idx(path: PathLike) -> npt.NDArray[Any]:
+    """Return the array in an IDX file, plain or gzipped (told apart by the first bytes, not by the name).
+
+    The array has the shape of the header, native byte order and memory of its own. Memory grows with the bytes
+    that the file really holds, never with what its header promises.
+
+    Raises DataError where the file is missing, empty, damaged, shorter or longer than its header says.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_idx(f"{folder}/labels", np.array([3, 1, 4], dtype=np.uint8))
+    ...     read_idx(f"{folder}/labels")
+    array([3, 1, 4], dtype=uint8)
+    """
+    name = os.fspath(path)
+    try:
+        with open(name, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            gzipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            if not gzipped:
+                return _parse(file, name, smallest=size, largest=size)
+            with gzip.GzipFile(fileobj=file) as stream:
+                return _parse(stream, name, smallest=0, largest=size * _DEFLATE_LIMIT)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"read_idx: {name} is a damaged gzip file ({error}), expected a whole one; fetch it again"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"read_idx: {name} cannot be read ({error.strerror or error}), expected an IDX file; check the path"
+        ) from error
+
+
+def _parse(stream: Stream, name: str, smallest: int, largest: int) -> npt.NDArray[Any]:
+    """Read one IDX array from stream, which is known to hold between smallest and largest bytes."""
+
+    def refuse(found: str, expected: str) -> DataError:
+        return DataError(f"read_idx: {name} {found}, expected {expected}; fetch the file again or check the path")
+
+    magic = _read(stream, 4)
+    if not magic:
+        raise refuse("is empty", "an IDX header")
+    if len(magic) < 4 or magic[:2] != b"\0\0":
+        raise refuse(f"begins with the bytes {magic.hex(' ')}", "an IDX header, which begins with 00 00")
+    code, ndim = magic[2], magic[3]
+    if code not in _DTYPES:
+        raise refuse(f"has the type code 0x{code:02x}", "one of " + ", ".join(f"0x{known:02x}" for known in _DTYPES))
+    if not 1 <= ndim <= _MAX_AXES:
+        raise refuse(f"has {ndim} axes", f"1 to {_MAX_AXES}")
+    lengths = _read(stream, 4 * ndim)
+    if len(lengths) < 4 * ndim:
+        raise refuse("ends inside its header", f"{4 + 4 * ndim} bytes of header")
+    shape = struct.unpack(f">{ndim}I", lengths)
+    dtype = np.dtype(_DTYPES[code])
+    promised = math.prod(shape) * dtype.itemsize
+    total = 4 + 4 * ndim + promised
+    if promised == 0:
+        raise refuse(f"has the shape {shape}", "at least one element")
+    if not smallest <= total <= largest:
+        raise refuse(f"has the shape {shape} but not the bytes for it", f"{total} bytes, header and elements together")
+    data = _read(stream, promised)
+    if len(data) < promised:
+        raise refuse(f"is truncated: it holds {len(data)} bytes of elements", f"{promised} for the shape {shape}")
+    if stream.read(1):  # at its end a gzip stream also checks its CRC
+        raise refuse(f"goes on after the last element of its shape {shape}", f"{total} bytes in all")
+    array = np.frombuffer(data, dtype).reshape(shape)
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _read(stream: Stream, count: int) -> bytearray:
+    """Read count bytes, or fewer where the stream ends, in pieces: memory follows the data, not the promise."""
+    data = bytearray()
+    while len(data) < count:
+        piece = stream.read(min(_CHUNK, count - len(data)))
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+def write_idx(path: PathLike, array: npt.NDArray[Any]) -> None:
+    """Write an array of any shape as an IDX file, gzipped if the name ends in .gz; the same array, the same bytes.
+
+    Raises TypeError for a dtype that IDX has no code for, ValueError for no axes, too many, or no elements.
+    """
+    dtype = array.dtype.newbyteorder(">")
+    if dtype not in _CODES:
+        raise TypeError(f"write_idx: array has dtype {array.dtype}, expected uint8, int8, int16, int32 or a float")
+    if not 1 <= array.ndim <= _MAX_AXES or array.size == 0:
+        raise ValueError(f"write_idx: array has shape {array.shape}, expected 1 to {_MAX_AXES} axes and some elements")
+    name = os.fspath(path)
+    data = struct.pack(f">4B{array.ndim}I", 0, 0, _CODES[dtype], array.ndim, *array.shape)
+    data += np.ascontiguousarray(array, dtype).tobytes()
+    if name.endswith(".gz"):
+        data = gzip.compress(data, mtime=0)  # without the time, the bytes depend on the array alone
+    beside = f"{name}.{os.getpid()}.part"
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, name)
+    except BaseException:
+        if os.path.exists(beside):
+            os.remove(beside)
+        raise

@@ -1,0 +1,301 @@
+"""From uint8 images to LeNet-5's input: scaling, random distortions, and batches that can be resumed anywhere."""
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+Transform = Callable[[Images], npt.NDArray[Any]]
+Augment = Callable[[Images, int, int], Images]
+
+_SIDE = 32  # of LeNet-5's input
+_SCALE = np.float32(1.275 / 255)
+_BACKGROUND = np.float32(-0.1)
+_PIECE = 16  # images distorted at a time: the temporaries stay in cache, which is twice as fast as 64 at once
+
+
+def to_input(images: Images) -> npt.NDArray[np.float32]:
+    """Return uint8 images (N, H, W), 28x28 or 32x32, as float32 (N, 1, 32, 32), pixel p as p/255*1.275 - 0.1.
+
+    28x28 images get a border of background. The background is then -0.1 and the foreground 1.175 (Source: LeCun et
+    al., 1998, Section II.B). The result is a transposed view of a C-contiguous (1, 32, 32, N) array, the order in
+    which convolutions run fastest. Raises TypeError for another dtype, ValueError for another shape.
+
+    >>> x = to_input(np.full((2, 28, 28), 255, np.uint8))
+    >>> x.shape, float(x[0, 0, 0, 0]), float(x[0, 0, 2, 2])
+    ((2, 1, 32, 32), -0.10000000149011612, 1.1749999523162842)
+    """
+    _require_images("to_input", images, (28, _SIDE))
+    N, H, W = images.shape
+    border = (_SIDE - H) // 2
+    # Transposing bytes and widening them afterwards moves a quarter of the memory in the slow, strided copy.
+    pixels = np.zeros((_SIDE, _SIDE, N), np.uint8)
+    pixels[border : border + H, border : border + W] = images.transpose(1, 2, 0)  # [N H W] -> [H W N]
+    x = np.multiply(pixels, _SCALE)
+    x += _BACKGROUND
+    return x[None].transpose(3, 0, 1, 2)  # [1 H W N] -> [N 1 H W]
+
+
+class DataLoader:
+    """Yield batches (x, labels) of images uint8 (N, H, W) with labels (N,) as NumPy arrays, once an epoch each.
+
+    x is `transform(batch)`, by default `to_input(batch)`: float32 (n, 1, 32, 32); labels are int64 (n,). Images stay
+    uint8, and are never copied as a whole. The order of an epoch depends on seed and epoch alone. `augment(batch,
+    epoch, position)`, for example an `Affine`, distorts the uint8 batch first; before the default transform it sees
+    images that already have their border to 32x32, so that ink may move into it.
+
+    A `for` over the loader runs through the epoch that `epoch` counts; leaving it early gives the epoch up, so that
+    the next `for` begins the next epoch, unless `load_state_dict` put the loader in the middle of one.
+
+    Raises TypeError or ValueError for arrays that do not fit each other or a batch_size below 1.
+
+    >>> loader = DataLoader(np.zeros((5, 28, 28), np.uint8), np.arange(5), batch_size=2, shuffle=False)
+    >>> [labels.tolist() for x, labels in loader]
+    [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        labels: npt.NDArray[np.integer[Any]],
+        batch_size: int = 64,
+        shuffle: bool = True,
+        seed: int = 0,
+        transform: Transform | None = None,
+        drop_last: bool = False,
+        augment: Augment | None = None,
+    ) -> None:
+        _require_images("DataLoader", images, (28, _SIDE) if transform is None else None)
+        labels = np.asarray(labels)
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise TypeError(f"DataLoader: labels have dtype {labels.dtype}, expected integers")
+        if labels.shape != (len(images),):
+            raise ValueError(f"DataLoader: labels have shape {labels.shape}, expected ({len(images)},) as images do")
+        for name, function in (("transform", transform), ("augment", augment)):
+            if function is not None and not callable(function):
+                raise TypeError(f"DataLoader: {name} is {function!r}, expected a function or None")
+        self.images = images
+        self.labels = labels.astype(np.int64, copy=False)
+        self.batch_size = _whole("DataLoader", "batch_size", batch_size, 1)
+        self.shuffle = bool(shuffle)
+        self.seed = _whole("DataLoader", "seed", seed, 0)
+        self.transform = transform
+        self.drop_last = bool(drop_last)
+        self.augment = augment
+        self.epoch = 0
+        self.position = 0  # how many samples of this epoch have been handed out
+        self._resumed = False
+        self._drawn: tuple[tuple[int, int], npt.NDArray[np.intp]] | None = None  # the latest order, and its key
+
+    def __len__(self) -> int:
+        """Return the number of batches in a whole epoch."""
+        whole, rest = divmod(len(self.images), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[npt.NDArray[Any], Labels]]:
+        """Yield what is left of the current epoch, or the next one if the last loop was left early."""
+        if self.position > 0 and not self._resumed:
+            self.epoch, self.position = self.epoch + 1, 0
+        self._resumed = False
+        epoch, start, N = self.epoch, self.position, len(self.images)
+        while start < N and not (self.drop_last and start + self.batch_size > N):
+            x, labels = self.batch(epoch, start)
+            start += len(labels)
+            self.epoch, self.position = epoch, start  # before the yield: a state saved in the loop counts this batch
+            yield x, labels
+        self.epoch, self.position = epoch + 1, 0
+
+    def batch(self, epoch: int, position: int) -> tuple[npt.NDArray[Any], Labels]:
+        """Return the batch that begins at sample `position` of `epoch`, a pure function of seed, epoch and position."""
+        epoch = _whole("DataLoader.batch", "epoch", epoch, 0)
+        position = _whole("DataLoader.batch", "position", position, 0)
+        if position >= len(self.images):
+            raise ValueError(f"DataLoader.batch: position is {position}, expected less than {len(self.images)}")
+        chosen = self._order(epoch)[position : position + self.batch_size]
+        images, labels = self.images.take(chosen, axis=0), self.labels.take(chosen)
+        if self.augment is not None:
+            if self.transform is None:
+                images = _pad(images)
+            images = self.augment(images, epoch, position)
+        return (to_input if self.transform is None else self.transform)(images), labels
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the place in the run as plain numbers: seed, epoch, and samples handed out in this epoch."""
+        return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to the place that `state_dict` returned: the next `for` yields exactly the batches that were left.
+
+        Raises ValueError or TypeError for a state of another form or of a larger set; the loader is then unchanged.
+        """
+        expected = {"seed", "epoch", "position"}
+        if set(state) != expected:
+            raise ValueError(f"DataLoader.load_state_dict: state has {sorted(state)}, expected {sorted(expected)}")
+        place = {name: _whole("DataLoader.load_state_dict", name, state[name], 0) for name in expected}
+        if place["position"] > len(self.images):
+            raise ValueError(
+                f"DataLoader.load_state_dict: position is {place['position']}, expected at most {len(self.images)}"
+            )
+        self.seed, self.epoch, self.position = place["seed"], place["epoch"], place["position"]
+        self._resumed = True
+
+    def _order(self, epoch: int) -> npt.NDArray[np.intp]:
+        key = (self.seed, epoch if self.shuffle else 0)
+        if self._drawn is None or self._drawn[0] != key:
+            order = np.arange(len(self.images))
+            if self.shuffle:
+                np.random.default_rng(key).shuffle(order)
+            self._drawn = (key, order)
+        return self._drawn[1]
+
+
+class Affine:
+    """Distort uint8 images (N, H, W) by random planar affine maps about their centre; returns uint8 (N, H, W).
+
+    For each image are drawn, uniformly: a horizontal and a vertical shift in -translation..translation pixels; a factor
+    in 1-scale..1+scale for both axes; a squeeze in 1-squeeze..1+squeeze, by which the horizontal axis is multiplied
+    and the vertical one divided, so that one is compressed while the other is elongated; a horizontal shear in
+    -shear..shear, by which a row moves to the right for each row that it lies below the centre. With (u, v) measured
+    to the right and downwards from the centre, w = scale / squeeze * v, v' = w + shift_v and
+    u' = scale * squeeze * u + shear * w + shift_u.
+    Values are interpolated bilinearly; outside is background 0. All ranges 0 return the images unchanged.
+
+    The maps depend on seed, epoch and the sample's position in the epoch alone, however the batches are cut.
+    The kinds of distortion are those of LeCun et al., 1998, Section III; the paper gives no ranges, these are ours.
+    Raises TypeError or ValueError for a range that is no finite number >= 0, or scale or squeeze that reach 1.
+
+    >>> image = np.zeros((1, 5, 5), np.uint8); image[0, 2, 2] = 255
+    >>> moved = Affine(translation=1.0, scale=0.0, squeeze=0.0, shear=0.0)(image)
+    >>> moved.shape, moved.dtype
+    ((1, 5, 5), dtype('uint8'))
+    """
+
+    def __init__(
+        self,
+        translation: float = 2.0,
+        scale: float = 0.15,
+        squeeze: float = 0.1,
+        shear: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        self.translation = _range("translation", translation)
+        self.scale = _range("scale", scale, below=1.0)
+        self.squeeze = _range("squeeze", squeeze, below=1.0)
+        self.shear = _range("shear", shear)
+        self.seed = _whole("Affine", "seed", seed, 0)
+
+    def __call__(self, images: Images, epoch: int = 0, position: int = 0) -> Images:
+        """Distort images, the first of which is sample `position` of `epoch`."""
+        _require_images("Affine", images, None)
+        epoch = _whole("Affine", "epoch", epoch, 0)
+        position = _whole("Affine", "position", position, 0)
+        spread = np.array([self.translation, self.translation, self.scale, self.squeeze, self.shear])
+        drawn = spread * _uniform(self.seed, epoch, position, len(images))[:, :5]  # [N 5]
+        maps = drawn.T.astype(np.float32)  # [5 N]
+        y = np.empty_like(images)
+        for i in range(0, len(images), _PIECE):
+            piece = slice(i, i + _PIECE)
+            y[piece] = _warp(images[piece], *maps[:, piece])
+        return y
+
+
+def _uniform(seed: int, epoch: int, position: int, N: int) -> npt.NDArray[np.float64]:
+    """Return (N, 8) numbers in -1..1, row i being a function of (seed, epoch, position + i) alone."""
+    # A counter-based generator can be entered anywhere: Philox makes 4 numbers a step, so 2 steps serve a sample.
+    key = np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
+    rows = np.random.Generator(np.random.Philox(key=key).advance(2 * position)).random((N, 8))
+    return rows * 2 - 1
+
+
+def _warp(
+    images: Images,
+    shift_u: npt.NDArray[np.float32],
+    shift_v: npt.NDArray[np.float32],
+    scale: npt.NDArray[np.float32],
+    squeeze: npt.NDArray[np.float32],
+    shear: npt.NDArray[np.float32],
+) -> Images:
+    """Apply one map an image; scale and squeeze are deviations from 1, all parameters float32 (N,)."""
+    N, H, W = images.shape
+    v = np.arange(H, dtype=np.float32) - np.float32((H - 1) / 2) - shift_v[:, None]  # [N H] output rows, unshifted
+    u = np.arange(W, dtype=np.float32) - np.float32((W - 1) / 2)  # [W]
+    factor_v, factor_u = (1 + scale) / (1 + squeeze), (1 + scale) * (1 + squeeze)
+    # Where each output pixel comes from. No vertical shear: a whole output row comes from one height, so the
+    # bilinear interpolation splits into one over whole rows and one within each row.
+    row = v / factor_v[:, None] + np.float32((H - 1) / 2)  # [N H]
+    column = (u - (shift_u[:, None] + shear[:, None] * v)[..., None]) / factor_u[:, None, None]  # [N H W]
+    column += np.float32((W - 1) / 2)
+    # Background around the image, one pixel before and two after, takes all that lies outside.
+    framed = np.zeros((N, H + 3, W + 3), np.float32)
+    framed[:, 1 : H + 1, 1 : W + 1] = images
+    top, part = _split(row, H)
+    first = top + (np.arange(N, dtype=np.intp) * (H + 3))[:, None]  # [N H] rows of framed, counted through all images
+    flat = framed.reshape(N * (H + 3), W + 3)
+    rows = _blend(flat.take(first, axis=0), flat.take(first + 1, axis=0), part[..., None])  # [N H W+3]
+    left, part = _split(column, W)
+    first = left + (np.arange(N * H, dtype=np.intp) * (W + 3)).reshape(N, H, 1)  # [N H W]
+    y = _blend(rows.take(first), rows.take(first + 1), part)
+    return np.rint(y, out=y).astype(np.uint8)
+
+
+def _split(place: npt.NDArray[np.float32], length: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """Return the index of the pixel before each place, in an array framed by one pixel, and the way to the next one."""
+    place = np.clip(place, -1, length)
+    before = np.floor(place)
+    return before.astype(np.intp) + 1, place - before
+
+
+def _blend(
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], part: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Return a + part * (b - a), written into b."""
+    b -= a
+    b *= part
+    b += a
+    return b
+
+
+def _pad(images: Images) -> Images:
+    """Give 28x28 images their border to 32x32."""
+    N, H, W = images.shape
+    if H == _SIDE:
+        return images
+    border = (_SIDE - H) // 2
+    padded = np.zeros((N, _SIDE, _SIDE), np.uint8)
+    padded[:, border : border + H, border : border + W] = images
+    return padded
+
+
+def _require_images(function: str, images: object, sides: tuple[int, ...] | None) -> None:
+    """Refuse what is not a uint8 array (N, H, W) with N >= 1, square with one of these sides where any are given."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+        raise TypeError(f"{function}: images are {found}, expected a NumPy array of uint8")
+    wanted = "(N, H, W)" if sides is None else " or ".join(f"(N, {side}, {side})" for side in sides)
+    if images.ndim != 3 or 0 in images.shape or (sides is not None and images.shape[1:] not in [(s, s) for s in sides]):
+        raise ValueError(f"{function}: images have shape {images.shape}, expected {wanted} with at least one image")
+
+
+def _whole(function: str, argument: str, value: object, least: int) -> int:
+    """Return value as an int, refusing fractions, booleans and numbers below least."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{function}: {argument} is {value!r}, expected a whole number")
+    if number < least:
+        raise ValueError(f"{function}: {argument} is {number}, expected at least {least}")
+    return number
+
+
+def _range(argument: str, value: object, below: float = float("inf")) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"Affine: {argument} is {value!r}, expected a number")
+    if not 0 <= value < below:
+        raise ValueError(f"Affine: {argument} is {value}, expected a number from 0 to below {below}")
+    return float(value)
