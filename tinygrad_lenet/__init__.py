@@ -7,7 +7,7 @@
 Tensor([2., 4.])
 """
 
-from . import backend, functional, ops
+from . import backend, functional, kernels, ops
 from .shapes import ShapeError
 from .tensor import Op, Tensor, grad, no_grad
 

@@ -1,1 +1,8 @@
-"""Faster array kernels behind single ops, one file a backend. No derivative is stated here."""
+"""Faster array kernels behind single ops, one file a backend; importing this package registers them.
+
+No derivative is stated here.
+"""
+
+from . import cpu
+
+__all__ = ["cpu"]

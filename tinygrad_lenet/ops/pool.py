@@ -48,10 +48,12 @@ class AvgPool2d(Op):
 
     def forward(self, xp: Any, x: Array) -> Array:
         x = pad_images(xp, x, self.padding)
-        y: Array = 0
-        for _, _, window in _pixels(self, x.shape):
-            y = y + x[window]
-        return y * (1 / (self.kernel_size[0] * self.kernel_size[1]))
+        (_, _, first), *others = _pixels(self, x.shape)
+        y = xp.array(x[first])
+        for _, _, window in others:
+            y += x[window]
+        y *= 1 / (self.kernel_size[0] * self.kernel_size[1])
+        return y
 
     def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
         return AvgPool2dGrad(self.kernel_size, self.stride, self.padding, (x.shape[2], x.shape[3]))(gy)
