@@ -1,0 +1,5 @@
+"""The LeNets."""
+
+from .lenet5 import LeNet5
+
+__all__ = ["LeNet5"]

@@ -7,9 +7,24 @@
 Tensor([2., 4.])
 """
 
-from . import backend, functional, kernels, ops
+from . import backend, data, functional, kernels, nn, ops, optim, parallel, testing
 from .shapes import ShapeError
 from .tensor import Op, Tensor, grad, no_grad
 
 __version__ = "0.1.0"
-__all__ = ["Op", "ShapeError", "Tensor", "backend", "functional", "grad", "no_grad", "ops"]
+__all__ = [
+    "Op",
+    "ShapeError",
+    "Tensor",
+    "backend",
+    "data",
+    "functional",
+    "grad",
+    "kernels",
+    "nn",
+    "no_grad",
+    "ops",
+    "optim",
+    "parallel",
+    "testing",
+]

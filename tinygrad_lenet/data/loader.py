@@ -48,6 +48,9 @@ class DataLoader:
     epoch, position)`, for example an `Affine`, distorts the uint8 batch first; before the default transform it sees
     images that already have their border to 32x32, so that ink may move into it.
 
+    Where several processes train together, `share(n)` gives the slice of a batch of n that this one draws, for example
+    `parallel.Group.share`; `drawn` is the size of the whole batch that the latest one was a share of.
+
     A `for` over the loader runs through the epoch that `epoch` counts; leaving it early gives the epoch up, so that
     the next `for` begins the next epoch, unless `load_state_dict` put the loader in the middle of one.
 
@@ -68,14 +71,17 @@ class DataLoader:
         transform: Transform | None = None,
         drop_last: bool = False,
         augment: Augment | None = None,
+        share: Callable[[int], slice] | None = None,
     ) -> None:
         _require_images("DataLoader", images, (28, _SIDE) if transform is None else None)
+        if not len(images):
+            raise ValueError(f"DataLoader: images have shape {images.shape}, expected at least one image")
         labels = np.asarray(labels)
         if not np.issubdtype(labels.dtype, np.integer):
             raise TypeError(f"DataLoader: labels have dtype {labels.dtype}, expected integers")
         if labels.shape != (len(images),):
             raise ValueError(f"DataLoader: labels have shape {labels.shape}, expected ({len(images)},) as images do")
-        for name, function in (("transform", transform), ("augment", augment)):
+        for name, function in (("transform", transform), ("augment", augment), ("share", share)):
             if function is not None and not callable(function):
                 raise TypeError(f"DataLoader: {name} is {function!r}, expected a function or None")
         self.images = images
@@ -86,6 +92,8 @@ class DataLoader:
         self.transform = transform
         self.drop_last = bool(drop_last)
         self.augment = augment
+        self.share = share
+        self.drawn = 0
         self.epoch = 0
         self.position = 0  # how many samples of this epoch have been handed out
         self._resumed = False
@@ -104,18 +112,22 @@ class DataLoader:
         epoch, start, N = self.epoch, self.position, len(self.images)
         while start < N and not (self.drop_last and start + self.batch_size > N):
             x, labels = self.batch(epoch, start)
-            start += len(labels)
+            self.drawn = min(self.batch_size, N - start)
+            start += self.drawn
             self.epoch, self.position = epoch, start  # before the yield: a state saved in the loop counts this batch
             yield x, labels
         self.epoch, self.position = epoch + 1, 0
 
     def batch(self, epoch: int, position: int) -> tuple[npt.NDArray[Any], Labels]:
-        """Return the batch that begins at sample `position` of `epoch`, a pure function of seed, epoch and position."""
+        """Return this share of the batch from sample `position` of `epoch` on, a function of seed and arguments."""
         epoch = _whole("DataLoader.batch", "epoch", epoch, 0)
         position = _whole("DataLoader.batch", "position", position, 0)
         if position >= len(self.images):
             raise ValueError(f"DataLoader.batch: position is {position}, expected less than {len(self.images)}")
         chosen = self._order(epoch)[position : position + self.batch_size]
+        if self.share is not None:
+            part = self.share(len(chosen))
+            chosen, position = chosen[part], position + part.start
         images, labels = self.images.take(chosen, axis=0), self.labels.take(chosen)
         if self.augment is not None:
             if self.transform is None:
@@ -271,13 +283,14 @@ def _pad(images: Images) -> Images:
 
 
 def _require_images(function: str, images: object, sides: tuple[int, ...] | None) -> None:
-    """Refuse what is not a uint8 array (N, H, W) with N >= 1, square with one of these sides where any are given."""
+    """Refuse what is not a uint8 array (N, H, W), square with one of these sides where any are given."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
         raise TypeError(f"{function}: images are {found}, expected a NumPy array of uint8")
     wanted = "(N, H, W)" if sides is None else " or ".join(f"(N, {side}, {side})" for side in sides)
-    if images.ndim != 3 or 0 in images.shape or (sides is not None and images.shape[1:] not in [(s, s) for s in sides]):
-        raise ValueError(f"{function}: images have shape {images.shape}, expected {wanted} with at least one image")
+    fits = images.ndim == 3 and 0 not in images.shape[1:]
+    if not fits or (sides is not None and images.shape[1:] not in [(side, side) for side in sides]):
+        raise ValueError(f"{function}: images have shape {images.shape}, expected {wanted}")
 
 
 def _whole(function: str, argument: str, value: object, least: int) -> int:

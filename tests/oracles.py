@@ -1,0 +1,278 @@
+"""For every op an independent oracle: the NumPy function of that name, or plain loops after the op's docstring.
+
+An oracle takes the op's inputs as NumPy arrays and its parameters by keyword. An op without one fails a test.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def _each(function: Callable[..., float]) -> Callable[..., Array]:
+    """Apply a function of Python numbers to each element of broadcast arrays."""
+
+    def oracle(*inputs: Array) -> Array:
+        inputs = np.broadcast_arrays(*inputs)
+        y = np.empty(inputs[0].shape)
+        for index in np.ndindex(y.shape):
+            y[index] = function(*(float(x[index]) for x in inputs))
+        return y
+
+    return oracle
+
+
+def add_at(x: Array, *, index: Any, shape: tuple[int, ...]) -> Array:
+    y = np.zeros(shape)
+    places = np.arange(y.size).reshape(shape)[index]
+    for place, value in zip(places.ravel(), np.broadcast_to(x, places.shape).ravel(), strict=True):
+        y.flat[place] += value
+    return y
+
+
+def pad(x: Array, *, pad_width: tuple[tuple[int, int], ...], value: float) -> Array:
+    y = np.full([size + before + after for size, (before, after) in zip(x.shape, pad_width, strict=True)], value)
+    for index in np.ndindex(x.shape):
+        y[tuple(i + before for i, (before, _) in zip(index, pad_width, strict=True))] = x[index]
+    return y
+
+
+def matmul(a: Array, b: Array) -> Array:
+    (m, k), n = a.shape[-2:], b.shape[-1]
+    leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a, b = np.broadcast_to(a, (*leading, m, k)), np.broadcast_to(b, (*leading, k, n))
+    y = np.zeros((*leading, m, n))
+    for index in np.ndindex(y.shape):
+        *where, i, j = index
+        y[index] = sum(a[(*where, i, t)] * b[(*where, t, j)] for t in range(k))
+    return y
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    y = np.zeros((*x.shape[:-1], weight.shape[0]))
+    for index in np.ndindex(y.shape):
+        *where, o = index
+        y[index] = sum(x[(*where, i)] * weight[o, i] for i in range(x.shape[-1])) + (0 if bias is None else bias[o])
+    return y
+
+
+def einsum(*x: Array, subscripts: str) -> Array:
+    operands, _, output = subscripts.partition("->")
+    letters = operands.split(",")
+    sizes: dict[str, int] = {}
+    for each, array in zip(letters, x, strict=True):
+        sizes.update(zip(each, array.shape, strict=True))
+    y = np.zeros([sizes[letter] for letter in output])
+    for values in itertools.product(*(range(size) for size in sizes.values())):
+        at = dict(zip(sizes, values, strict=True))
+        product = 1.0
+        for each, array in zip(letters, x, strict=True):
+            product *= array[tuple(at[letter] for letter in each)]
+        y[tuple(at[letter] for letter in output)] += product
+    return y
+
+
+# Convolutions: one step for each product of a weight and a pixel, over all images at once. `_taps` yields the output
+# channel f, the input channel c within its group and in the image, the weight, the window and the pixel under it.
+
+
+def _taps(
+    c: int, f: int, size: Any, kernel: Any, positions: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Iterator[tuple[int, ...]]:
+    per_group = (c // groups, f // groups)
+    for g, fi, ci, kh, kw, oh, ow in np.ndindex(groups, per_group[1], per_group[0], *kernel, *positions):
+        h = stride[0] * oh + dilation[0] * kh - padding[0]
+        w = stride[1] * ow + dilation[1] * kw - padding[1]
+        if 0 <= h < size[0] and 0 <= w < size[1]:
+            yield g * per_group[1] + fi, ci, g * per_group[0] + ci, kh, kw, oh, ow, h, w
+
+
+def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride, padding, dilation, groups) -> Array:
+    (n, c, *size), (f, _, *kernel) = x.shape, weight.shape
+    positions = [
+        len(range(0, size[a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1), stride[a])) for a in (0, 1)
+    ]
+    y = np.zeros((n, f, *positions))
+    for fi, ci, cx, kh, kw, oh, ow, h, w in _taps(c, f, size, kernel, positions, stride, padding, dilation, groups):
+        y[:, fi, oh, ow] += x[:, cx, h, w] * weight[fi, ci, kh, kw]
+    if bias is not None:
+        for fi in range(f):
+            y[:, fi] += bias[fi]
+    return y
+
+
+def conv_transpose2d(
+    x: Array, weight: Array, bias: Array | None = None, *, stride, padding, output_padding, dilation, groups
+) -> Array:
+    (n, f, *positions), (_, c_group, *kernel) = x.shape, weight.shape
+    c = c_group * groups
+    size = [
+        (positions[a] - 1) * stride[a] - 2 * padding[a] + dilation[a] * (kernel[a] - 1) + 1 + output_padding[a]
+        for a in (0, 1)
+    ]
+    y = np.zeros((n, c, *size))
+    for fi, ci, cy, kh, kw, oh, ow, h, w in _taps(c, f, size, kernel, positions, stride, padding, dilation, groups):
+        y[:, cy, h, w] += x[:, fi, oh, ow] * weight[fi, ci, kh, kw]
+    if bias is not None:
+        for ci in range(c):
+            y[:, ci] += bias[ci]
+    return y
+
+
+def conv2d_weight_grad(x: Array, gy: Array, *, kernel_size, stride, padding, dilation, groups) -> Array:
+    (_, c, *size), (_, f, *positions) = x.shape, gy.shape
+    gw = np.zeros((f, c // groups, *kernel_size))
+    for fi, ci, cx, kh, kw, oh, ow, h, w in _taps(
+        c, f, size, kernel_size, positions, stride, padding, dilation, groups
+    ):
+        gw[fi, ci, kh, kw] += (gy[:, fi, oh, ow] * x[:, cx, h, w]).sum()
+    return gw
+
+
+# Pooling: for each window the list of the pixels (h, w) that it has on the image, row by row.
+
+
+def _positions(size: Any, kernel_size: Any, stride: Any, padding: Any) -> tuple[int, ...]:
+    return tuple(len(range(0, size[a] + 2 * padding[a] - kernel_size[a] + 1, stride[a])) for a in (0, 1))
+
+
+def _windows(
+    size: Any, kernel_size: Any, stride: Any, padding: Any
+) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+    for oh, ow in np.ndindex(_positions(size, kernel_size, stride, padding)):
+        rows = [stride[0] * oh + i - padding[0] for i in range(kernel_size[0])]
+        columns = [stride[1] * ow + j - padding[1] for j in range(kernel_size[1])]
+        yield oh, ow, [(h, w) for h in rows for w in columns if 0 <= h < size[0] and 0 <= w < size[1]]
+
+
+def _winner(image: Array, pixels: list[tuple[int, int]]) -> tuple[int, int]:
+    """The first of the largest pixels; a NaN is larger than all."""
+    best = pixels[0]
+    for pixel in pixels[1:]:
+        if image[pixel] > image[best] or (math.isnan(image[pixel]) and not math.isnan(image[best])):
+            best = pixel
+    return best
+
+
+def avg_pool2d(x: Array, *, kernel_size, stride, padding) -> Array:
+    y = np.zeros((*x.shape[:2], *_positions(x.shape[2:], kernel_size, stride, padding)))
+    for oh, ow, pixels in _windows(x.shape[2:], kernel_size, stride, padding):
+        for h, w in pixels:
+            y[:, :, oh, ow] += x[:, :, h, w] / (kernel_size[0] * kernel_size[1])
+    return y
+
+
+def avg_pool2d_grad(gy: Array, *, kernel_size, stride, padding, size) -> Array:
+    gx = np.zeros((*gy.shape[:2], *size))
+    for oh, ow, pixels in _windows(size, kernel_size, stride, padding):
+        for h, w in pixels:
+            gx[:, :, h, w] += gy[:, :, oh, ow] / (kernel_size[0] * kernel_size[1])
+    return gx
+
+
+def max_pool2d(x: Array, **window: Any) -> Array:
+    return max_pool2d_pick(x, x, **window)
+
+
+def max_pool2d_pick(x: Array, g: Array, *, kernel_size, stride, padding) -> Array:
+    y = np.zeros((*x.shape[:2], *_positions(x.shape[2:], kernel_size, stride, padding)))
+    for oh, ow, pixels in _windows(x.shape[2:], kernel_size, stride, padding):
+        for n, c in np.ndindex(x.shape[:2]):
+            y[n, c, oh, ow] = g[n, c][_winner(x[n, c], pixels)]
+    return y
+
+
+def max_pool2d_grad(x: Array, gy: Array, *, kernel_size, stride, padding) -> Array:
+    gx = np.zeros(x.shape)
+    for oh, ow, pixels in _windows(x.shape[2:], kernel_size, stride, padding):
+        for n, c in np.ndindex(x.shape[:2]):
+            gx[n, c][_winner(x[n, c], pixels)] += gy[n, c, oh, ow]
+    return gx
+
+
+# Softmax and losses, one list of logits at a time. Test values are small, so that nothing overflows.
+
+
+def softmax(x: Array, *, axis: int) -> Array:
+    def one(logits: Array) -> list[float]:
+        total = sum(math.exp(v) for v in logits)
+        return [math.exp(v) / total for v in logits]
+
+    return np.apply_along_axis(one, axis, x) if x.size else x
+
+
+def log_softmax(x: Array, *, axis: int) -> Array:
+    def one(logits: Array) -> list[float]:
+        log_total = math.log(sum(math.exp(v) for v in logits))
+        return [v - log_total for v in logits]
+
+    return np.apply_along_axis(one, axis, x) if x.size else x
+
+
+def logsumexp(x: Array, *, axis: Any, keepdims: bool) -> Array:
+    axes = tuple(range(x.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = tuple(a % x.ndim for a in axes)
+    y = np.zeros([1 if a in axes else size for a, size in enumerate(x.shape)])
+    for index in np.ndindex(x.shape):
+        y[tuple(0 if a in axes else i for a, i in enumerate(index))] += math.exp(x[index])
+    y = np.log(y)
+    return y if keepdims else y.squeeze(axes)
+
+
+def cross_entropy(logits: Array, target: Array) -> Array:
+    y = np.zeros(len(logits))
+    for n, row in enumerate(logits):
+        log_total = math.log(sum(math.exp(v) for v in row))
+        y[n] = -sum(t * (v - log_total) for t, v in zip(target[n], row, strict=True))
+    return y
+
+
+ORACLES: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "divide": np.divide,
+    "power": _each(math.pow),
+    "negative": np.negative,
+    "absolute": np.absolute,
+    "exp": _each(math.exp),
+    "log": _each(math.log),
+    "sqrt": _each(math.sqrt),
+    "tanh": _each(math.tanh),
+    "tanh_grad": _each(lambda gy, y: gy * (1 - y * y)),
+    "sigmoid": _each(lambda x: 1 / (1 + math.exp(-x))),
+    "relu": _each(lambda x: max(x, 0.0)),
+    "maximum": _each(max),
+    "minimum": _each(min),
+    "where": _each(lambda condition, a, b: a if condition else b),
+    "getitem": lambda x, index: x[index],
+    "add_at": add_at,
+    "reshape": np.reshape,
+    "transpose": np.transpose,
+    "broadcast_to": np.broadcast_to,
+    "concatenate": lambda *x, axis: np.concatenate(x, axis),
+    "pad": pad,
+    "astype": lambda x, dtype: x.astype(dtype),
+    "transfer": lambda x, device: x,
+    "matmul": matmul,
+    "linear": linear,
+    "einsum": einsum,
+    "conv2d": conv2d,
+    "conv_transpose2d": conv_transpose2d,
+    "conv2d_weight_grad": conv2d_weight_grad,
+    "avg_pool2d": avg_pool2d,
+    "avg_pool2d_grad": avg_pool2d_grad,
+    "max_pool2d": max_pool2d,
+    "max_pool2d_grad": max_pool2d_grad,
+    "max_pool2d_pick": max_pool2d_pick,
+    "sum": np.sum,
+    "max": np.max,
+    "softmax": softmax,
+    "log_softmax": log_softmax,
+    "logsumexp": logsumexp,
+    "cross_entropy": cross_entropy,
+}

@@ -1,0 +1,717 @@
+"""PyTorch as oracle: every public function and tensor method gives PyTorch's values, gradients and second gradients.
+
+PyTorch shares no code with this package and its formulas were written by others, so agreement to 1e-8 in float64, on
+shapes, strides and layouts that Hypothesis draws, says that the mathematics and the argument conventions are the
+same. A case draws arguments and returns our function, PyTorch's, and the arrays to call both with. Ties and kinks
+are drawn on purpose where both sides promise the same convention.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinygrad_lenet import Tensor, grad
+from tinygrad_lenet import functional as F  # noqa: N812
+
+torch = pytest.importorskip("torch")
+TF = torch.nn.functional
+
+few = settings(max_examples=max(25, settings().max_examples // 4), deadline=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Any:
+    """The machine has few cores, and tensors this small gain nothing from a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Case(NamedTuple):
+    """Two functions that should be the same one, and the arrays to find out on."""
+
+    ours: Callable[..., Tensor]
+    theirs: Callable[..., Any]
+    arrays: Sequence[np.ndarray]
+
+
+class Draw:
+    """Choices by Hypothesis (sizes, parameters), values by a seeded generator: they need no shrinking."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.data = data
+        self.rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
+
+    def int(self, low: int, high: int) -> int:
+        return self.data.draw(st.integers(low, high))
+
+    def pair(self, low: int, high: int) -> tuple[int, int]:
+        return self.int(low, high), self.int(low, high)
+
+    def pick(self, *values: Any) -> Any:
+        return self.data.draw(st.sampled_from(values))
+
+    def shape(self, low: int = 0, high: int = 3) -> tuple[int, ...]:
+        return tuple(self.data.draw(st.lists(st.integers(1, 4), min_size=low, max_size=high), label="shape"))
+
+    def broadcasting(self, count: int) -> list[tuple[int, ...]]:
+        """Shapes that broadcast together: cut from one shape, some axes set to 1."""
+        whole = self.shape(1, 3)
+        cuts = [whole[self.int(0, len(whole)) :] for _ in range(count)]
+        return [tuple(self.pick(size, size, 1) for size in cut) for cut in cuts]
+
+    def axes(self, ndim: int) -> Any:
+        """None, an axis or a tuple of axes, some counted from the end."""
+        chosen = self.data.draw(st.lists(st.integers(0, ndim - 1), min_size=1, max_size=ndim, unique=True))
+        signed = tuple(self.pick(axis, axis - ndim) for axis in chosen)
+        return self.pick(None, signed[0], signed)
+
+    def values(self, *shape: int, low: float = -2.0, high: float = 2.0) -> np.ndarray:
+        """Random values; the array is sometimes Fortran-ordered or a view on every second element."""
+        if not shape:
+            return self.rng.uniform(low, high, shape) + np.zeros(())
+        layout = self.rng.integers(3)
+        if layout == 2:
+            return self.rng.uniform(low, high, (*shape[:-1], 2 * shape[-1]))[..., ::2]
+        return np.asarray(self.rng.uniform(low, high, shape), order="CF"[layout])
+
+    def tied(self, *shape: int) -> np.ndarray:
+        """-1, 0 and 1: many elements tie, and many lie on a kink."""
+        return self.rng.integers(-1, 2, shape).astype(float)
+
+    def values_or_tied(self, *shape: int) -> np.ndarray:
+        return self.tied(*shape) if self.pick(False, True) else self.values(*shape)
+
+
+def same(ours: Any, theirs: Any, what: str) -> None:
+    """Equal shapes, and values equal to 1e-8; None is a gradient of zeros, as PyTorch has it too."""
+    if ours is None or theirs is None:
+        present = ours.numpy() if ours is not None else None if theirs is None else theirs.numpy(force=True)
+        assert present is None or not present.any(), f"{what}: only one side has a gradient"
+        return
+    assert ours.shape == tuple(theirs.shape), what
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(force=True), rtol=1e-8, atol=1e-8, err_msg=what)
+
+
+def agree(case: Case, rng: np.random.Generator) -> None:
+    """Values, gradients and the gradients of a random projection of the gradients (also by the cotangent) agree."""
+    xs = [Tensor(a, requires_grad=True) for a in case.arrays]
+    ts = [torch.tensor(a.copy(), requires_grad=True) for a in case.arrays]
+    y, t = case.ours(*xs), case.theirs(*ts)
+    same(y, t, "value")
+
+    cotangent = rng.normal(size=y.shape) + np.zeros(())
+    gy, gt = Tensor(cotangent, requires_grad=True), torch.tensor(cotangent, requires_grad=True)
+    gxs = grad(y, xs, gy, create_graph=True)
+    gts = torch.autograd.grad(t, ts, gt, create_graph=True, allow_unused=True)
+    for i, pair in enumerate(zip(gxs, gts, strict=True)):
+        same(*pair, f"gradient of input {i}")
+
+    directions = [rng.normal(size=x.shape) + np.zeros(()) for x in xs]
+    sum((g * v).sum() for g, v in zip(gxs, directions, strict=True)).backward()
+    projected = sum((g * torch.tensor(v)).sum() for g, v in zip(gts, directions, strict=True) if g is not None)
+    constant = not projected.requires_grad  # PyTorch returns plain zeros for the slope of x**0
+    seconds = [None] * (len(ts) + 1) if constant else torch.autograd.grad(projected, [*ts, gt], allow_unused=True)
+    for i, (x, second) in enumerate(zip([*xs, gy], seconds, strict=True)):
+        same(x.grad, second, f"second gradient by input {i}")
+
+    xs = [Tensor(a.astype(np.float32), requires_grad=True) for a in case.arrays]
+    y = case.ours(*xs)
+    y.backward(np.ones(y.shape, np.float32))
+    assert {y.dtype, *(x.grad.dtype for x in xs)} == {np.dtype(np.float32)}, "float32 does not stay float32"
+
+
+CASES: dict[str, Callable[[Draw], Case]] = {}
+
+
+def case(function: Callable[[Draw], Case]) -> Callable[[Draw], Case]:
+    CASES[function.__name__] = function
+    return function
+
+
+@pytest.mark.parametrize("name", CASES)
+@given(data=st.data())
+@few
+def test_agrees_with_torch(name: str, data: st.DataObject) -> None:
+    """Forward, first and second order, in float64; and float32 in gives float32 out."""
+    draw = Draw(data)
+    agree(CASES[name](draw), draw.rng)
+
+
+# Convolution and pooling
+
+
+@case
+def conv2d(draw: Draw) -> Case:
+    g, stride, padding, dilation = draw.int(1, 2), draw.pair(1, 3), draw.pair(0, 2), draw.pair(1, 2)
+    kh, kw = kernel = draw.pair(1, 3)
+    h, w = (max(1, d * (k - 1) + 1 - 2 * p) + draw.int(0, 4) for d, k, p in zip(dilation, kernel, padding, strict=True))
+    cg, fg = draw.pair(1, 2)
+    arrays = [draw.values(draw.int(1, 3), g * cg, h, w), draw.values(g * fg, cg, kh, kw)]
+    if draw.pick(True, False):
+        arrays.append(draw.values(g * fg))
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": g}
+    return Case(lambda *a: F.conv2d(*a, **how), lambda *a: TF.conv2d(*a, **how), arrays)
+
+
+@case
+def conv_transpose2d(draw: Draw) -> Case:
+    g, stride, dilation = draw.int(1, 2), draw.pair(1, 3), draw.pair(1, 2)
+    kh, kw = draw.pair(1, 3)
+    h, w = draw.pair(1, 4)
+    sizes = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip((h, w), stride, dilation, (kh, kw), strict=True)]
+    padding = tuple(draw.int(0, min(2, (size - 1) // 2)) for size in sizes)
+    extra = tuple(draw.int(0, max(s, d) - 1) for s, d in zip(stride, dilation, strict=True))
+    fg, cg = draw.pair(1, 2)
+    arrays = [draw.values(draw.int(1, 3), g * fg, h, w), draw.values(g * fg, cg, kh, kw)]
+    if draw.pick(True, False):
+        arrays.append(draw.values(g * cg))
+    how = {"stride": stride, "padding": padding, "output_padding": extra, "dilation": dilation, "groups": g}
+    return Case(lambda *a: F.conv_transpose2d(*a, **how), lambda *a: TF.conv_transpose2d(*a, **how), arrays)
+
+
+def pooling(draw: Draw, ours: Callable[..., Tensor], theirs: Callable[..., Any], image: Any) -> Case:
+    kernel, stride = draw.pair(1, 3), draw.pick(None, draw.pair(1, 3), draw.int(1, 3))
+    padding = tuple(draw.int(0, k // 2) for k in kernel)
+    h, w = (max(1, k - 2 * p) + draw.int(0, 4) for k, p in zip(kernel, padding, strict=True))
+    how = {"kernel_size": kernel, "stride": stride, "padding": padding}
+    return Case(lambda x: ours(x, **how), lambda x: theirs(x, **how), [image(*draw.pair(1, 2), h, w)])
+
+
+@case
+def avg_pool2d(draw: Draw) -> Case:
+    return pooling(draw, F.avg_pool2d, TF.avg_pool2d, draw.values)
+
+
+@case
+def max_pool2d(draw: Draw) -> Case:
+    return pooling(draw, F.max_pool2d, TF.max_pool2d, draw.values_or_tied)
+
+
+# Products
+
+
+@case
+def linear(draw: Draw) -> Case:
+    i, o = draw.pair(1, 4)
+    arrays = [draw.values(*draw.shape(0, 2), i), draw.values(o, i)]
+    if draw.pick(True, False):
+        arrays.append(draw.values(o))
+    return Case(F.linear, TF.linear, arrays)
+
+
+@case
+def matmul(draw: Draw) -> Case:
+    m, k, n = draw.int(1, 4), draw.int(1, 4), draw.int(1, 4)
+    left, right = draw.broadcasting(2)
+    a = draw.pick((k,), (m, k), (*left, m, k))
+    b = draw.pick((k,), (k, n), (*right, k, n))
+    return Case(lambda a, b: a @ b, torch.matmul, [draw.values(*a), draw.values(*b)])
+
+
+@case
+def einsum(draw: Draw) -> Case:
+    """Random subscripts: implicit and explicit outputs, ..., letters twice in an operand, letters summed alone."""
+    sizes = dict(zip("abcB", (draw.int(1, 3) for _ in range(4)), strict=True))
+    dots = draw.shape(0, 2)
+    terms = ["".join(draw.pick(*sizes) for _ in range(draw.int(0, 3))) for _ in range(draw.int(1, 3))]
+    used = sorted(set("".join(terms)))
+    output = draw.data.draw(st.permutations(used))[: draw.int(0, len(used))]
+    ranks = [draw.int(0, len(dots)) if draw.pick(True, False) else None for _ in terms]
+    shapes = []
+    for i, rank in enumerate(ranks):
+        shape = [sizes[letter] for letter in terms[i]]
+        if rank is not None:
+            place = draw.int(0, len(terms[i]))
+            terms[i] = terms[i][:place] + "..." + terms[i][place:]
+            shape[place:place] = dots[len(dots) - rank :]
+        shapes.append(tuple(shape))
+    text = ",".join(terms)
+    if draw.pick(True, False):
+        text += " -> " + ("..." if "..." in text else "") + "".join(output)
+    return Case(
+        lambda *a: F.einsum(text, *a),
+        lambda *a: torch.einsum(text, *a),
+        [draw.values(*shape) for shape in shapes],
+    )
+
+
+# Elementwise
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "low"),
+    [
+        pytest.param(Tensor.exp, torch.exp, -2.0, id="exp"),
+        pytest.param(Tensor.log, torch.log, 0.3, id="log"),
+        pytest.param(Tensor.sqrt, torch.sqrt, 0.3, id="sqrt"),
+        pytest.param(Tensor.tanh, torch.tanh, -2.0, id="tanh"),
+        pytest.param(Tensor.sigmoid, torch.sigmoid, -2.0, id="sigmoid"),
+        pytest.param(Tensor.relu, torch.relu, None, id="relu"),
+        pytest.param(Tensor.__abs__, torch.abs, None, id="abs"),
+        pytest.param(Tensor.__neg__, torch.neg, -2.0, id="negative"),
+        pytest.param(F.tanh, TF.tanh, -2.0, id="F.tanh"),
+        pytest.param(F.sigmoid, TF.sigmoid, -2.0, id="F.sigmoid"),
+        pytest.param(F.relu, TF.relu, None, id="F.relu"),
+        pytest.param(F.scaled_tanh, lambda t: 1.7159 * torch.tanh(2 / 3 * t), -2.0, id="F.scaled_tanh"),
+        pytest.param(lambda x: x.var(), lambda t: t.var(correction=0), -2.0, id="var"),
+        pytest.param(Tensor.detach, None, -2.0, id="detach"),
+    ],
+)
+@given(data=st.data())
+@few
+def test_elementwise_agrees(
+    ours: Callable[..., Tensor], theirs: Callable[..., Any] | None, low: float | None, data: st.DataObject
+) -> None:
+    """Functions of one tensor; ``low`` None also draws kinks, where both sides have the same convention."""
+    draw = Draw(data)
+    shape = draw.shape()
+    x = draw.values_or_tied(*shape) if low is None else draw.values(*shape, low=low)
+    if theirs is None:  # detach: y = x + detached x has slope 1
+        agree(Case(lambda x: x + x.detach(), lambda t: t + t.detach(), [x]), draw.rng)
+    else:
+        agree(Case(ours, theirs, [x]), draw.rng)
+
+
+@pytest.mark.parametrize(
+    ("function", "low"),
+    [
+        pytest.param(lambda a, b: a + b, -2.0, id="add"),
+        pytest.param(lambda a, b: a - b, -2.0, id="subtract"),
+        pytest.param(lambda a, b: a * b, -2.0, id="multiply"),
+        pytest.param(lambda a, b: a / b, 0.3, id="divide"),
+        pytest.param(lambda a, b: a**b, 0.3, id="power"),
+    ],
+)
+@given(data=st.data())
+@few
+def test_operators_broadcast_as_torch(function: Callable[..., Any], low: float, data: st.DataObject) -> None:
+    """The same expression, read by both: tensor with tensor, with a number on the right and on the left."""
+    draw = Draw(data)
+    a, b = (draw.values(*shape, low=low) for shape in draw.broadcasting(2))
+    number = draw.pick(2, 0.5, 3, 1, -1.5) if low < 0 else draw.pick(2, 0.5, 3, 1)
+    agree(Case(function, function, [a, b]), draw.rng)
+    agree(Case(lambda x: function(x, number), lambda t: function(t, number), [a]), draw.rng)
+    agree(Case(lambda x: function(number, x), lambda t: function(number, t), [b]), draw.rng)
+
+
+@pytest.mark.parametrize("exponent", [0, 1, 2, 3, 4, -1, -2, 0.0, 2.0])
+@given(data=st.data())
+@few
+def test_integer_powers_of_any_sign(exponent: float, data: st.DataObject) -> None:
+    """A whole exponent needs no positive base; at 0 the non-negative ones have a slope too."""
+    draw = Draw(data)
+    shape = draw.shape()
+    x = draw.values_or_tied(*shape) if exponent >= 0 else draw.values(*shape, low=-2.0, high=-0.3)
+    agree(Case(lambda x: x**exponent, lambda t: t**exponent, [x]), draw.rng)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(F.maximum, torch.maximum), (F.minimum, torch.minimum)])
+@given(data=st.data())
+@few
+def test_maximum_and_minimum(ours: Callable[..., Tensor], theirs: Callable[..., Any], data: st.DataObject) -> None:
+    """Also at ties, which share the gradient half and half."""
+    draw = Draw(data)
+    a, b = (draw.values_or_tied(*shape) for shape in draw.broadcasting(2))
+    agree(Case(ours, theirs, [a, b]), draw.rng)
+
+
+@case
+def where(draw: Draw) -> Case:
+    condition, a, b = draw.broadcasting(3)
+    mask = draw.rng.random(condition) < 0.5
+    mask = np.asarray(mask)
+    return Case(
+        lambda x, y: F.where(mask, x, y),
+        lambda s, t: torch.where(torch.tensor(mask), s, t),
+        [draw.values(*a), draw.values(*b)],
+    )
+
+
+@case
+def where_number(draw: Draw) -> Case:
+    """One branch is a Python number, and the condition is computed from the tensor itself."""
+    return Case(
+        lambda x: F.where(x > 0.5, x * x, -1.5),
+        lambda t: torch.where(t > 0.5, t * t, -1.5),
+        [draw.values(*draw.shape())],
+    )
+
+
+# Softmax and losses
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        pytest.param(F.softmax, torch.softmax, id="F.softmax"),
+        pytest.param(F.log_softmax, torch.log_softmax, id="F.log_softmax"),
+        pytest.param(Tensor.softmax, torch.softmax, id="softmax"),
+        pytest.param(Tensor.log_softmax, torch.log_softmax, id="log_softmax"),
+    ],
+)
+@given(data=st.data())
+@few
+def test_softmax_family(ours: Callable[..., Tensor], theirs: Callable[..., Any], data: st.DataObject) -> None:
+    """Along any axis, and far from 0, where a naive formula overflows."""
+    draw = Draw(data)
+    shape = draw.shape(1, 3)
+    axis = draw.int(-len(shape), len(shape) - 1)
+    x = draw.values(*shape) + draw.pick(0.0, 1e3, -1e3)
+    agree(Case(lambda x: ours(x, axis), lambda t: theirs(t, dim=axis), [x]), draw.rng)
+
+
+@case
+def softmax_defaults_to_the_last_axis(draw: Draw) -> Case:
+    x = draw.values(*draw.shape(1, 3))
+    return Case(
+        lambda x: F.softmax(x) + F.log_softmax(x), lambda t: t.softmax(-1) + t.log_softmax(-1), [x]
+    )
+
+
+@case
+def logsumexp(draw: Draw) -> Case:
+    shape = draw.shape(1, 3)
+    axis, keepdims = draw.axes(len(shape)), draw.pick(False, True)
+    dims = tuple(range(len(shape))) if axis is None else axis
+    return Case(
+        lambda x: F.logsumexp(x, axis, keepdims),
+        lambda t: torch.logsumexp(t, dims, keepdim=keepdims),
+        [draw.values(*shape) + draw.pick(0.0, 1e3)],
+    )
+
+
+@case
+def cross_entropy_of_labels(draw: Draw) -> Case:
+    n, k = draw.int(1, 4), draw.int(1, 5)
+    labels = draw.rng.integers(0, k, n)
+    how = {"label_smoothing": draw.pick(0.0, 0.1, 0.5, 1.0), "reduction": draw.pick("mean", "sum", "none")}
+    target = draw.pick(labels, labels.tolist(), Tensor(labels), labels.astype(np.uint8))
+    return Case(
+        lambda x: F.cross_entropy(x, target, **how),
+        lambda t: TF.cross_entropy(t, torch.tensor(labels), **how),
+        [draw.values(n, k) * 3],
+    )
+
+
+@case
+def cross_entropy_of_probabilities(draw: Draw) -> Case:
+    """The target has a gradient too; it need not be normalised."""
+    n, k = draw.int(1, 4), draw.int(1, 5)
+    how = {"label_smoothing": draw.pick(0.0, 0.1, 0.5), "reduction": draw.pick("mean", "sum", "none")}
+    return Case(
+        lambda x, p: F.cross_entropy(x, p, **how),
+        lambda t, p: TF.cross_entropy(t, p, **how),
+        [draw.values(n, k) * 3, draw.values(n, k, low=0.05, high=1.0)],
+    )
+
+
+@case
+def nll_loss(draw: Draw) -> Case:
+    n, k, reduction = draw.int(1, 4), draw.int(1, 5), draw.pick("mean", "sum", "none")
+    labels = draw.rng.integers(0, k, n)
+    return Case(
+        lambda x: F.nll_loss(x, labels, reduction),
+        lambda t: TF.nll_loss(t, torch.tensor(labels), reduction=reduction),
+        [draw.values(n, k)],
+    )
+
+
+@case
+def mse_loss(draw: Draw) -> Case:
+    shape, reduction = draw.shape(), draw.pick("mean", "sum", "none")
+    return Case(
+        lambda x, y: F.mse_loss(x, y, reduction),
+        lambda s, t: TF.mse_loss(s, t, reduction=reduction),
+        [draw.values(*shape), draw.values(*shape)],
+    )
+
+
+@given(data=st.data())
+@few
+def test_one_hot(data: st.DataObject) -> None:
+    """Labels to rows, float32 by default."""
+    draw = Draw(data)
+    n, k = draw.int(0, 4), draw.int(1, 5)
+    labels = draw.rng.integers(0, k, n)
+    y = F.one_hot(labels, k)
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(y.numpy(), TF.one_hot(torch.tensor(labels), k).numpy())
+
+
+# Normalisation and dropout
+
+
+@case
+def batch_norm(draw: Draw) -> Case:
+    """By the batch and by the running statistics, on images, sequences and plain rows, with or without affine map."""
+    c, training, affine = draw.int(1, 3), draw.pick(True, False), draw.pick(0, 1, 2)
+    shape = (draw.int(2, 4), c, *draw.shape(0, 2))
+    mean, var = draw.rng.normal(size=c), draw.rng.uniform(0.5, 2.0, c)
+    eps = draw.pick(1e-5, 1e-2)
+
+    def ours(x: Tensor, *affine: Tensor) -> Tensor:
+        m, v = Tensor(mean.astype(x.dtype)), Tensor(var.astype(x.dtype))
+        return F.batch_norm(x, m, v, *affine, training=training, eps=eps)
+
+    def theirs(t: Any, *affine: Any) -> Any:
+        return TF.batch_norm(t, torch.tensor(mean), torch.tensor(var), *affine, training=training, eps=eps)
+
+    return Case(ours, theirs, [draw.values(*shape), *(draw.values(c) for _ in range(affine))])
+
+
+@given(data=st.data())
+@few
+def test_batch_norm_running_statistics(data: st.DataObject) -> None:
+    """Training moves the running mean and the unbiased running variance by momentum; evaluation leaves them alone."""
+    draw = Draw(data)
+    c, training, momentum = draw.int(1, 3), draw.pick(True, False), draw.pick(0.1, 0.5, 1.0, 0.0)
+    x = draw.values(draw.int(2, 4), c, *draw.shape(0, 2))
+    ours = [Tensor(draw.rng.normal(size=c)), Tensor(draw.rng.uniform(0.5, 2.0, c))]
+    theirs = [torch.tensor(each.numpy().copy()) for each in ours]
+    for _ in range(2):
+        F.batch_norm(x, *ours, training=training, momentum=momentum)
+        TF.batch_norm(torch.tensor(x.copy()), *theirs, training=training, momentum=momentum)
+    for each, other in zip(ours, theirs, strict=True):
+        same(each, other, "running statistics")
+        assert not each.requires_grad
+
+
+@case
+def dropout(draw: Draw) -> Case:
+    """With the mask read off the result on ones, dropout is a product with it; the same generator draws the same."""
+    shape, p, seed = draw.shape(), draw.pick(0.0, 0.3, 0.9), draw.int(0, 99)
+    mask = F.dropout(np.ones(shape), p, rng=np.random.default_rng(seed)).numpy().copy()
+    assert np.isin(mask.round(12), [0.0, round(1 / (1 - p), 12)]).all()
+    return Case(
+        lambda x: F.dropout(x, p, rng=np.random.default_rng(seed)),
+        lambda t: t * torch.tensor(mask),
+        [draw.values(*shape)],
+    )
+
+
+# Reductions
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        pytest.param(Tensor.sum, lambda t, d, k: t.sum(d, keepdim=k), id="sum"),
+        pytest.param(Tensor.mean, lambda t, d, k: t.mean(d, keepdim=k), id="mean"),
+        pytest.param(Tensor.var, lambda t, d, k: t.var(d, correction=0, keepdim=k), id="var"),
+        pytest.param(Tensor.max, lambda t, d, k: t.amax(d, keepdim=k), id="max"),
+        pytest.param(Tensor.min, lambda t, d, k: t.amin(d, keepdim=k), id="min"),
+        pytest.param(Tensor.logsumexp, lambda t, d, k: t.logsumexp(d, keepdim=k), id="logsumexp"),
+    ],
+)
+@given(data=st.data())
+@few
+def test_reductions(ours: Callable[..., Tensor], theirs: Callable[..., Any], data: st.DataObject) -> None:
+    """Over none, one and several axes, kept or dropped; tied extremes share the gradient equally, as amax's do."""
+    draw = Draw(data)
+    shape = draw.shape(1, 3)
+    axis, keepdims = draw.axes(len(shape)), draw.pick(False, True)
+    dims = tuple(range(len(shape))) if axis is None else axis
+    agree(
+        Case(lambda x: ours(x, axis, keepdims), lambda t: theirs(t, dims, keepdims), [draw.values_or_tied(*shape)]),
+        draw.rng,
+    )
+
+
+@given(data=st.data())
+@few
+def test_argmax_and_argmin(data: st.DataObject) -> None:
+    """The first extreme element, flat or along an axis, as integers without gradient."""
+    draw = Draw(data)
+    shape = draw.shape(1, 3)
+    axis = draw.pick(None, draw.int(-len(shape), len(shape) - 1))
+    x = draw.values(*shape)
+    for name in ("argmax", "argmin"):
+        y = getattr(Tensor(x, requires_grad=True), name)(axis)
+        assert y.dtype.kind == "i"
+        assert not y.requires_grad
+        np.testing.assert_array_equal(y.numpy(), getattr(torch.tensor(x.copy()), name)(axis).numpy())
+
+
+# Indexing and layout
+
+
+@case
+def getitem(draw: Draw) -> Case:
+    """NumPy says which elements an index names (on an array of positions); PyTorch takes those from the flat tensor."""
+    shape = draw.shape(1, 3)
+    kind = draw.pick("basic", "integer", "boolean", "mixed")
+
+    def slice_of(size: int) -> slice:
+        ends = st.none() | st.integers(-size - 1, size + 1)
+        return draw.data.draw(st.builds(slice, ends, ends, st.sampled_from([None, 1, 2, -1, -2])))
+
+    def integers(size: int, length: int) -> Any:
+        values = draw.rng.integers(-size, size, length)
+        return draw.pick(values, values.tolist(), Tensor(values))
+
+    index: Any
+    if kind == "boolean":
+        rank = draw.int(1, len(shape))
+        mask = np.asarray(draw.rng.random(shape[:rank]) < 0.6)
+        index = draw.pick(mask, Tensor(mask), (mask, ...))
+    elif kind == "integer":
+        length = draw.int(1, 4)
+        index = tuple(integers(size, length) for size in shape[: draw.int(1, len(shape))])
+        index = index[0] if len(index) == 1 and draw.pick(True, False) else index
+    else:
+        parts: list[Any] = [draw.pick(slice_of(size), draw.int(-size, size - 1)) for size in shape]
+        if kind == "mixed":
+            place = draw.int(0, len(shape) - 1)
+            parts[place] = integers(shape[place], draw.int(1, 4))
+        if draw.pick(True, False):
+            cut = draw.int(0, len(parts))
+            parts[cut : draw.int(cut, len(parts))] = [...]
+        if draw.pick(True, False):
+            parts.insert(draw.int(0, len(parts)), None)
+        index = tuple(parts) if len(parts) > 1 or draw.pick(True, False) else parts[0]
+
+    def host(part: Any) -> Any:
+        return part.numpy() if isinstance(part, Tensor) else part
+
+    plain = tuple(map(host, index)) if isinstance(index, tuple) else host(index)
+    positions = np.asarray(np.arange(np.prod(shape)).reshape(shape)[plain])
+    return Case(
+        lambda x: x[index],
+        lambda t: t.reshape(-1)[torch.tensor(positions.reshape(-1).copy())].reshape(positions.shape),
+        [draw.values(*shape)],
+    )
+
+
+@case
+def transpose(draw: Draw) -> Case:
+    shape = draw.shape(0, 4)
+    order = draw.data.draw(st.permutations(range(len(shape))))
+    signed = [draw.pick(axis, axis - len(shape)) for axis in order]
+    reverse = tuple(range(len(shape)))[::-1]
+    ours, axes = draw.pick(
+        (lambda x: x.transpose(*signed) if signed else x.transpose(), order),
+        (lambda x: x.transpose(tuple(signed)) if signed else x.transpose(), order),
+        (lambda x: x.transpose(), reverse),
+        (lambda x: x.T, reverse),
+    )
+    return Case(lambda x: ours(x) * 1.0, lambda t: t.permute(tuple(axes)) * 1.0, [draw.values(*shape)])
+
+
+@case
+def reshape(draw: Draw) -> Case:
+    """To any factorisation, one axis left to be found, also from memory that is not contiguous."""
+    shape = draw.shape(0, 4)
+    factors = [size for size in shape if size > 1]
+    new = list(draw.data.draw(st.permutations(factors)))
+    if len(new) > 1 and draw.pick(True, False):
+        new[:2] = [new[0] * new[1]]
+    if new and draw.pick(True, False):
+        new[draw.int(0, len(new) - 1)] = -1
+    ours = draw.pick(lambda x: x.reshape(tuple(new)), lambda x: x.reshape(*new) if new else x.reshape(()))
+    return Case(lambda x: ours(x) * 1.0, lambda t: t.reshape(new) * 1.0, [draw.values(*shape)])
+
+
+@case
+def squeeze(draw: Draw) -> Case:
+    shape = tuple(draw.pick(1, size) for size in draw.shape(1, 4))
+    ones = [axis - draw.pick(0, len(shape)) for axis, size in enumerate(shape) if size == 1]
+    axis: Any = draw.pick(None, *ones, tuple(ones))
+    dims = tuple(a for a, size in enumerate(shape) if size == 1) if axis is None else axis
+    return Case(lambda x: x.squeeze(axis) * 1.0, lambda t: t.squeeze(dims) * 1.0, [draw.values(*shape)])
+
+
+@case
+def expand_dims(draw: Draw) -> Case:
+    shape = draw.shape()
+    first = draw.int(-len(shape) - 1, len(shape))
+    two = draw.pick((0, 1), (0, -1), (-2, -1))
+    if draw.pick(True, False):
+        return Case(lambda x: x.expand_dims(first) * 1.0, lambda t: t.unsqueeze(first) * 1.0, [draw.values(*shape)])
+    target = np.expand_dims(np.empty(shape), two).shape
+    return Case(lambda x: x.expand_dims(two) * 1.0, lambda t: t.reshape(target) * 1.0, [draw.values(*shape)])
+
+
+@case
+def broadcast_to(draw: Draw) -> Case:
+    target = draw.shape(0, 3)
+    shape = tuple(draw.pick(size, 1) for size in target[draw.int(0, len(target)) :])
+    return Case(
+        lambda x: x.broadcast_to(target) * 1.0, lambda t: t.broadcast_to(target) * 1.0, [draw.values(*shape)]
+    )
+
+
+@case
+def pad(draw: Draw) -> Case:
+    """With NumPy's forms of pad_width; PyTorch lists the last axis first."""
+    shape = draw.shape(1, 3)
+    before, after = draw.pair(0, 2)
+    each = [draw.pair(0, 2) for _ in shape]
+    width, pairs = draw.pick(
+        (before, [(before, before)] * len(shape)), ((before, after), [(before, after)] * len(shape)), (each, each)
+    )
+    value = draw.pick(0.0, -1.5)
+    flat = [side for pair in reversed(pairs) for side in pair]
+    return Case(
+        lambda x: F.pad(x, width, value) * 1.0, lambda t: TF.pad(t, flat, value=value) * 1.0, [draw.values(*shape)]
+    )
+
+
+@case
+def concatenate(draw: Draw) -> Case:
+    shape = draw.shape(1, 3)
+    axis = draw.int(-len(shape), len(shape) - 1)
+    shapes = [list(shape) for _ in range(draw.int(1, 3))]
+    for each in shapes:
+        each[axis] = draw.int(1, 3)
+    return Case(
+        lambda *xs: F.concatenate(xs, axis) * 1.0,
+        lambda *ts: torch.cat(ts, axis) * 1.0,
+        [draw.values(*each) for each in shapes],
+    )
+
+
+@case
+def stack(draw: Draw) -> Case:
+    shape = draw.shape()
+    axis = draw.int(-len(shape) - 1, len(shape))
+    return Case(
+        lambda *xs: F.stack(list(xs), axis),
+        lambda *ts: torch.stack(ts, axis),
+        [draw.values(*shape) for _ in range(draw.int(1, 3))],
+    )
+
+
+@case
+def a_small_lenet(draw: Draw) -> Case:
+    """The pieces together, as in LeNet: convolution, pooling, tanh, flattening, linear map, loss."""
+    n = draw.int(1, 3)
+    labels = draw.rng.integers(0, 4, n)
+    arrays = [draw.values(n, 1, 8, 8), draw.values(2, 1, 3, 3), draw.values(2), draw.values(4, 18), draw.values(4)]
+
+    def ours(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        h = F.avg_pool2d(F.conv2d(x, w1, b1).tanh(), 2)  # (N, 2, 3, 3)
+        return F.cross_entropy(F.linear(h.reshape(n, 18), w2, b2), labels, label_smoothing=0.1)
+
+    def theirs(t: Any, w1: Any, b1: Any, w2: Any, b2: Any) -> Any:
+        h = TF.avg_pool2d(TF.conv2d(t, w1, b1).tanh(), 2)
+        return TF.cross_entropy(TF.linear(h.reshape(n, 18), w2, b2), torch.tensor(labels), label_smoothing=0.1)
+
+    return Case(ours, theirs, arrays)
+
+
+def test_everything_public_is_compared() -> None:
+    """A function added to functional.py, or a method to Tensor, without a comparison in this file fails this test."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    not_mathematics = {"astype", "item", "to", "zero_grad"}
+    methods = {name for name in vars(Tensor) if name.islower() and name[0] != "_" and callable(getattr(Tensor, name))}
+    missing = [f"F.{name}" for name in F.__all__ if f"F.{name}" not in text]
+    missing += [f"Tensor.{name}" for name in methods - not_mathematics if not re.search(rf"\w\.{name}\b", text)]
+    assert missing == []

@@ -1,0 +1,37 @@
+"""Modules: layers that hold their parameters, and models made of them. Names and layouts follow PyTorch's."""
+
+from .layers import (
+    AvgPool2d,
+    BatchNorm1d,
+    BatchNorm2d,
+    Conv2d,
+    ConvTranspose2d,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    ScaledTanh,
+    Sigmoid,
+    Tanh,
+)
+from .module import Module, Parameter, Sequential
+
+__all__ = [
+    "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "Conv2d",
+    "ConvTranspose2d",
+    "Dropout",
+    "Flatten",
+    "Linear",
+    "MaxPool2d",
+    "Module",
+    "Parameter",
+    "ReLU",
+    "ScaledTanh",
+    "Sequential",
+    "Sigmoid",
+    "Tanh",
+]

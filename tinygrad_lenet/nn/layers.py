@@ -1,0 +1,401 @@
+"""The layers. Arguments, weight layouts and initial values are PyTorch's; the formulas stand with the functions.
+
+Weights and biases start uniform in +-1/sqrt(fan_in), where fan_in is how many inputs one output sums over (for the
+transposed convolution, as in PyTorch, how many outputs of one channel an input reaches). They are drawn with NumPy on
+the host, in float64, so every device and dtype starts from the same values. ``rng`` is a NumPy generator, a seed, or
+None for fresh values.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .. import functional as F  # noqa: N812
+from ..shapes import ShapeError, integer, pair
+from ..tensor import Tensor, TensorLike, _as_tensor
+from .module import Activation, Module, Parameter
+
+Random = np.random.Generator | int | None
+Size = int | tuple[int, int]
+
+
+class _Convolution(Module):
+    """What convolution and its transpose share: settings, weight (rows, columns, KH, KW) and bias."""
+
+    bias: Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size,
+        padding: Size,
+        dilation: Size,
+        groups: int,
+    ) -> None:
+        layer = type(self).__name__
+        self.in_channels = integer(layer, "in_channels", in_channels, minimum=1)
+        self.out_channels = integer(layer, "out_channels", out_channels, minimum=1)
+        self.kernel_size = pair(layer, "kernel_size", kernel_size, minimum=1)
+        self.stride = pair(layer, "stride", stride, minimum=1)
+        self.padding = pair(layer, "padding", padding, minimum=0)
+        self.dilation = pair(layer, "dilation", dilation, minimum=1)
+        self.groups = integer(layer, "groups", groups, minimum=1)
+        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
+            if channels % self.groups:
+                raise ValueError(f"{layer}: {name} is {channels}; expected a multiple of groups, {self.groups}")
+
+    def _draw(self, rows: int, columns: int, bias: bool, rng: Random, dtype: Any) -> None:
+        shape = (rows, columns, *self.kernel_size)
+        biases = self.out_channels if bias else None
+        self.weight, self.bias = _initial(type(self).__name__, shape, math.prod(shape[1:]), biases, rng, dtype)
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        for name, default in (("padding", (0, 0)), ("output_padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1)):
+            if getattr(self, name, default) != default:
+                text += f", {name}={getattr(self, name)}"
+        return text if self.bias is not None else text + ", bias=False"
+
+
+class Conv2d(_Convolution):
+    """`functional.conv2d` with weight[F C/groups KH KW] and bias[F]: x[N C H W] -> y[N F OH OW].
+
+    F is ``out_channels``, C ``in_channels``. TypeError or ValueError for sizes that are not integers in range and for
+    channels that do not split into ``groups``.
+
+    >>> Conv2d(1, 6, 5)
+    Conv2d(1, 6, kernel_size=(5, 5), stride=(1, 1))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        rng: Random = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        self._draw(self.out_channels, self.in_channels // self.groups, bias, rng, dtype)
+
+    def forward(self, x: TensorLike) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class ConvTranspose2d(_Convolution):
+    """`functional.conv_transpose2d` with weight[F C/groups KH KW] and bias[C]: x[N F H W] -> y[N C OH OW].
+
+    F is ``in_channels``, C ``out_channels``. Errors are those of `Conv2d`.
+
+    >>> ConvTranspose2d(6, 1, 2, stride=2)
+    ConvTranspose2d(6, 1, kernel_size=(2, 2), stride=(2, 2))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Size = 1,
+        rng: Random = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        self.output_padding = pair("ConvTranspose2d", "output_padding", output_padding, minimum=0)
+        for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
+            if extra >= max(s, d):
+                raise ValueError(
+                    f"ConvTranspose2d: output_padding is {extra}; "
+                    f"expected less than the stride {s} or the dilation {d}"
+                )
+        self._draw(self.in_channels, self.out_channels // self.groups, bias, rng, dtype)
+
+    def forward(self, x: TensorLike) -> Tensor:
+        return F.conv_transpose2d(
+            x, self.weight, self.bias, self.stride, self.padding, self.output_padding, self.dilation, self.groups
+        )
+
+
+class Linear(Module):
+    """y = x weight^T + bias with weight[O I] and bias[O]: x[... I] -> y[... O].
+
+    I is ``in_features``, O ``out_features``; TypeError or ValueError if they are not integers of at least 1.
+
+    >>> Linear(84, 10)
+    Linear(in_features=84, out_features=10, bias=True)
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, rng: Random = None, dtype: Any = np.float32
+    ) -> None:
+        self.in_features = integer("Linear", "in_features", in_features, minimum=1)
+        self.out_features = integer("Linear", "out_features", out_features, minimum=1)
+        shape = (self.out_features, self.in_features)
+        biases = self.out_features if bias else None
+        self.weight, self.bias = _initial("Linear", shape, self.in_features, biases, rng, dtype)
+
+    def forward(self, x: TensorLike) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class _Pool(Module):
+    """What both poolings share: the window, its stride (by default the window's size) and padding."""
+
+    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
+        layer = type(self).__name__
+        self.kernel_size = pair(layer, "kernel_size", kernel_size, minimum=1)
+        self.stride = self.kernel_size if stride is None else pair(layer, "stride", stride, minimum=1)
+        self.padding = pair(layer, "padding", padding, minimum=0)
+        if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
+            raise ValueError(
+                f"{layer}: padding is {self.padding}; expected at most half of kernel_size, {self.kernel_size}"
+            )
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class AvgPool2d(_Pool):
+    """The mean of each window: x[N C H W] -> y[N C OH OW]; padding counts as pixels of value 0.
+
+    TypeError or ValueError for a window, stride or padding out of range.
+
+    >>> AvgPool2d(2)
+    AvgPool2d(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0))
+    """
+
+    def forward(self, x: TensorLike) -> Tensor:
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class MaxPool2d(_Pool):
+    """The largest pixel of each window: x[N C H W] -> y[N C OH OW]; padding counts as -inf.
+
+    TypeError or ValueError for a window, stride or padding out of range.
+
+    >>> MaxPool2d(2)([[[[1, 2], [3, 6]]]]).item()
+    6.0
+    """
+
+    def forward(self, x: TensorLike) -> Tensor:
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class Tanh(Activation):
+    """The hyperbolic tangent of each element.
+
+    >>> Tanh()([0.0, 100.0])
+    Tensor([0., 1.])
+    """
+
+    def forward(self, x: TensorLike) -> Tensor:
+        return F.tanh(x)
+
+
+class Sigmoid(Activation):
+    """1 / (1 + e**-x) of each element.
+
+    >>> Sigmoid()(0.0).item()
+    0.5
+    """
+
+    def forward(self, x: TensorLike) -> Tensor:
+        return F.sigmoid(x)
+
+
+class ReLU(Activation):
+    """max(x, 0) of each element.
+
+    >>> ReLU()([-1.0, 2.0])
+    Tensor([0., 2.])
+    """
+
+    def forward(self, x: TensorLike) -> Tensor:
+        return F.relu(x)
+
+
+class ScaledTanh(Activation):
+    """amplitude * tanh(slope * x) of each element, by default the squashing function of LeCun et al. (1998).
+
+    >>> round(ScaledTanh()(1.0).item(), 4)
+    1.0
+    """
+
+    def __init__(self, amplitude: float = 1.7159, slope: float = 2 / 3) -> None:
+        self.amplitude = _number("ScaledTanh", "amplitude", amplitude)
+        self.slope = _number("ScaledTanh", "slope", slope)
+
+    def forward(self, x: TensorLike) -> Tensor:
+        return F.scaled_tanh(x, self.amplitude, self.slope)
+
+    def extra_repr(self) -> str:
+        return f"amplitude={self.amplitude:g}, slope={self.slope:g}"
+
+
+class Flatten(Module):
+    """The axes from ``start_axis`` on joined into one: x[N ...] -> y[N K], K the product of their sizes.
+
+    TypeError or ValueError if ``start_axis`` is not an integer of at least 0; ShapeError if x does not have that axis.
+
+    >>> Flatten()(np.zeros((2, 3, 4))).shape
+    (2, 12)
+    """
+
+    def __init__(self, start_axis: int = 1) -> None:
+        self.start_axis = integer("Flatten", "start_axis", start_axis, minimum=0)
+
+    def forward(self, x: TensorLike) -> Tensor:
+        x = _as_tensor(x)
+        kept, joined = x.shape[: self.start_axis], x.shape[self.start_axis :]
+        if not joined:
+            raise ShapeError(f"Flatten: x has shape {x.shape}; expected an axis {self.start_axis}, counted from 0")
+        return x.reshape((*kept, math.prod(joined)))  # (N, ...) -> (N, K); -1 would be unknown for an empty batch
+
+    def extra_repr(self) -> str:
+        return f"start_axis={self.start_axis}"
+
+
+class Dropout(Module):
+    """While training, each element of x[...] is 0 with probability ``p``, the others are divided by 1 - p.
+
+    The choices come from the module's own generator: ``rng``, or one seeded with it. ValueError if p is not in [0, 1).
+
+    >>> Dropout(0.5, rng=2)([1.0, 1.0, 1.0])
+    Tensor([2., 0., 0.])
+    """
+
+    def __init__(self, p: float = 0.5, rng: Random = None) -> None:
+        self.p = _number("Dropout", "p", p)
+        if not 0 <= self.p < 1:
+            raise ValueError(f"Dropout: p is {p!r}; expected a probability from 0 up to, but not including, 1")
+        self.rng = _generator("Dropout", rng)
+
+    def forward(self, x: TensorLike) -> Tensor:
+        return F.dropout(x, self.p, self.training, self.rng)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:g}"
+
+
+class _BatchNorm(Module):
+    """Batch normalisation with PyTorch's parameters and buffers; subclasses say which inputs they take."""
+
+    _inputs: tuple[str, ...]
+
+    weight: Parameter | None
+    bias: Parameter | None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        dtype: Any = np.float32,
+    ) -> None:
+        layer = type(self).__name__
+        self.num_features = channels = integer(layer, "num_features", num_features, minimum=1)
+        self.eps = _number(layer, "eps", eps)
+        self.momentum = _number(layer, "momentum", momentum)
+        if self.eps < 0:
+            raise ValueError(f"{layer}: eps is {eps!r}; expected at least 0")
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"{layer}: momentum is {momentum!r}; expected a number from 0 to 1")
+        dtype = _float_dtype(layer, dtype)
+        self.weight = Parameter(np.ones(channels, dtype)) if affine else None
+        self.bias = Parameter(np.zeros(channels, dtype)) if affine else None
+        self.register_buffer("running_mean", Tensor(np.zeros(channels, dtype)))
+        self.register_buffer("running_var", Tensor(np.ones(channels, dtype)))
+        # Nothing here reads the count; it is kept so that states go from and to PyTorch, which expects it.
+        self.register_buffer("num_batches_tracked", Tensor(np.zeros((), np.int64)))
+
+    def forward(self, x: TensorLike) -> Tensor:
+        x = _as_tensor(x)
+        if x.ndim not in map(len, map(str.split, self._inputs)):
+            expected = " or ".join(f"[{axes}]" for axes in self._inputs)
+            raise ShapeError(f"{type(self).__name__}: x has shape {x.shape}; expected {expected}")
+        y = F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+        if self.training:
+            self.num_batches_tracked.data += 1
+        return y
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum:g}, affine={self.weight is not None}"
+
+
+class BatchNorm2d(_BatchNorm):
+    """`functional.batch_norm` over N, H and W, with learned weight[C] and bias[C]: x[N C H W] -> y[N C H W].
+
+    C is ``num_features``. While training, statistics are those of the batch and the running ones follow them; else the
+    running ones are used. TypeError or ValueError for settings out of range, ShapeError for x without 4 axes.
+
+    >>> BatchNorm2d(6)
+    BatchNorm2d(6, eps=1e-05, momentum=0.1, affine=True)
+    """
+
+    _inputs = ("N C H W",)
+
+
+class BatchNorm1d(_BatchNorm):
+    """`BatchNorm2d` for x[N C] or x[N C L].
+
+    >>> BatchNorm1d(1, eps=0.0)([[1.0], [3.0]]).numpy().tolist()
+    [[-1.0], [1.0]]
+    """
+
+    _inputs = ("N C", "N C L")
+
+
+def _initial(
+    layer: str, shape: tuple[int, ...], fan_in: int, biases: int | None, rng: Random, dtype: Any
+) -> tuple[Parameter, Parameter | None]:
+    """A weight and, unless ``biases`` is None, that many biases, uniform in +-1/sqrt(fan_in) (PyTorch's default)."""
+    generator, dtype = _generator(layer, rng), _float_dtype(layer, dtype)
+    bound = 1 / math.sqrt(fan_in)
+    weight = Parameter(generator.uniform(-bound, bound, shape).astype(dtype))
+    return weight, None if biases is None else Parameter(generator.uniform(-bound, bound, biases).astype(dtype))
+
+
+def _generator(layer: str, rng: Random) -> np.random.Generator:
+    if rng is None or isinstance(rng, np.random.Generator):
+        return rng or np.random.default_rng()
+    try:
+        return np.random.default_rng(integer(layer, "rng", rng, minimum=0))
+    except TypeError:
+        raise TypeError(f"{layer}: rng is {rng!r}; expected a NumPy generator, an integer seed or None") from None
+
+
+def _float_dtype(layer: str, dtype: Any) -> np.dtype[Any]:
+    found = np.dtype(dtype)
+    if found.kind != "f":
+        raise TypeError(f"{layer}: dtype is {found}; expected floats, such as 'float32'")
+    return found
+
+
+def _number(layer: str, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
+        raise TypeError(f"{layer}: {name} is {value!r}; expected a number")
+    if not math.isfinite(value):
+        raise ValueError(f"{layer}: {name} is {value!r}; expected a finite number")
+    return float(value)

@@ -1,0 +1,300 @@
+"""What all modules share: finding parameters, switching modes, saving and loading, moving, and the summary table."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from ..backend import transfer
+from ..shapes import Shape, ShapeError, integer
+from ..tensor import Tensor, no_grad
+from .state import copy_into
+
+
+class Parameter(Tensor):
+    """A tensor that a module learns: it requires a gradient and holds its own copy of ``data``.
+
+    Arguments and errors are those of `Tensor`.
+
+    >>> Parameter([1.0, 2.0])
+    Tensor([1., 2.], requires_grad=True)
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None, device: str | None = None) -> None:
+        super().__init__(data, requires_grad, dtype, device)
+        self.data = self.data.copy()  # an optimiser writes into it
+
+
+class Module:
+    """A function with parameters. A subclass sets parameters and submodules as attributes and defines `forward`.
+
+    Attributes are looked through when they are asked for, so there is nothing to register and no ``__init__`` to call.
+    The exceptions are tensors that are saved but not learned (`register_buffer`), and modules in lists, which are
+    found in a `Sequential` only.
+
+    >>> class Scale(Module):
+    ...     def __init__(self):
+    ...         self.factor = Parameter(3.0)
+    ...     def forward(self, x):
+    ...         return x * self.factor
+    >>> scale = Scale()
+    >>> scale(Tensor(2.0)).item(), [name for name, _ in scale.named_parameters()]
+    (6.0, ['factor'])
+    """
+
+    training: bool = True
+    _buffers: tuple[str, ...] = ()
+    _after_call: Callable[["Module", tuple[Any, ...], Any], None] | None = None  # `summary` listens here; hooks could
+
+    def forward(self, *inputs: Any) -> Any:
+        """Compute the output; every module defines it."""
+        raise TypeError(f"{type(self).__name__}: this module does not define forward")
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Compute the output from the inputs."""
+        y = self.forward(*inputs, **options)
+        if self._after_call is not None:
+            self._after_call(self, inputs, y)
+        return y
+
+    def register_buffer(self, name: str, tensor: Tensor | None) -> None:
+        """Set attribute ``name`` to a tensor that is saved and moved with the module but not learned; None for none.
+
+        TypeError if it is anything else, or a Parameter; ValueError if the name cannot be an attribute of its own.
+        """
+        if tensor is not None and (not isinstance(tensor, Tensor) or isinstance(tensor, Parameter)):
+            raise TypeError(f"register_buffer: {name} is {type(tensor).__name__}; expected a Tensor or None")
+        if name not in self._buffers:
+            if not name or "." in name or hasattr(self, name):
+                raise ValueError(f"register_buffer: {name!r} is taken, empty or has a dot; expected a new name")
+            self._buffers = (*self._buffers, name)
+        setattr(self, name, tensor)
+
+    # What the module holds. A tensor or module that is reached twice counts once, except in a state_dict.
+
+    def _submodules(self) -> list[tuple[str, "Module"]]:
+        return [(name, value) for name, value in vars(self).items() if isinstance(value, Module)]
+
+    def _own_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter):
+                yield name, value
+        for name in self._buffers:
+            value = getattr(self, name)
+            if value is not None:
+                yield name, value
+
+    def _state(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """The name and tensor of all parameters and buffers, in PyTorch's order."""
+        for name, tensor in self._own_tensors():
+            yield prefix + name, tensor
+        for name, module in self._submodules():
+            yield from module._state(f"{prefix}{name}.")
+
+    def named_modules(self) -> Iterator[tuple[str, "Module"]]:
+        """The module itself, named "", and all modules within it, with names such as "features.0"."""
+        seen: set[int] = set()
+        stack: list[tuple[str, Module]] = [("", self)]
+        while stack:
+            name, module = stack.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield name, module
+                inner = module._submodules()
+                stack.extend((f"{name}.{each}" if name else each, child) for each, child in reversed(inner))
+
+    def children(self) -> Iterator["Module"]:
+        """The modules directly within this one."""
+        return iter({id(module): module for _, module in self._submodules()}.values())
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """All parameters with their names, such as "c1.weight", in the order in which they were set."""
+        seen: set[int] = set()
+        for name, tensor in self._state():
+            if isinstance(tensor, Parameter) and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield name, tensor
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters, for an optimiser."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    # Modes, gradients, places
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch this module and all within it to training (or, if not ``mode``, to use); returns the module."""
+        for _, module in self.named_modules():
+            module.training = bool(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Switch to use: dropout passes everything on, batch normalisation takes its running statistics."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def to(self, device: str) -> Self:
+        """Move all parameters, their gradients and buffers to ``device``, each staying the same object; returns self.
+
+        DeviceError if there is no such device.
+        """
+        for _, tensor in self._state():
+            tensor.data = transfer(tensor.data, device)
+            if tensor.grad is not None:
+                tensor.grad = Tensor(transfer(tensor.grad.data, device), device=device)
+        return self
+
+    # Saving and loading
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All parameters and buffers by name, without gradients, on the module's own memory; PyTorch's names."""
+        return {name: tensor.detach() for name, tensor in self._state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy tensors or arrays into the parameters and buffers of the same names, in place.
+
+        Memory, dtypes and devices stay, so optimisers and shared memory notice nothing. ValueError names everything
+        that is missing, unexpected or misshapen; nothing has been changed then.
+        """
+        targets = {name: tensor.data for name, tensor in self._state()}
+        copy_into("load_state_dict", type(self).__name__, targets, state)
+
+    # Looking at it
+
+    def extra_repr(self) -> str:
+        """The settings of the module, for its ``repr``."""
+        return ""
+
+    def __repr__(self) -> str:
+        inner = [f"({name}): {module!r}".replace("\n", "\n  ") for name, module in self._submodules()]
+        if not inner:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        lines = [self.extra_repr(), *inner] if self.extra_repr() else inner
+        return "\n  ".join([f"{type(self).__name__}(", *lines]) + "\n)"
+
+    def summary(self, input_shape: Sequence[int]) -> str:
+        """A table of the layers that one image runs through, with sizes without the batch axis and parameter counts.
+
+        ``input_shape`` is that of one image, such as (1, 32, 32), or of a batch, (N, 1, 32, 32). The images are all
+        zeros; the module runs in eval mode and keeps its modes and its buffers. Activations stand beside the layer
+        whose output they act on. Errors are those of `forward`.
+
+        >>> print(Sequential(Sequential(Activation()), Activation()).summary((3,)))
+        layer  type                     input  output  parameters
+        ---------------------------------------------------------
+        0.0    Activation + Activation  3      3                0
+        ---------------------------------------------------------
+        total                                                   0
+        """
+        shape = tuple(integer("summary", "each size in input_shape", size, minimum=1) for size in input_shape)
+        try:
+            calls = _calls(self, (1, *shape))
+        except ShapeError as error:
+            try:
+                calls = _calls(self, shape)
+            except ShapeError:
+                raise error from None
+        return _table(*calls, total=sum(parameter.size for parameter in self.parameters()))
+
+
+class Activation(Module):
+    """A module without parameters that acts on each element; a summary folds it into the layer before it."""
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
+class Sequential(Module):
+    """Modules one after the other, called "0", "1", ..., or by the keys of a dictionary.
+
+    TypeError for anything that is not a module; ValueError for a name that is taken, empty or has a dot.
+
+    >>> net = Sequential(Activation(), Activation())
+    >>> len(net), net[1]
+    (2, Activation())
+    """
+
+    def __init__(self, *modules: Module | Mapping[str, Module]) -> None:
+        if len(modules) == 1 and isinstance(modules[0], Mapping):
+            named: dict[str, Any] = dict(modules[0])
+        else:
+            named = {str(i): module for i, module in enumerate(modules)}
+        for name, module in named.items():
+            if not isinstance(module, Module):
+                raise TypeError(f"Sequential: {name} is {type(module).__name__}; expected a Module")
+            if not name or "." in name or hasattr(self, name):
+                raise ValueError(f"Sequential: the name {name!r} is taken, empty or has a dot; expected another")
+            setattr(self, name, module)
+
+    def forward(self, x: Any) -> Any:
+        for _, module in self._submodules():
+            x = module(x)
+        return x
+
+    def __len__(self) -> int:
+        return len(self._submodules())
+
+    def __getitem__(self, index: int) -> Module:
+        return self._submodules()[index][1]
+
+    def __iter__(self) -> Iterator[Module]:
+        return (module for _, module in self._submodules())
+
+
+def _calls(model: Module, shape: Shape) -> tuple[list[list[str]], int]:
+    """For each layer that ``model`` calls, its name, type, sizes and parameters; and how many these are in all."""
+    x = Tensor(np.zeros(shape, np.float32), device="cpu")
+    for parameter in model.parameters():
+        x = x.astype(parameter.dtype).to(parameter.device)
+        break
+    names = {id(module): name for name, module in model.named_modules()}
+    leaves = [module for _, module in model.named_modules() if not module._submodules()]
+    modes = [(module, module.training) for _, module in model.named_modules()]
+    rows: list[list[str]] = []
+    counted: set[int] = set()
+    listed = 0
+    last: Any = None
+
+    def record(module: Module, inputs: tuple[Any, ...], y: Any) -> None:
+        nonlocal last, listed
+        if isinstance(module, Activation) and rows and inputs and inputs[0] is last:
+            rows[-1][1] += f" + {type(module).__name__}"
+        else:
+            new = {id(p): p.size for p in module.parameters() if id(p) not in counted}  # shared ones count once
+            counted.update(new)
+            listed += sum(new.values())
+            sizes = (_size(inputs[0] if inputs else None), _size(y))
+            rows.append([names[id(module)], type(module).__name__, *sizes, f"{sum(new.values()):,}"])
+        last = y
+
+    try:
+        for module in leaves:
+            module._after_call = record
+        with no_grad():
+            model.eval()(x)
+    finally:
+        for module in leaves:
+            del module._after_call
+        for module, mode in modes:
+            module.training = mode
+    return rows, listed
+
+
+def _table(rows: list[list[str]], listed: int, total: int) -> str:
+    """The rows under a heading and over a total; parameters that no listed layer holds get a row of their own."""
+    if listed != total:
+        rows.append(["", "(held outside these layers)", "", "", f"{total - listed:,}"])
+    lines = [["layer", "type", "input", "output", "parameters"], *rows, ["total", "", "", "", f"{total:,}"]]
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    text = ["  ".join([*map(str.ljust, line[:4], widths), line[4].rjust(widths[4])]) for line in lines]
+    rule = "-" * len(text[0])
+    return "\n".join([text[0], rule, *text[1:-1], *([rule] if rows else []), text[-1]])
+
+
+def _size(x: Any) -> str:
+    return "x".join(map(str, x.shape[1:])) if isinstance(x, Tensor) else "-"

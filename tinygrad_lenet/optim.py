@@ -1,0 +1,487 @@
+"""Optimisers, which change parameters along their gradients, and schedules, which change the learning rate.
+
+Updates are PyTorch's. The gradients of all parameters of one dtype on one device are gathered into one flat vector, as
+long as all of them together, and the arithmetic runs on such vectors: a few passes over one array instead of the same
+few over each of many small ones. The parameters' own arrays are only ever written to in place, so memory that others
+share with them stays shared.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, backend_of, transfer
+from .nn.state import copy_into
+from .shapes import integer
+from .tensor import Tensor
+
+__all__ = ["SGD", "Adam", "AdamW", "OneCycle", "Optimizer", "StepLR"]
+
+
+@dataclass
+class _Group:
+    """The parameters of one dtype on one device, and flat vectors with a place for each of their elements."""
+
+    xp: Any
+    members: list[int]  # which of the optimiser's parameters
+    params: list[Tensor]
+    arrays: list[Array]  # their data
+    offsets: list[int]  # parameter k lies at offsets[k] : offsets[k + 1] of each vector
+    gradient: Array
+    scratch: Array
+    state: dict[str, Array]
+
+    def views(self, vector: Array) -> list[Array]:
+        """The parts of a vector, each in the shape of its parameter."""
+        return [
+            vector[start:stop].reshape(array.shape)
+            for start, stop, array in zip(self.offsets, self.offsets[1:], self.arrays, strict=False)
+        ]
+
+    def __post_init__(self) -> None:
+        self.gradients, self.scratches = self.views(self.gradient), self.views(self.scratch)
+        self.shapes = [array.shape for array in self.arrays]
+
+
+class Optimizer:
+    """What the optimisers share; a subclass names its state vectors and defines `_update`.
+
+    A parameter whose ``.grad`` is None is left alone by a step, and so is all that is remembered for it. TypeError for
+    params that are not tensors; ValueError for none, for one given twice or that does not hold floats, and for
+    settings out of range.
+    """
+
+    _state: tuple[str, ...] = ()
+    _decoupled = False  # whether weight decay acts on the parameters, or is part of the gradient
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0) -> None:
+        name = type(self).__name__
+        self.params = _parameters(name, params)
+        self.lr = lr
+        self.weight_decay = _number(name, "weight_decay", weight_decay, low=0)
+        self._steps = [0] * len(self.params)  # how many times each parameter was updated
+        self._groups: list[_Group] = []
+        self._lay_out()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate, for the next step; ValueError if it is set to anything but a positive number."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._lr = _number(type(self).__name__, "lr", value, low=0, low_allowed=False)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for p in self.params:
+            p.grad = None
+
+    def step(self) -> None:
+        """Update each parameter that has a gradient, in place; ValueError if a gradient does not fit its parameter."""
+        for group in self._groups:
+            for p, array in zip(group.params, group.arrays, strict=True):
+                if p.data is not array:  # replaced, by module.to(device) say
+                    self._lay_out()
+                    return self.step()
+        for group, runs in [(group, self._gather(group)) for group in self._groups]:
+            for first, last in runs:
+                self._update_run(group, first, last)
+
+    def _update_run(self, group: _Group, first: int, last: int) -> None:
+        """Update parameters first..last-1 of a group, which have all been updated equally often."""
+        arrays, part = group.arrays[first:last], slice(group.offsets[first], group.offsets[last])
+        gradient, scratch = group.gradient[part], group.scratch[part]
+        for member in group.members[first:last]:
+            self._steps[member] += 1
+        if self.weight_decay:
+            if self._decoupled:
+                for array in arrays:
+                    array *= 1 - self.lr * self.weight_decay
+            else:
+                for array, product in zip(arrays, group.scratches[first:last], strict=True):
+                    group.xp.multiply(array, self.weight_decay, out=product)
+                gradient += scratch
+        step = self._steps[group.members[first]]
+        self._update(group.xp, step, gradient, scratch, *(vector[part] for vector in group.state.values()))
+        for array, change in zip(arrays, group.gradients[first:last], strict=True):
+            array -= change
+
+    def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
+        """Replace the gradient by what is to be subtracted from the parameters, and bring the state up to date."""
+        raise TypeError(f"{type(self).__name__} does not define _update")
+
+    def _gather(self, group: _Group) -> list[tuple[int, int]]:
+        """Copy the group's gradients into its vector; the longest runs of parameters that can be updated as one."""
+        runs: list[tuple[int, int]] = []
+        first, step = 0, -1  # of the run that goes on; step is -1 while there is none
+        table = zip(group.members, group.params, group.gradients, group.shapes, strict=True)
+        for k, (member, p, target, shape) in enumerate(table):
+            grad = p.grad
+            if grad is None:
+                if step >= 0:
+                    runs.append((first, k))
+                    step = -1
+                continue
+            array = grad.data
+            if array.shape != shape:
+                raise ValueError(
+                    f"{type(self).__name__}: the gradient of parameter {member} has shape {array.shape}; "
+                    f"expected the parameter's, {shape}"
+                )
+            if self._steps[member] != step:
+                if step >= 0:
+                    runs.append((first, k))
+                first, step = k, self._steps[member]
+            target[...] = array
+        if step >= 0:
+            runs.append((first, len(group.members)))
+        return runs
+
+    def _lay_out(self) -> None:
+        """Make the flat vectors, for where the parameters lie now; what is remembered moves along with them."""
+        remembered = self._tensors()
+        for name, array in remembered.items():
+            member = int(name.partition(".")[0])
+            if self.params[member].shape != array.shape:
+                raise ValueError(
+                    f"{type(self).__name__}: parameter {member} now has shape {self.params[member].shape}; "
+                    f"it had {array.shape} when the optimiser was made"
+                )
+        places: dict[tuple[np.dtype[Any], str], list[int]] = {}
+        for member, p in enumerate(self.params):
+            places.setdefault((p.dtype, p.device), []).append(member)
+        self._groups = []
+        for (dtype, _), members in places.items():
+            params = [self.params[member] for member in members]
+            arrays = [p.data for p in params]
+            offsets = [0]
+            for array in arrays:
+                offsets.append(offsets[-1] + array.size)
+            backend = backend_of(arrays[0])
+            with backend.selected(backend.index_of(arrays[0])):
+                gradient, *state, scratch = _vectors(backend.xp, 2 + len(self._state), offsets[-1], dtype)
+            named = dict(zip(self._state, state, strict=True))
+            self._groups.append(_Group(backend.xp, members, params, arrays, offsets, gradient, scratch, named))
+        for name, array in self._tensors().items():
+            if name in remembered:
+                array[...] = transfer(remembered[name], backend_of(array).device_of(array))
+
+    def _tensors(self) -> dict[str, Array]:
+        """What is remembered for each parameter, by names such as "0.m", as views in the parameter's shape."""
+        return {
+            f"{member}.{name}": view
+            for group in self._groups
+            for name, vector in group.state.items()
+            for member, view in zip(group.members, group.views(vector), strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered between steps: algorithm, lr, steps (a count for each parameter), tensors (NumPy arrays).
+
+        Numbers, strings and lists of them, but for ``tensors``: a copy for each parameter, with names such as "0.m".
+        The other settings are those given when the optimiser was made.
+        """
+        tensors = {name: np.array(backend_of(view).to_numpy(view)) for name, view in self._tensors().items()}
+        return {"algorithm": type(self).__name__, "lr": self.lr, "steps": list(self._steps), "tensors": tensors}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`; ValueError says what does not fit, and nothing has been changed then."""
+        name = type(self).__name__
+        _check_keys(name, state, {"algorithm", "lr", "steps", "tensors"})
+        if state["algorithm"] != name:
+            raise ValueError(f"{name}: the state is that of {state['algorithm']!r}; expected {name!r}")
+        lr = _number(name, "lr", state["lr"], low=0, low_allowed=False)
+        steps = [integer(name, "each count in steps", step, minimum=0) for step in state["steps"]]
+        if len(steps) != len(self.params):
+            raise ValueError(f"{name}: the state is for {len(steps)} parameters; expected {len(self.params)}")
+        copy_into(f"{name}.load_state_dict", "these parameters", self._tensors(), state["tensors"])
+        self._lr, self._steps = lr, steps
+
+    def __repr__(self) -> str:
+        elements = sum(p.size for p in self.params)
+        return f"{type(self).__name__}({len(self.params)} parameters of {elements:,} elements, lr={self.lr:g})"
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: p -= lr v, where v = momentum v + g; with ``nesterov``, p -= lr (g + momentum v).
+
+    g is the gradient plus ``weight_decay`` p. v starts at 0, one number for each element (PyTorch's form of Polyak,
+    1964, and Nesterov, 1983). Errors: see `Optimizer`; ValueError for ``nesterov`` without momentum.
+
+    >>> p = Tensor(1.0, requires_grad=True)
+    >>> (p * p).backward()
+    >>> SGD([p], lr=0.25).step()
+    >>> p.item()
+    0.5
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0,
+        nesterov: bool = False,
+        weight_decay: float = 0,
+    ) -> None:
+        self.momentum = _number("SGD", "momentum", momentum, low=0, high=1)
+        self.nesterov = bool(nesterov)
+        if self.nesterov and not self.momentum:
+            raise ValueError("SGD: nesterov is True and momentum 0; expected a momentum above 0")
+        if self.momentum:
+            self._state = ("velocity",)
+        super().__init__(params, lr, weight_decay)
+
+    def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
+        for velocity in state:  # one with momentum, none without
+            velocity *= self.momentum
+            velocity += gradient
+            if self.nesterov:
+                xp.multiply(velocity, self.momentum, out=scratch)
+                gradient += scratch
+            else:
+                xp.multiply(velocity, self.lr, out=gradient)
+        if self.nesterov or not state:
+            gradient *= self.lr
+
+
+class Adam(Optimizer):
+    """p -= lr m / (sqrt(v) + eps), with m and v the means of g and g**2 so far, recent ones weighing more.
+
+    g is the gradient plus ``weight_decay`` p. After t steps, m = sum of b1**k g[t-k] / sum of b1**k over k = 0..t-1; v
+    likewise with b2 (Kingma & Ba, 2015, Algorithm 1, bias correction included). Errors: see `Optimizer`.
+
+    >>> p = Tensor(1.0, requires_grad=True)
+    >>> (p * p).backward()
+    >>> Adam([p], lr=0.25).step()
+    >>> round(p.item(), 6)
+    0.75
+    """
+
+    _state = ("m", "v")  # the sums above the fraction bars: sum of b1**k g, sum of b2**k g**2
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+    ) -> None:
+        name = type(self).__name__
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"{name}: betas is {betas!r}; expected two numbers")
+        b1, b2 = (_number(name, "each of betas", beta, low=0, high=1) for beta in betas)
+        self.betas = (b1, b2)
+        self.eps = _number(name, "eps", eps, low=0)
+        super().__init__(params, lr, weight_decay)
+
+    def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
+        m, v = state
+        b1, b2 = self.betas
+        m *= b1
+        m += gradient
+        gradient *= gradient
+        v *= b2
+        v += gradient
+        # Sums instead of the usual running means, and all constants drawn together into two, save four passes of 13.
+        weight_m, weight_v = (1 - b1**step) / (1 - b1), (1 - b2**step) / (1 - b2)
+        root = math.sqrt(weight_v)
+        xp.sqrt(v, out=gradient)
+        gradient += self.eps * root
+        xp.divide(m, gradient, out=gradient)
+        gradient *= self.lr * root / weight_m
+
+
+class AdamW(Adam):
+    """`Adam` with decoupled weight decay: p -= lr weight_decay p before each step (Loshchilov & Hutter, 2019).
+
+    >>> p = Tensor(1.0, requires_grad=True)
+    >>> (p * 0.0).backward()
+    >>> AdamW([p], lr=0.5, weight_decay=0.5).step()
+    >>> p.item()
+    0.75
+    """
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+class _Schedule:
+    """Sets an optimiser's learning rate to a function of how many steps were taken, from 0 at construction."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.count = 0
+        optimizer.lr = self._lr_at(0)
+
+    def _lr_at(self, count: int) -> float:
+        raise TypeError(f"{type(self).__name__} does not define _lr_at")
+
+    def step(self) -> None:
+        """Set the learning rate for the next step; call it once after each step of the optimiser."""
+        self.optimizer.lr = self._lr_at(self.count + 1)
+        self.count += 1
+
+    def _settings(self) -> dict[str, float]:
+        return {name: value for name, value in vars(self).items() if name != "optimizer"}
+
+    def state_dict(self) -> dict[str, float]:
+        """The count of steps and the settings, all numbers."""
+        return self._settings()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`, and set the learning rate; ValueError if other settings are found in it."""
+        name = type(self).__name__
+        mine = self._settings()
+        _check_keys(name, state, set(mine))
+        for key, value in mine.items():
+            if key not in ("count", "base_lr") and state[key] != value:
+                raise ValueError(f"{name}: {key} is {state[key]!r} in the state; expected {value!r}, as given here")
+        before = vars(self).copy()
+        vars(self).update(count=integer(name, "count", state["count"], minimum=0))
+        if "base_lr" in mine:
+            vars(self).update(base_lr=_number(name, "base_lr", state["base_lr"], low=0, low_allowed=False))
+        try:
+            self.optimizer.lr = self._lr_at(self.count)
+        except ValueError:
+            vars(self).update(before)
+            raise
+
+
+class OneCycle(_Schedule):
+    """From max_lr / start_factor up to max_lr and down to 1 / end_factor of the start, both along half a cosine.
+
+    The first ``warmup`` (a fraction) of ``total_steps`` goes up (Smith & Topin, 2018; PyTorch's OneCycleLR with
+    cycle_momentum=False, whose div_factor and final_div_factor are start_factor and end_factor). The optimiser's
+    own rate is not used. ValueError for settings out of range, and for a `step` after the last.
+
+    >>> optimizer = SGD([Tensor(1.0, requires_grad=True)], lr=1.0)
+    >>> schedule = OneCycle(optimizer, max_lr=1.0, total_steps=10)
+    >>> schedule.step(); schedule.step(); optimizer.lr
+    1.0
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_lr: float,
+        total_steps: int,
+        warmup: float = 0.3,
+        start_factor: float = 25,
+        end_factor: float = 1e4,
+    ) -> None:
+        self.max_lr = _number("OneCycle", "max_lr", max_lr, low=0, low_allowed=False)
+        self.total_steps = integer("OneCycle", "total_steps", total_steps, minimum=1)
+        self.warmup = _number("OneCycle", "warmup", warmup, low=0)
+        if self.warmup > 1:
+            raise ValueError(f"OneCycle: warmup is {warmup!r}; expected a fraction of total_steps, from 0 to 1")
+        self.start_factor = _number("OneCycle", "start_factor", start_factor, low=0, low_allowed=False)
+        self.end_factor = _number("OneCycle", "end_factor", end_factor, low=0, low_allowed=False)
+        super().__init__(optimizer)
+
+    def _lr_at(self, count: int) -> float:
+        if count > self.total_steps:
+            raise ValueError(
+                f"OneCycle: step {count} was asked for; total_steps is {self.total_steps}, "
+                "so give the number of all optimiser steps, batches times epochs, as total_steps"
+            )
+        start = self.max_lr / self.start_factor
+        peak, end = self.warmup * self.total_steps - 1, self.total_steps - 1
+        if count <= peak and peak > 0:
+            return _cosine(start, self.max_lr, count / peak)
+        # One call more than there are rates, the last one's, goes a little past the end, as in PyTorch.
+        return _cosine(self.max_lr, start / self.end_factor, (count - peak) / (end - peak) if end > peak else 1.0)
+
+
+class StepLR(_Schedule):
+    """The optimiser's rate times ``gamma`` after each ``step_size`` steps: lr = base_lr gamma**floor(count/step_size).
+
+    ValueError if ``step_size`` is not an integer of at least 1 or ``gamma`` not a positive number.
+
+    >>> optimizer = SGD([Tensor(1.0, requires_grad=True)], lr=1.0)
+    >>> schedule = StepLR(optimizer, step_size=1, gamma=0.5)
+    >>> schedule.step(); optimizer.lr
+    0.5
+    """
+
+    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
+        self.step_size = integer("StepLR", "step_size", step_size, minimum=1)
+        self.gamma = _number("StepLR", "gamma", gamma, low=0, low_allowed=False)
+        self.base_lr = optimizer.lr
+        super().__init__(optimizer)
+
+    def _lr_at(self, count: int) -> float:
+        return self.base_lr * self.gamma ** (count // self.step_size)
+
+
+def _vectors(xp: Any, count: int, size: int, dtype: np.dtype[Any]) -> list[Array]:
+    """``count`` vectors of zeros, each beginning with a cache line of 64 bytes, which makes passes over them faster.
+
+    (Adam's arithmetic on LeNet-5's 61,706 elements: 39 instead of 45 us. Devices align their memory by themselves.)
+    """
+    line = 64 // dtype.itemsize
+    row = -(-size // line) * line
+    memory = xp.zeros(count * row + line, dtype)
+    address = memory.ctypes.data if hasattr(memory, "ctypes") else 0
+    first = -address % 64 // dtype.itemsize
+    return [memory[first + i * row : first + i * row + size] for i in range(count)]
+
+
+def _cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
+
+
+def _parameters(optimizer: str, params: Any) -> list[Tensor]:
+    """``params`` as a list of different floating-point leaves; TypeError or ValueError otherwise."""
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        raise TypeError(f"{optimizer}: params is {type(params).__name__}; expected tensors, such as model.parameters()")
+    found = list(params)
+    if not found:
+        raise ValueError(f"{optimizer}: params is empty; expected at least one tensor")
+    place: dict[int, int] = {}
+    for i, p in enumerate(found):
+        if not isinstance(p, Tensor):
+            raise TypeError(f"{optimizer}: parameter {i} is {type(p).__name__}; expected a Tensor")
+        if p.dtype.kind != "f":
+            raise ValueError(f"{optimizer}: parameter {i} has dtype {p.dtype}; expected floats")
+        if p.op is not None:
+            raise ValueError(f"{optimizer}: parameter {i} was computed by {p.op.name}; expected a tensor made directly")
+        if place.setdefault(id(p), i) != i:
+            raise ValueError(f"{optimizer}: parameter {i} is parameter {place[id(p)]} again; expected each once")
+    return found
+
+
+def _number(
+    owner: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf, low_allowed: bool = True
+) -> float:
+    """``value`` as a finite float in [low, high), or (low, high); TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{owner}: {name} is {value!r}; expected a number")
+    number = float(value)
+    if not math.isfinite(number) or not low <= number < high or (number == low and not low_allowed):
+        limits = f"of at least {low:g}" if low_allowed else f"above {low:g}"
+        raise ValueError(
+            f"{owner}: {name} is {value!r}; expected a finite number {limits}"
+            + (f" and below {high:g}" if high < math.inf else "")
+        )
+    return number
+
+
+def _check_keys(owner: str, state: Any, expected: set[str]) -> None:
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{owner}: the state is {type(state).__name__}; expected what state_dict returned")
+    if set(state) != expected:
+        raise ValueError(f"{owner}: the state has {sorted(map(str, state))}; expected {sorted(expected)}")

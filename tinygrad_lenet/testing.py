@@ -1,0 +1,419 @@
+"""Checking gradients: of any function, and of an op together with everything else that an op promises.
+
+`check_gradients` compares derivatives with central differences; `cases` draws inputs for an op from what the op
+declares; `check_op` tries one such case. A test of an op of your own is then three lines::
+
+    @given(testing.cases(MyOp))
+    def test_my_op(case):
+        testing.check_op(*case, oracle=my_plain_loops)
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .backend import Array, parse_device
+from .shapes import Operand, Shape, integer
+from .tensor import Domain, Op, Tensor, grad
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import DrawFn, SearchStrategy
+
+__all__ = ["cases", "check_gradients", "check_op"]
+
+Function = Callable[..., Tensor]
+Case = tuple[Op, list[np.ndarray]]
+
+_ELEMENTWISE = 12  # inputs of up to this many elements are checked element by element, larger ones in directions
+_DIRECTIONS = 3
+_SEARCHED = 1000  # elements looked at to find the worst one, once a check has failed
+_ROUNDING = 30 * float(np.finfo(np.float64).eps)  # relative error that a function may have from rounding
+
+
+def check_gradients(
+    fn: Function,
+    *arrays: Any,
+    order: int = 2,
+    eps: float = 1e-6,
+    rtol: float = 1e-4,
+    atol: float = 0.0,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Check the derivatives of ``fn``, up to ``order`` times differentiated, against central differences in float64.
+
+    ``fn`` takes as many tensors as there are ``arrays`` and returns a tensor of any shape. Floats are cast to float64;
+    integers and booleans are passed on as constants. At each order the vector-Jacobian product with a random cotangent
+    c, g = c^T dy/dx, is compared with (c^T y(x + h d) - c^T y(x - h d)) / (2 h) along each element d of a small input,
+    and along random directions d of a large one; h is ``eps`` times the largest |x|, or ``eps`` if that is below 1.
+    The next order does the same with g as a function of x and c.
+
+    AssertionError if they differ by more than ``atol`` + ``rtol`` times the largest of the differences + what rounding
+    can explain; it shows the worst element. As the tolerance is relative, a gradient that is wrong by 1% is refused
+    however small it is. AssertionError, too, if the output is not finite, not float64 or not reproducible.
+
+    >>> check_gradients(lambda x: x.tanh(), np.array([0.5, -1.0]))
+    >>> check_gradients(lambda x: x * x.detach(), np.array([2.0, 3.0]))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    AssertionError: check_gradients: order 1: d(output)/d(input 0), input 0 of shape (2,): worst at index (1,), ...
+    """
+    integer("check_gradients", "order", order, minimum=1)
+    values = [np.array(a.numpy() if isinstance(a, Tensor) else a) for a in arrays]
+    values = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in values]
+    if not any(a.dtype.kind == "f" for a in values):
+        raise ValueError("check_gradients: no input holds floats, so there is no gradient to check")
+    checker = _Checker(eps, rtol, atol, np.random.default_rng(seed), device)
+    checker.check(fn, values, [f"input {i}" for i in range(len(values))], "output", 1, order, 0.0)
+
+
+@dataclass
+class _Checker:
+    """The settings of one call of `check_gradients`, and the steps that it takes."""
+
+    eps: float
+    rtol: float
+    atol: float
+    rng: np.random.Generator
+    device: str
+
+    def check(
+        self, fn: Function, values: list[np.ndarray], names: list[str], what: str, order: int, last: int, scale: float
+    ) -> None:
+        """Check d(fn)/d(each value), then the functions that compute it, up to order ``last``.
+
+        ``scale`` is the size of what fn was derived from: where a gradient cancels to 0, rounding is relative to it.
+        """
+        real = [i for i, value in enumerate(values) if value.dtype.kind == "f"]
+        tensors = [Tensor(value.copy(), i in real, device=self.device) for i, value in enumerate(values)]
+        y = fn(*tensors)
+        output = self.refuse_bad_output(fn, values, y, f"order {order}: {what}")
+        c = self.rng.choice([-1.0, 1.0], y.shape) * self.rng.uniform(0.5, 1.5, y.shape)
+        scale = max(scale, float(np.linalg.norm((c * output).ravel())))
+        used = _used(y, [tensors[i] for i in real])
+        gradients = grad(y, used, Tensor(c, device=y.device)) if used else ()
+        found = {id(x): gx.numpy() for x, gx in zip(used, gradients, strict=True)}
+        for i in real:
+            label = f"check_gradients: order {order}: d({what})/d({names[i]})"
+            g = found.get(id(tensors[i]), np.zeros(values[i].shape))
+            if g.shape != values[i].shape or g.dtype != np.float64:
+                raise AssertionError(f"{label} is {g.dtype} of shape {g.shape}; expected float64, {values[i].shape}")
+            self.compare(fn, values, i, c, g, scale, f"{label}, {names[i]} of shape {values[i].shape}")
+        if order < last:
+            for i in real:
+                if id(tensors[i]) in found:
+                    self.check(
+                        _gradient_function(fn, i),
+                        [*values, c],
+                        [*names, f"cotangent {order}"],
+                        f"d({what})/d({names[i]})",
+                        order + 1,
+                        last,
+                        scale,
+                    )
+
+    def refuse_bad_output(self, fn: Function, values: list[np.ndarray], y: Any, label: str) -> np.ndarray:
+        """The output's values; an error if no differences can be formed from them."""
+        if not isinstance(y, Tensor):
+            raise TypeError(f"check_gradients: fn returned {type(y).__name__}; expected a Tensor")
+        output = y.numpy()
+        if output.dtype != np.float64:
+            raise AssertionError(f"check_gradients: {label} is {output.dtype} for float64 inputs; expected float64")
+        if not np.isfinite(output).all():
+            raise AssertionError(f"check_gradients: {label} is not finite, so that no differences can be formed")
+        if not np.array_equal(self.evaluate(fn, values), output):
+            raise AssertionError(f"check_gradients: {label} differs from call to call; fix its random generator")
+        return output
+
+    def evaluate(self, fn: Function, values: list[np.ndarray]) -> np.ndarray:
+        return fn(*(Tensor(value.copy(), device=self.device) for value in values)).numpy()
+
+    def compare(
+        self, fn: Function, values: list[np.ndarray], i: int, c: np.ndarray, g: np.ndarray, scale: float, label: str
+    ) -> None:
+        """AssertionError if g differs from the central differences of c^T fn along value i."""
+        x = values[i]
+        if not x.size:
+            return
+        h = self.eps * max(1.0, float(np.abs(x).max()))
+
+        def difference(d: np.ndarray) -> float:
+            plus, minus = (self.evaluate(fn, [*values[:i], x + s * h * d, *values[i + 1 :]]) for s in (1, -1))
+            return float(np.sum(c * (plus - minus)) / (2 * h))
+
+        if x.size <= _ELEMENTWISE:
+            directions = list(_elements(x.shape, range(x.size)))
+        else:
+            directions = [self.rng.standard_normal(x.shape) for _ in range(_DIRECTIONS)]
+        numeric = np.array([difference(d) for d in directions])
+        analytic = np.array([np.sum(g * d) for d in directions])
+        limit = self.atol + self.rtol * np.abs(numeric).max() + _ROUNDING * scale / h
+        if (np.abs(analytic - numeric) <= limit).all():  # False for a NaN
+            return
+        searched = range(x.size)
+        if x.size > _SEARCHED:
+            searched = self.rng.choice(x.size, _SEARCHED, replace=False)  # type: ignore[assignment]
+        slopes = np.array([difference(d) for d in _elements(x.shape, searched)])
+        errors = np.abs(g.ravel()[searched] - slopes)
+        worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
+        index = tuple(int(k) for k in np.unravel_index(searched[worst], x.shape))
+        raise AssertionError(
+            f"{label}: worst at index {index}, where backward gives {float(g[index])!r} and "
+            f"central differences give {float(slopes[worst])!r} (x there is {float(x[index])!r}, tolerance {limit:.1e})"
+        )
+
+
+def _elements(shape: Shape, positions: Any) -> Iterator[np.ndarray]:
+    """For each position the direction in which only that element moves."""
+    for position in positions:
+        d = np.zeros(shape)
+        d.flat[position] = 1.0
+        yield d
+
+
+def _used(y: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Those of the inputs that y was computed from, in a way that is recorded; the others have a gradient of 0."""
+    seen: set[int] = set()
+    stack = [y] if y.requires_grad else []
+    while stack:
+        x = stack.pop()
+        if id(x) not in seen:
+            seen.add(id(x))
+            stack.extend(each for each in x.inputs or () if isinstance(each, Tensor) and each.requires_grad)
+    return [x for x in inputs if id(x) in seen]
+
+
+def _gradient_function(fn: Function, i: int) -> Function:
+    """The function of fn's inputs and a cotangent that computes fn's gradient for input i."""
+
+    def gradient(*inputs: Tensor) -> Tensor:
+        *xs, c = inputs
+        recorded = xs[i].requires_grad
+        if not recorded:  # only values are wanted: cut xs[i] loose and differentiate with respect to that alone
+            xs[i] = Tensor(xs[i], requires_grad=True)
+        y = fn(*xs)
+        return grad(y, xs[i], c if c.device == y.device else c.to(y.device), create_graph=recorded)[0]
+
+    return gradient
+
+
+def cases(op_class: type[Op]) -> "SearchStrategy[Case]":
+    """A Hypothesis strategy of (op, arrays): parameters, shapes and float64 inputs that ``op_class`` says it takes.
+
+    Axes have the op's ``sizes`` (default 0 to 3); ``...`` stands for up to three axes, of which an input may lack some
+    or have them at size 1; optional inputs come and go, repeated ones number 1 to 3; an op with ``cases`` draws from
+    these. Values keep clear of the kinks of their `Domain`, and those that are ``distinct`` of each other (inputs that
+    must differ from each other share a domain). ImportError if Hypothesis is not installed.
+
+    >>> from tinygrad_lenet.ops.linalg import MatMul
+    >>> op, (a, b) = cases(MatMul).example()  # doctest: +SKIP
+    """
+    try:
+        from hypothesis import reject, strategies
+    except ImportError:
+        raise ImportError('testing.cases needs Hypothesis; run pip install "tinygrad_lenet[test]"') from None
+
+    @strategies.composite
+    def draw_case(draw: "DrawFn") -> Case:
+        if op_class.cases:
+            shapes, parameters = draw(strategies.sampled_from(op_class.cases))
+            op = op_class(**parameters)
+        else:
+            op = op_class(
+                **{name: draw(strategies.sampled_from(values)) for name, values in op_class.parameters.items()}
+            )
+            shapes = _draw_shapes(op, lambda choices: draw(strategies.sampled_from(choices)))
+        try:
+            op.check(shapes)
+        except ValueError:
+            reject()
+        rng = np.random.default_rng(draw(strategies.integers(0, 2**32 - 1)))
+        operands = op._parsed.operands(len(shapes))
+        return op, _draw_values([op.domains[x.name] for x in operands], shapes, rng)
+
+    return draw_case()
+
+
+def _draw_shapes(op: Op, choose: Callable[[Sequence[Any]], Any]) -> tuple[Shape, ...]:
+    """A shape for each input, by the op's signature and sizes."""
+    declared = op._parsed.inputs
+    if declared[0].repeated:
+        operands: tuple[Operand, ...] = declared * choose(range(1, 4))
+    else:
+        required = sum(not operand.optional for operand in declared)
+        operands = op._parsed.operands(choose(range(required, len(declared) + 1)))
+    texts = [axis for operand in operands for axis in operand.fixed_axes]
+    axes: dict[str, int] = {}
+    for text in sorted(texts, key=lambda text: "/" not in text):  # C/groups before C, which is groups times as large
+        name, _, divisor = text.partition("/")
+        if name not in axes:
+            axes[name] = choose(op.sizes.get(text, range(4))) * (getattr(op, divisor) if divisor else 1)
+    leading = tuple(choose(op.sizes.get("...", range(4))) for _ in range(choose(range(4))))
+    shapes = []
+    for operand in operands:
+        shape: Shape = ()
+        if operand.any_rank:
+            rank = choose(range(len(leading), -1, -1))
+            shape = tuple(choose((size, 1)) for size in leading[len(leading) - rank :])
+        for text in operand.fixed_axes:
+            name, _, divisor = text.partition("/")
+            shape += (axes[name] // (getattr(op, divisor) if divisor else 1),)
+        shapes.append(shape)
+    return tuple(shapes)
+
+
+def _draw_values(domains: Sequence[Domain], shapes: Sequence[Shape], rng: np.random.Generator) -> list[np.ndarray]:
+    """An array for each input, by its domain."""
+    total = sum(math.prod(shape) for domain, shape in zip(domains, shapes, strict=True) if domain.distinct)
+    steps = rng.permutation(total)  # a grid on [0, 1] of which each distinct element takes one step
+    arrays = []
+    for domain, shape in zip(domains, shapes, strict=True):
+        u = rng.random(shape)
+        if domain.distinct:
+            taken, steps = steps[: u.size], steps[u.size :]
+            u = (taken.reshape(shape) + 0.3 + 0.4 * u) / total if total else u
+        if domain.kind == "boolean":
+            arrays.append(np.asarray(u < 0.5))
+            continue
+        gap = (domain.high - domain.low) / 40
+        x = domain.low + u * (domain.high - domain.low - 2 * gap * len(domain.kinks))
+        for kink in sorted(domain.kinks):  # leave out (kink - gap, kink + gap)
+            x = np.where(x > kink - gap, x + 2 * gap, x)
+        arrays.append(np.asarray(x))
+    return arrays
+
+
+def check_op(
+    op: Op, arrays: Sequence[np.ndarray], oracle: Callable[..., Any] | None = None, device: str = "cpu"
+) -> None:
+    """Check on one case everything that an op promises; AssertionError names the op and the promise it breaks.
+
+    - The output equals ``oracle(*arrays, **parameters)``, where that is given: a NumPy function, or plain loops.
+    - The output's axes have the sizes that the signature and ``check`` say.
+    - The gradients agree with central differences, to second order (`check_gradients`).
+    - float32 stays float32, in the output (but for an op with a parameter ``dtype``) and in the gradients.
+    - Inputs are not changed.
+    - Inputs that are views, with gaps, reversed, transposed or batch-last in memory, give the same.
+
+    >>> from tinygrad_lenet.ops.elementwise import Add
+    >>> check_op(Add(), [np.array([1.0, 2.0]), np.array(0.5)], oracle=np.add)
+    """
+    shapes = tuple(array.shape for array in arrays)
+    operands = op._parsed.operands(len(arrays))
+    real = [i for i, x in enumerate(operands) if op.domains[x.name].kind == "real" and arrays[i].dtype.kind == "f"]
+    rng = np.random.default_rng(0)
+    named = f"{op.name} with {_parameters(op)} on {shapes}, device {device}"
+
+    y, c, gradients = _run(op, [_on_device(a, device, "contiguous") for a in arrays], real, rng, named)
+    _check_axes(op, shapes, y.shape, named)
+    if oracle is not None:
+        expected = np.asarray(oracle(*(a.copy() for a in arrays), **_parameters(op)))
+        _assert_close(y, expected, 1e-10, f"{named}: the output and the oracle differ")
+
+    if real:
+
+        def fn(*xs: Tensor) -> Tensor:
+            inputs: list[Any] = [Tensor(a, device=device) for a in arrays]
+            for i, x in zip(real, xs, strict=True):
+                inputs[i] = x
+            return op(*inputs)
+
+        try:
+            check_gradients(fn, *(arrays[i] for i in real), device=device)
+        except AssertionError as error:
+            names = ", ".join(f"input {k} is {operands[i].name}" for k, i in enumerate(real))
+            raise AssertionError(f"{named}: {error}; {names}") from None
+
+    for layout in _LAYOUTS:
+        views = [_on_device(a, device, layout) for a in arrays]
+        y_view, _, g_view = _run(op, views, real, c, named, layout)
+        _assert_close(y_view, y, 1e-10, f"{named}: the output for {layout} inputs differs")
+        for i, a, b in zip(real, g_view, gradients, strict=True):
+            _assert_close(a, b, 1e-10, f"{named}: the gradient of {operands[i].name} for {layout} inputs differs")
+
+    halves = [a.astype(np.float32) if a.dtype.kind == "f" else a for a in arrays]
+    y32, _, g32 = _run(op, [_on_device(a, device, "contiguous") for a in halves], real, c.astype(np.float32), named)
+    expected_dtype = np.dtype(getattr(op, "dtype", np.float32))
+    if y32.dtype != expected_dtype:
+        raise AssertionError(f"{named}: the output is {y32.dtype} for float32 inputs; expected {expected_dtype}")
+    _assert_close(y32, y, 1e-4, f"{named}: the output in float32 differs from that in float64")
+    for i, a, b in zip(real, g32, gradients, strict=True):
+        name = operands[i].name
+        if a.dtype != np.float32:
+            raise AssertionError(f"{named}: the gradient of {name} is {a.dtype} for a float32 input; expected float32")
+        _assert_close(a, b, 1e-4, f"{named}: the gradient of {name} in float32 differs from that in float64")
+
+
+def _parameters(op: Op) -> dict[str, Any]:
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(op) if dataclasses.is_dataclass(op) else ()
+    return {field.name: getattr(op, field.name) for field in fields}
+
+
+def _run(
+    op: Op, arrays: list[Array], real: list[int], c: Any, named: str, layout: str = "contiguous"
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """The output, the cotangent (drawn, if ``c`` is a generator) and each real input's gradient, as host arrays."""
+    before = [Tensor(a).numpy().copy() for a in arrays]
+    inputs = [Tensor(a, requires_grad=i in real) for i, a in enumerate(arrays)]
+    y = op(*inputs)
+    if isinstance(c, np.random.Generator):
+        c = c.choice([-1.0, 1.0], y.shape) * c.uniform(0.5, 1.5, y.shape)
+    gradients: list[np.ndarray] = []
+    if real:
+        cotangent = Tensor(_on_device(c.astype(y.dtype), y.device, layout))
+        gradients = [g.numpy() for g in grad(y, [inputs[i] for i in real], cotangent)]
+    for operand, x, old in zip(op._parsed.operands(len(inputs)), inputs, before, strict=True):
+        if not np.array_equal(x.numpy(), old):
+            raise AssertionError(f"{named}: the input {operand.name} was changed")
+    return y.numpy(), c, gradients
+
+
+def _check_axes(op: Op, shapes: tuple[Shape, ...], shape: Shape, named: str) -> None:
+    sizes = op.check(shapes)
+    output = op._parsed.output
+    axes = output.fixed_axes
+    if len(shape) < len(axes) or (len(shape) > len(axes) and not output.any_rank):
+        raise AssertionError(f"{named}: the output has shape {shape}; expected {output}")
+    for text, size in zip(axes, shape[len(shape) - len(axes) :], strict=True):
+        name, _, divisor = text.partition("/")
+        if name in sizes and size * (getattr(op, divisor) if divisor else 1) != sizes[name]:
+            raise AssertionError(f"{named}: the output has shape {shape}; expected {output} with {sizes}")
+
+
+_LAYOUTS = ("gapped", "reversed", "transposed", "batch-last")
+
+
+def _on_device(array: np.ndarray, device: str, layout: str) -> Array:
+    """A copy of the array on a device, whose elements lie in memory as ``layout`` says."""
+    backend, index = parse_device(device)
+    n = array.ndim
+    if layout == "contiguous" or not n:
+        return backend.from_numpy(array.copy(), index)
+    if layout == "gapped":
+        return backend.from_numpy(np.repeat(array, 2, axis=-1), index)[..., ::2]
+    if layout == "reversed":
+        turn = (slice(None, None, -1),) * n
+        return backend.from_numpy(array[turn].copy(), index)[turn]
+    if layout == "transposed":
+        return backend.from_numpy(array.T.copy(), index).transpose(tuple(range(n))[::-1])
+    base = np.ascontiguousarray(np.moveaxis(array, 0, -1))
+    return backend.from_numpy(base, index).transpose((n - 1, *range(n - 1)))
+
+
+def _assert_close(found: np.ndarray, expected: np.ndarray, rtol: float, message: str) -> None:
+    """AssertionError if shapes differ, or values by more than rtol times the largest one (or 1)."""
+    if found.shape != expected.shape:
+        raise AssertionError(f"{message}: the shape is {found.shape}; expected {expected.shape}")
+    if not found.size:
+        return
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    finite = expected[np.isfinite(expected)]
+    limit = rtol * max(1.0, float(np.abs(finite).max(initial=0.0)))
+    with np.errstate(invalid="ignore"):
+        wrong = ~(same | (np.abs(found - expected) <= limit))
+    if wrong.any():
+        index = tuple(int(k) for k in np.argwhere(wrong)[0])
+        raise AssertionError(f"{message}: at index {index} it is {found[index]!r}; expected {expected[index]!r}")
