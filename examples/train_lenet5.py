@@ -52,7 +52,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", choices=EPOCHS, default="digits", help="what to learn")
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's IDX files (default: the cache)")
     parser.add_argument("--download", action="store_true", help="fetch the data set into --data-dir if it is missing")
-    parser.add_argument("--augment", action="store_true", help="shift, scale, squeeze and shear the training images")
+    parser.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="shift, scale, squeeze and shear the training images (default: for digits, of which there are few)",
+    )
     parser.add_argument("--backend", choices=["cpu", "cuda", "auto"], default="auto", help="where to compute")
     parser.add_argument("--epochs", type=int, help=f"passes over the training images (default: {EPOCHS})")
     parser.add_argument("--batch-size", type=int, default=64, help="images a step, over all workers")
@@ -133,6 +137,8 @@ def main() -> None:
     args.epochs = EPOCHS[args.dataset] if args.epochs is None else args.epochs
     if args.epochs < 1:
         raise ValueError(f"--epochs is {args.epochs}; expected at least 1")
+    if args.augment is None:
+        args.augment = args.dataset == "digits"
     if args.backend == "auto":
         args.backend = "cuda" if "cuda" in backend.available() else "cpu"
     if args.workers is None:

@@ -84,7 +84,9 @@ def test_gradient_wrong_by_one_percent_is_refused(name: str, i: int) -> None:
                 testing.check_op(op, arrays)
         refused += 1
 
-    refuses()
+    for _ in range(3):  # drawn shapes may be empty, and conditions may hold nowhere
+        if not refused:
+            refuses()
     assert (refused == 0) == ((name, i) in FLAT)
 
 

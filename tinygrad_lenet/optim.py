@@ -82,11 +82,9 @@ class Optimizer:
 
     def step(self) -> None:
         """Update each parameter that has a gradient, in place; ValueError if a gradient does not fit its parameter."""
-        for group in self._groups:
-            for p, array in zip(group.params, group.arrays, strict=True):
-                if p.data is not array:  # replaced, by module.to(device) say
-                    self._lay_out()
-                    return self.step()
+        pairs = ((p, array) for group in self._groups for p, array in zip(group.params, group.arrays, strict=True))
+        if any(p.data is not array for p, array in pairs):  # replaced, by module.to(device) say
+            self._lay_out()
         for group, runs in [(group, self._gather(group)) for group in self._groups]:
             for first, last in runs:
                 self._update_run(group, first, last)
@@ -323,7 +321,7 @@ class _Schedule:
     """Sets an optimiser's learning rate to a function of how many steps were taken, from 0 at construction."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
+        self.optimizer = _optimizer(type(self).__name__, optimizer)
         self.count = 0
         optimizer.lr = self._lr_at(0)
 
@@ -420,7 +418,7 @@ class StepLR(_Schedule):
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         self.step_size = integer("StepLR", "step_size", step_size, minimum=1)
         self.gamma = _number("StepLR", "gamma", gamma, low=0, low_allowed=False)
-        self.base_lr = optimizer.lr
+        self.base_lr = _optimizer("StepLR", optimizer).lr
         super().__init__(optimizer)
 
     def _lr_at(self, count: int) -> float:
@@ -438,6 +436,12 @@ def _vectors(xp: Any, count: int, size: int, dtype: np.dtype[Any]) -> list[Array
     address = memory.ctypes.data if hasattr(memory, "ctypes") else 0
     first = -address % 64 // dtype.itemsize
     return [memory[first + i * row : first + i * row + size] for i in range(count)]
+
+
+def _optimizer(schedule: str, optimizer: Any) -> Optimizer:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"{schedule}: optimizer is {type(optimizer).__name__}; expected an Optimizer")
+    return optimizer
 
 
 def _cosine(start: float, end: float, fraction: float) -> float:

@@ -230,9 +230,10 @@ def test_digits() -> None:
 def test_digits_are_those_of_scikit_learn() -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     whole = datasets.load_digits()
-    small = np.concatenate([sets._embedded(f"{prefix}-images-idx3-ubyte.gz") for prefix in ("train", "t10k")])
-    np.testing.assert_array_equal(small, whole.images)
-    np.testing.assert_array_equal(np.concatenate([data.digits()[1], data.digits("test")[1]]), whole.target)
+    np.testing.assert_array_equal(sets._embedded("digits-images-idx3-ubyte.gz"), whole.images)
+    fifth = np.arange(1797) % 5 == 0
+    np.testing.assert_array_equal(data.digits()[1], whole.target[~fifth])
+    np.testing.assert_array_equal(data.digits("test")[1], whole.target[fifth])
 
 
 def test_enlarging_keeps_flat_areas_flat_and_orientation() -> None:
