@@ -253,13 +253,13 @@ def _draw_shapes(op: Op, choose: Callable[[Sequence[Any]], Any]) -> tuple[Shape,
         name, _, divisor = text.partition("/")
         if name not in axes:
             axes[name] = choose(_sizes(op, text)) * (getattr(op, divisor) if divisor else 1)
-    leading = tuple(choose(_sizes(op, "...")) for _ in range(choose(range(4))))
+    leading = tuple(choose(_sizes(op, "...")) for _ in range(choose((1, 2, 3, 1, 2, 3, 0))))
     shapes = []
     for operand in operands:
         shape: Shape = ()
         if operand.any_rank:
-            rank = choose(range(len(leading), -1, -1))
-            shape = tuple(choose((size, 1)) for size in leading[len(leading) - rank :])
+            missing = choose((0, 0, *range(len(leading) + 1)))
+            shape = tuple(choose((size, size, 1)) for size in leading[missing:])
         for text in operand.fixed_axes:
             name, _, divisor = text.partition("/")
             shape += (axes[name] // (getattr(op, divisor) if divisor else 1),)
@@ -268,8 +268,8 @@ def _draw_shapes(op: Op, choose: Callable[[Sequence[Any]], Any]) -> tuple[Shape,
 
 
 def _sizes(op: Op, axis: str) -> list[int]:
-    """The sizes that an axis may have; 0 comes last, because Hypothesis shows the first of those that fail."""
-    return sorted(op.sizes.get(axis, range(4)), key=lambda size: (size == 0, size))
+    """The sizes that an axis may have, telling ones first: Hypothesis prefers them, and shows them if they fail."""
+    return sorted(op.sizes.get(axis, range(4)), key=lambda size: (size < 2, size if size > 1 else -size))
 
 
 def _draw_values(domains: Sequence[Domain], shapes: Sequence[Shape], rng: np.random.Generator) -> list[np.ndarray]:

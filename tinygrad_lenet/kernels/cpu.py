@@ -31,9 +31,10 @@ import numpy as np
 from ..backend import Array, kernel
 from ..ops.conv import Conv2d, Conv2dWeightGrad, ConvTranspose2d
 from ..ops.elementwise import TanhGrad
-from ..ops.pool import AvgPool2dGrad
+from ..ops.linalg import MatMul
+from ..ops.pool import AvgPool2dGrad, MaxPool2dGrad
 from ..ops.reduction import Sum
-from ..ops.windows import pad_images
+from ..ops.windows import empty_images, pad_images, window_pixels
 
 _SMALL_PRODUCT = 1_000_000  # multiplications: up to here OpenBLAS does not pack (its AVX-512 kernels)
 _CACHED = 140_000  # numbers of a column block that stay in a second-level cache of 1 MB, as float32
@@ -162,7 +163,7 @@ def conv2d_weight_grad(op: Conv2dWeightGrad, xp: Any, x: Array, gy: Array) -> Ar
 
 @kernel("cpu", "conv_transpose2d")
 def conv_transpose2d(op: ConvTranspose2d, xp: Any, x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """Tricks 3 and 4: for each output row, w[C*KW KH*F] times KH framed rows of x; then the KW shifted rows are added."""
+    """Tricks 3 and 4: for each output row, w[C*KW KH*F] times KH framed rows of x; then add the KW shifted rows."""
     if not _covered(op, x, weight) or op.stride != (1, 1) or op.output_padding != (0, 0):
         return NotImplemented
     m = _batch_last(x)
@@ -223,6 +224,38 @@ def avg_pool2d_grad(op: AvgPool2dGrad, xp: Any, gy: Array) -> Array:
     return gx.reshape(c, h, w, n).transpose(3, 0, 1, 2)
 
 
+@kernel("cpu", "max_pool2d_grad")
+def max_pool2d_grad(op: MaxPool2dGrad, xp: Any, x: Array, gy: Array) -> Array:
+    """Without overlaps: each pixel of the window takes the bits of gy where it is the first to equal the maximum."""
+    (kh, kw), (n, c, h, w), (_, _, oh, ow) = op.kernel_size, x.shape, gy.shape
+    if op.stride != op.kernel_size or op.padding != (0, 0) or (oh * kh, ow * kw) != (h, w) or not gy.size:
+        return NotImplemented
+    if gy.dtype.char not in "fd" or x.dtype != gy.dtype:
+        return NotImplemented
+    pixels = [window for _, _, window in window_pixels(op.kernel_size, op.stride, (1, 1), (oh, ow))]
+    y = x[pixels[0]]
+    for window in pixels[1:]:
+        y = np.maximum(y, x[window])
+    if np.isnan(np.max(y)):  # a NaN equals nothing
+        return NotImplemented
+    bits = np.dtype(f"i{gy.itemsize}")
+    gx = empty_images(np, n, c, h, w, gy.dtype)
+    free = np.ones_like(y, bool)  # windows whose maximum has not come yet
+    for window in pixels:
+        first = np.equal(x[window], y)
+        first &= free
+        free ^= first
+        mask = np.negative(first.view(np.int8)).astype(bits)  # all ones or all zeros, so that no NaN can leak
+        np.bitwise_and(gy.view(bits), mask, out=gx[window].view(bits))
+    return gx
+
+
+@kernel("cpu", "matmul")
+def matmul(op: MatMul, xp: Any, a: Array, b: Array) -> Array:
+    """A column times a row, a full layer's weight gradient at batch 1: NumPy's product, 3 us instead of 11."""
+    return np.multiply(a, b) if a.ndim == b.ndim == 2 and a.shape[1] == 1 else NotImplemented
+
+
 @kernel("cpu", "tanh_grad")
 def tanh_grad(op: TanhGrad, xp: Any, gy: Array, y: Array) -> Array:
     """One new array and three passes over it, instead of three arrays."""
@@ -236,7 +269,12 @@ def tanh_grad(op: TanhGrad, xp: Any, gy: Array, y: Array) -> Array:
 @kernel("cpu", "sum")
 def sum_channels(op: Sum, xp: Any, x: Array) -> Array:
     """The gradient of a convolution's bias: for each channel one product with ones (10 us instead of 23)."""
-    if op.axis != (0, 2, 3) or op.keepdims or x.dtype.char not in "fd" or not x.transpose(1, 2, 3, 0).flags.c_contiguous:
+    if (
+        op.axis != (0, 2, 3)
+        or op.keepdims
+        or x.dtype.char not in "fd"
+        or not x.transpose(1, 2, 3, 0).flags.c_contiguous
+    ):
         return NotImplemented
     m = x.transpose(1, 2, 3, 0).reshape(x.shape[1], x.size // x.shape[1] if x.size else 0)
     return np.matmul(m, np.ones(m.shape[1], m.dtype))

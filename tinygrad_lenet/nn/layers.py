@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import functional as F  # noqa: N812
+from .. import functional as F
 from ..shapes import ShapeError, integer, pair
 from ..tensor import Tensor, TensorLike, _as_tensor
 from .module import Activation, Module, Parameter
@@ -118,8 +118,7 @@ class ConvTranspose2d(_Convolution):
         for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
             if extra >= max(s, d):
                 raise ValueError(
-                    f"ConvTranspose2d: output_padding is {extra}; "
-                    f"expected less than the stride {s} or the dilation {d}"
+                    f"ConvTranspose2d: output_padding is {extra}; expected less than the stride {s} or the dilation {d}"
                 )
         self._draw(self.in_channels, self.out_channels // self.groups, bias, rng, dtype)
 
