@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tinygrad_lenet import Tensor, grad
-from tinygrad_lenet import functional as F  # noqa: N812
+from tinygrad_lenet import functional as F
 
 INF, NAN = float("inf"), float("nan")
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tinygrad_lenet import Tensor, backend, grad, no_grad
-from tinygrad_lenet import functional as F  # noqa: N812
+from tinygrad_lenet import functional as F
 from tinygrad_lenet.tensor import REAL, REGISTRY, Op
 
 
@@ -109,9 +109,7 @@ _square = np.array([[0.5, -1.0], [2.0, 0.25]])
         pytest.param(lambda x: F.concatenate([x, x]), np.full((2, 2), 2.0), id="concatenate"),
         pytest.param(lambda x: F.einsum("ij,ij->", x, x), 2 * _square, id="einsum"),
         pytest.param(lambda x: F.linear(x, x), 2 * _square.sum(0) + np.zeros((2, 2)), id="linear"),
-        pytest.param(
-            lambda x: F.conv2d(x.reshape(1, 1, 2, 2), x.reshape(1, 1, 2, 2)), 2 * _square, id="conv2d"
-        ),
+        pytest.param(lambda x: F.conv2d(x.reshape(1, 1, 2, 2), x.reshape(1, 1, 2, 2)), 2 * _square, id="conv2d"),
         pytest.param(lambda x: x[0] * x[1], _square[::-1], id="two views"),
     ],
 )
@@ -318,9 +316,7 @@ def test_all_orders_of_a_polynomial() -> None:
         pytest.param(Tensor.log, lambda v: 2 / v**3, id="log"),
         pytest.param(Tensor.sqrt, lambda v: 3 / 8 * v**-2.5, id="sqrt"),
         pytest.param(lambda x: 1.0 / x, lambda v: -6 / v**4, id="reciprocal"),
-        pytest.param(
-            Tensor.tanh, lambda v: (1 - np.tanh(v) ** 2) * (6 * np.tanh(v) ** 2 - 2), id="tanh"
-        ),
+        pytest.param(Tensor.tanh, lambda v: (1 - np.tanh(v) ** 2) * (6 * np.tanh(v) ** 2 - 2), id="tanh"),
         pytest.param(lambda x: x * x.exp(), lambda v: (v + 3) * np.exp(v), id="product"),
         pytest.param(lambda x: x**3.5, lambda v: 3.5 * 2.5 * 1.5 * v**0.5, id="power"),
         pytest.param(lambda x: 2.0**x, lambda v: np.log(2) ** 3 * 2**v, id="exponential"),
@@ -483,6 +479,15 @@ def test_detach_shares_memory_and_stops_the_gradient() -> None:
     assert np.shares_memory(x.detach().data, x.data)
     (cut * x).sum().backward()
     np.testing.assert_array_equal(x.grad, [1.0, 4.0])
+
+
+def test_copy_has_memory_of_its_own_and_passes_the_gradient() -> None:
+    x = leaf(1.0, 2.0)
+    y = x.copy()
+    y.data *= 3.0
+    (y * y).sum().backward()
+    np.testing.assert_array_equal(x, [1.0, 2.0])
+    np.testing.assert_array_equal(x.grad, [6.0, 12.0])
 
 
 def test_integers_and_booleans_carry_no_gradient() -> None:

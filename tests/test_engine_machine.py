@@ -183,9 +183,7 @@ class Engine(RuleBasedStateMachine):
         if x.value.ndim:
             options += [-1, slice(None, None, -1), slice(0, 1), [0, 0, -1], np.arange(len(x.value)) % 2 == 0]
         index = data.draw(st.sampled_from(options))
-        return self.record(
-            lambda: x.tensor[index], x.value[index], self.each(x.tangents, lambda t: t[index]), x
-        )
+        return self.record(lambda: x.tensor[index], x.value[index], self.each(x.tangents, lambda t: t[index]), x)
 
     @rule(target=nodes, x=nodes)
     def transpose(self, x: Node) -> Node:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.oracles import ORACLES
 from tests.strict import StrictArray, no_host_reads, strict_xp
 from tinygrad_lenet import Op, Tensor, backend, grad, testing
-from tinygrad_lenet import functional as F  # noqa: N812
+from tinygrad_lenet import functional as F
 from tinygrad_lenet.tensor import REAL, REGISTRY, Domain
 
 OPS = sorted(name for name, op in REGISTRY.items() if op.__module__.startswith("tinygrad_lenet."))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tests.strict  # noqa: F401 - makes the device "strict" known
 from tinygrad_lenet import Op, Tensor, testing
-from tinygrad_lenet import functional as F  # noqa: N812
+from tinygrad_lenet import functional as F
 from tinygrad_lenet.ops.conv import Conv2d
 from tinygrad_lenet.ops.linalg import Linear
 from tinygrad_lenet.tensor import REAL, REGISTRY, Domain

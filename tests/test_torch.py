@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygrad_lenet import Tensor, grad
-from tinygrad_lenet import functional as F  # noqa: N812
+from tinygrad_lenet import functional as F
 
 torch = pytest.importorskip("torch")
 TF = torch.nn.functional
@@ -371,9 +371,7 @@ def test_softmax_family(ours: Callable[..., Tensor], theirs: Callable[..., Any],
 @case
 def softmax_defaults_to_the_last_axis(draw: Draw) -> Case:
     x = draw.values(*draw.shape(1, 3))
-    return Case(
-        lambda x: F.softmax(x) + F.log_softmax(x), lambda t: t.softmax(-1) + t.log_softmax(-1), [x]
-    )
+    return Case(lambda x: F.softmax(x) + F.log_softmax(x), lambda t: t.softmax(-1) + t.log_softmax(-1), [x])
 
 
 @case
@@ -525,19 +523,19 @@ def test_reductions(ours: Callable[..., Tensor], theirs: Callable[..., Any], dat
     )
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(Tensor.argmax, torch.argmax), (Tensor.argmin, torch.argmin)])
 @given(data=st.data())
 @few
-def test_argmax_and_argmin(data: st.DataObject) -> None:
+def test_argmax_and_argmin(ours: Callable[..., Tensor], theirs: Callable[..., Any], data: st.DataObject) -> None:
     """The first extreme element, flat or along an axis, as integers without gradient."""
     draw = Draw(data)
     shape = draw.shape(1, 3)
     axis = draw.pick(None, draw.int(-len(shape), len(shape) - 1))
     x = draw.values(*shape)
-    for name in ("argmax", "argmin"):
-        y = getattr(Tensor(x, requires_grad=True), name)(axis)
-        assert y.dtype.kind == "i"
-        assert not y.requires_grad
-        np.testing.assert_array_equal(y.numpy(), getattr(torch.tensor(x.copy()), name)(axis).numpy())
+    y = ours(Tensor(x, requires_grad=True), axis)
+    assert y.dtype.kind == "i"
+    assert not y.requires_grad
+    np.testing.assert_array_equal(y.numpy(), theirs(torch.tensor(x.copy()), axis).numpy())
 
 
 # Indexing and layout
@@ -643,9 +641,7 @@ def expand_dims(draw: Draw) -> Case:
 def broadcast_to(draw: Draw) -> Case:
     target = draw.shape(0, 3)
     shape = tuple(draw.pick(size, 1) for size in target[draw.int(0, len(target)) :])
-    return Case(
-        lambda x: x.broadcast_to(target) * 1.0, lambda t: t.broadcast_to(target) * 1.0, [draw.values(*shape)]
-    )
+    return Case(lambda x: x.broadcast_to(target) * 1.0, lambda t: t.broadcast_to(target) * 1.0, [draw.values(*shape)])
 
 
 @case

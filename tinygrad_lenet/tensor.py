@@ -130,6 +130,10 @@ class Tensor:
         """The tensor on ``device``; the gradient finds its way back."""
         return _op("transfer", device)(self)
 
+    def copy(self) -> "Tensor":
+        """The same values in memory of their own."""
+        return _op("copy")(self)
+
     def zero_grad(self) -> None:
         """Forget the gradient."""
         self.grad = None
@@ -144,8 +148,14 @@ class Tensor:
         ValueError if self requires no gradient, if ``gradient`` is missing or misshapen, or if the graph was freed.
         """
         gy = _seed("backward", self, gradient)
+        taken = [gy.data]
         for leaf, gx in _backpropagate(self, gy, None, retain_graph or create_graph, create_graph):
-            leaf.grad = gx if leaf.grad is None else leaf.grad + gx
+            if leaf.grad is not None:
+                gx = leaf.grad + gx
+            elif gx.data.base is not None or any(gx.data is array for array in taken):
+                gx = gx.copy()  # .grad may be written to, so no two of them share memory
+            leaf.grad = gx
+            taken.append(gx.data)
 
     # Operators. Each names its op; the ops themselves stand in ops/, below this file, and are found in the registry.
 
@@ -197,10 +207,10 @@ class Tensor:
     # Comparisons return boolean tensors, which have no gradient; & | ~ combine them.
 
     def __eq__(self, other: object) -> "Tensor":  # type: ignore[override]
-        return _compare("equal", self, other)
+        return _compare("equal", self, other) if _is_numbers(other) else NotImplemented
 
     def __ne__(self, other: object) -> "Tensor":  # type: ignore[override]
-        return _compare("not_equal", self, other)
+        return _compare("not_equal", self, other) if _is_numbers(other) else NotImplemented
 
     def __lt__(self, other: TensorLike) -> "Tensor":
         return _compare("less", self, other)
@@ -219,6 +229,9 @@ class Tensor:
 
     def __or__(self, other: TensorLike) -> "Tensor":
         return _compare("bitwise_or", self, other)
+
+    __rand__ = __and__
+    __ror__ = __or__
 
     def __invert__(self) -> "Tensor":
         return _wrap(~self.data)
@@ -286,9 +299,9 @@ class Tensor:
         sizes = iter(self.shape)
         return self.reshape(tuple(1 if a in new else next(sizes) for a in range(ndim)))
 
-    def broadcast_to(self, shape: Sequence[int]) -> "Tensor":
+    def broadcast_to(self, shape: int | Sequence[int]) -> "Tensor":
         """Repeated along new axes and axes of size 1 until it has ``shape``."""
-        return _op("broadcast_to", tuple(shape))(self)
+        return _op("broadcast_to", tuple(shape) if isinstance(shape, (tuple, list)) else (shape,))(self)
 
     def astype(self, dtype: Any) -> "Tensor":
         """The values in another dtype; the gradient comes back in this one."""
@@ -387,6 +400,11 @@ def _operand(x: Any) -> Tensor | Number:
     return x if isinstance(x, Tensor) or type(x) in (int, float, bool) else Tensor(x)
 
 
+def _is_numbers(x: object) -> bool:
+    """Whether x can be compared with a tensor element by element: a tensor, a number or an array or list of them."""
+    return isinstance(x, (Tensor, int, float, list, tuple)) or hasattr(x, "dtype")
+
+
 def _flat(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """The tuple that was given either as one sequence or as separate arguments."""
     return tuple(values[0]) if len(values) == 1 and isinstance(values[0], (tuple, list)) else values
@@ -474,6 +492,9 @@ class Op:
         if cls.name in REGISTRY and REGISTRY[cls.name].__module__ != cls.__module__:
             raise TypeError(f"op {cls.__name__}: the name {cls.name!r} is taken by {REGISTRY[cls.name]}")
         REGISTRY[cls.name] = cls
+
+    def __repr__(self) -> str:  # of an op with parameters, dataclass writes it
+        return f"{type(self).__name__}()"
 
     def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
         """Refuse shapes that do not fit, before anything is computed; return the size of each axis."""
@@ -580,9 +601,9 @@ def _backpropagate(
             gy = pending.pop(id(y))
             if id(y) in wanted if wanted is not None else y.op is None:
                 found.append((y, gy))
-            if y.op is None or y.inputs is None:
+            if y.op is None or not any(id(x) in leads_to_target for x in y.inputs or ()):
                 continue
-            for x, gx in _input_gradients(y.op, gy, y, y.inputs, leads_to_target):
+            for x, gx in _input_gradients(y.op, gy, y, y.inputs or (), leads_to_target):
                 known = pending.get(id(x))
                 pending[id(x)] = gx if known is None else known + gx  # a new tensor: gx may be shared
             if not retain_graph:

@@ -144,8 +144,10 @@ def conv2d_weight_grad(op: Conv2dWeightGrad, xp: Any, x: Array, gy: Array) -> Ar
     (c, h, w, n), (f, oh, ow, _), (kh, kw), (sh, sw) = m.shape, g.shape, op.kernel_size, op.stride
     if (kh, kw) == (h, w):  # one window, the whole map
         a, b = g.reshape(f, n), m.reshape(c * h * w, n).T
-        gw = a * b if n == 1 else np.matmul(a, b)  # OpenBLAS is slow at the product of two vectors
-        return gw.reshape(f, c, kh, kw)
+        gw = np.empty((f, c, kh, kw), m.dtype)
+        product = np.multiply if n == 1 else np.matmul  # OpenBLAS is slow at the product of two vectors
+        product(a, b, out=gw.reshape(f, c * h * w))
+        return gw
     row = c * kw
     merged = kh * row <= 32  # few rows: one product for all kernel rows
     rows, products = (kh * row, 1) if merged else (row, kh)
@@ -157,8 +159,8 @@ def conv2d_weight_grad(op: Conv2dWeightGrad, xp: Any, x: Array, gy: Array) -> Ar
         total = part if total is None else np.add(total, part, out=total)
     assert total is not None  # there is at least one block
     if merged:
-        return np.ascontiguousarray(total.reshape(f, kh, c, kw).transpose(0, 2, 1, 3))
-    return np.ascontiguousarray(total.reshape(kh, f, c, kw).transpose(1, 2, 0, 3))
+        return np.array(total.reshape(f, kh, c, kw).transpose(0, 2, 1, 3), order="C")
+    return np.array(total.reshape(kh, f, c, kw).transpose(1, 2, 0, 3), order="C")
 
 
 @kernel("cpu", "conv_transpose2d")
@@ -259,7 +261,7 @@ def matmul(op: MatMul, xp: Any, a: Array, b: Array) -> Array:
 @kernel("cpu", "tanh_grad")
 def tanh_grad(op: TanhGrad, xp: Any, gy: Array, y: Array) -> Array:
     """One new array and three passes over it, instead of three arrays."""
-    if gy.shape != y.shape or gy.dtype != y.dtype:
+    if gy.shape != y.shape or gy.dtype != y.dtype or not y.ndim:
         return NotImplemented
     gx = np.multiply(y, y)
     np.subtract(1, gx, out=gx)

@@ -11,6 +11,7 @@ from typing import Any
 from ..backend import Array
 from ..shapes import Shape, ShapeError, window_positions
 from ..tensor import REAL, Gradient, Op, Tensor
+from .layout import Pad
 from .windows import Pair, filled_images, pad_images, window_pixels
 
 _PAIRS = ((1, 1), (2, 2), (2, 1), (1, 3))
@@ -141,11 +142,18 @@ class ConvTranspose2d(Op):
     def backward(self, gy: Tensor, y: Tensor, x: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Gradient, ...]:
         kernel = (weight.shape[2], weight.shape[3])
         shared = (self.stride, self.padding, self.dilation, self.groups)
-        return (
-            lambda: Conv2d(*shared)(gy, weight),
-            lambda: Conv2dWeightGrad(kernel, *shared)(gy, x),
-            *(lambda: gy.sum((0, 2, 3)) for _ in bias),
-        )
+        # Where output_padding holds whole strides, a convolution over gy finds more positions than x has.
+        more_h, more_w = (extra // s for extra, s in zip(self.output_padding, self.stride, strict=True))
+
+        def gx() -> Tensor:
+            whole = Conv2d(*shared)(gy, weight)
+            return whole[:, :, : x.shape[2], : x.shape[3]] if more_h or more_w else whole
+
+        def gw() -> Tensor:
+            whole = Pad(((0, 0), (0, 0), (0, more_h), (0, more_w)), 0.0)(x) if more_h or more_w else x
+            return Conv2dWeightGrad(kernel, *shared)(gy, whole)
+
+        return gx, gw, *(lambda: gy.sum((0, 2, 3)) for _ in bias)
 
 
 @dataclass(frozen=True)

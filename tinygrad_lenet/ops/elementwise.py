@@ -63,7 +63,10 @@ class Divide(Op):
 
 
 class Power(Op):
-    """y = a**b; dy/da = b a**(b-1), dy/db = y log a; the latter is 0 where a is 0."""
+    """y = a**b; dy/da = b a**(b-1), dy/db = y log a.
+
+    dy/db is 0 where a is 0; where a and gy are 0, the gradient for a is 0.
+    """
 
     signature = "power(a[...], b[...]) -> y[...]"
     domains = {"a": POSITIVE, "b": REAL}
@@ -73,9 +76,11 @@ class Power(Op):
 
     def backward(self, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
         def ga() -> Tensor:
+            assert isinstance(a, Tensor)
+            base = _if_used(gy, a)
             if isinstance(b, Tensor):
-                return gy * (b * a ** where(b == 0, 1.0, b - 1))  # b = 0: the slope is 0, also at a = 0
-            return gy * (b * a ** (b - 1)) if b != 0 else gy * 0.0
+                return gy * (b * base ** where(b == 0, 1.0, b - 1))  # b = 0: the slope is 0, also at a = 0
+            return gy * (b * base ** (b - 1)) if b != 0 else gy * 0.0
 
         def gb() -> Tensor:
             base = a if isinstance(a, Tensor) else Tensor(a, dtype=y.dtype, device=y.device)
@@ -247,9 +252,13 @@ def where(condition: Tensor, a: Operand, b: Operand) -> Tensor:
 
 
 def _quotient(gy: Tensor, d: Tensor) -> Tensor:
-    """Gy / d, but 0 where gy is 0 and d is 0 or NaN, so that a branch not taken sends no NaN back."""
-    unused = (gy == 0) & ((d == 0) | (d != d))
-    return gy / where(unused, 1.0, d)
+    """gy / d, but 0 where gy is 0 and d is 0 or NaN, so that a branch not taken sends no NaN back."""
+    return gy / _if_used(gy, d)
+
+
+def _if_used(gy: Tensor, x: Tensor) -> Tensor:
+    """x, but 1 where gy is 0 and x is 0 or NaN: nothing depends on x there, and 0 times inf would be NaN."""
+    return where((gy == 0) & ((x == 0) | (x != x)), 1.0, x)
 
 
 def _share(gy: Tensor, x: Operand, y: Tensor, other: Operand) -> Tensor:

@@ -169,6 +169,19 @@ class Pad(Op):
         ]
 
 
+class Copy(Op):
+    """y = x in memory of its own; dy/dx = 1."""
+
+    signature = "copy(x[...]) -> y[...]"
+    domains = {"x": REAL}
+
+    def forward(self, xp: Any, x: Array) -> Array:
+        return xp.array(x)  # in x's memory order, which .copy() would not keep
+
+    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+        return gy
+
+
 @dataclass(frozen=True)
 class AsType(Op):
     """x in another dtype; the gradient returns in x's dtype, which the engine sees to."""

@@ -1,5 +1,6 @@
 """Products of matrices and, with einsum, of tensors."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,4 +94,4 @@ def _transposed(a: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     """x[... I] -> [rows I]."""
-    return x if x.ndim == 2 else x.reshape((-1, x.shape[-1]) if x.size else (0, x.shape[-1]))
+    return x if x.ndim == 2 else x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))

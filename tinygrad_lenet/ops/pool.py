@@ -136,7 +136,6 @@ class MaxPool2dGrad(Op):
 
     def forward(self, xp: Any, x: Array, gy: Array) -> Array:
         (n, c, h, w), (ph, pw) = x.shape, self.padding
-        x = pad_images(xp, x, self.padding, -xp.inf)
         gx = filled_images(xp, n, c, h + 2 * ph, w + 2 * pw, gy.dtype)
         for window, first in _winners(self, xp, x):
             gx[window] += xp.where(first, gy, 0)
@@ -163,7 +162,6 @@ class MaxPool2dPick(Op):
         return super().check(shapes) | _check(self, shapes[:1])
 
     def forward(self, xp: Any, x: Array, g: Array) -> Array:
-        x = pad_images(xp, x, self.padding, -xp.inf)
         g = pad_images(xp, g, self.padding)
         y: Array = 0
         for window, first in _winners(self, xp, x):
@@ -197,11 +195,16 @@ def _pixels(op: _Pool, padded: Shape) -> Any:
 
 def _winners(op: MaxPool2dGrad | MaxPool2dPick, xp: Any, x: Array) -> Any:
     """For each pixel of the window: its index, and where it is the first of its window to have the largest value."""
+    inside = pad_images(xp, xp.ones(x.shape, bool), op.padding)
+    x = pad_images(xp, x, op.padding, -xp.inf)
     pixels = [window for _, _, window in _pixels(op, x.shape)]
-    largest = x[pixels[0]]
+    largest, found = x[pixels[0]], inside[pixels[0]]
     winner = xp.zeros(largest.shape, xp.int32)
     for i, window in enumerate(pixels[1:], start=1):
-        larger = (x[window] > largest) | (xp.isnan(x[window]) & ~xp.isnan(largest))
-        largest = xp.where(larger, x[window], largest)
-        winner = xp.where(larger, i, winner)
+        candidate = x[window]
+        better = (candidate > largest) | (xp.isnan(candidate) & ~xp.isnan(largest))
+        better |= inside[window] & ~found  # a pixel that is itself -inf comes before padding
+        largest = xp.where(better, candidate, largest)
+        winner = xp.where(better, i, winner)
+        found = found | inside[window]
     return [(window, winner == i) for i, window in enumerate(pixels)]

@@ -109,7 +109,7 @@ class CrossEntropy(Op):
         return sizes | _check_axis("cross_entropy", 1, shapes[0])
 
     def forward(self, xp: Any, logits: Array, target: Array) -> Array:
-        return -xp.sum(xp.where(target == 0, 0, target * _log_softmax(xp, logits, 1)), axis=1)
+        return -xp.sum(target * xp.where(target == 0, 0, _log_softmax(xp, logits, 1)), axis=1)
 
     def backward(self, gy: Tensor, y: Tensor, logits: Tensor, target: Tensor) -> tuple[Gradient, ...]:
         gy = gy.expand_dims(1)  # (N,) -> (N, 1)
