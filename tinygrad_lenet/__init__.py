@@ -9,10 +9,12 @@ Tensor([2., 4.])
 
 from . import backend, data, functional, kernels, nn, ops, optim, parallel, testing
 from .shapes import ShapeError
-from .tensor import Op, Tensor, grad, no_grad
+from .tensor import REAL, Domain, Op, Tensor, grad, no_grad
 
 __version__ = "0.1.0"
 __all__ = [
+    "REAL",
+    "Domain",
     "Op",
     "ShapeError",
     "Tensor",
