@@ -272,6 +272,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "max_pool2d_pick": max_pool2d_pick,
     "sum": np.sum,
     "max": np.max,
+    "min": np.min,
     "softmax": softmax,
     "log_softmax": log_softmax,
     "logsumexp": logsumexp,

@@ -254,6 +254,7 @@ class Engine(RuleBasedStateMachine):
             return
         for i, gradient in zip(chosen, call(), strict=True):
             self.compare(gradient, np.sum(cotangent * output.tangents[i][0]), i)
+            assert retain or not gradient.requires_grad
         if not retain:
             self.free({node for node in output.ancestors if node.ancestors.intersection(targets)})
 
@@ -265,8 +266,9 @@ class Engine(RuleBasedStateMachine):
             return
         i = reached[-last]
         x = self.leaf_nodes[i].tensor
-        (first,) = grad(output.tensor.sum(), [x], create_graph=True)
-        self.compare(first, np.sum(output.tangents[i][0]), i)
+        cotangent = np.asarray(self.rng.normal(size=output.value.shape))  # ones would hide a forgotten factor gy
+        (first,) = grad(output.tensor, [x], cotangent, create_graph=True)
+        self.compare(first, np.sum(cotangent * output.tangents[i][0]), i)
         kept = [node.tensor.grad for node in self.leaf_nodes]
         x.zero_grad()
         if first.requires_grad:  # if not, the output is linear in x
@@ -274,7 +276,7 @@ class Engine(RuleBasedStateMachine):
         second = x.grad if x.grad is not None else Tensor(0 * self.directions[i])
         for node, gradient in zip(self.leaf_nodes, kept, strict=True):
             node.tensor.grad = gradient
-        self.compare(second, np.sum(output.tangents[i][1]), i)
+        self.compare(second, np.sum(cotangent * output.tangents[i][1]), i)
 
     @rule(x=leaves)
     def zero_grad(self, x: Node) -> None:

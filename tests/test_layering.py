@@ -12,7 +12,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "tinygrad_lenet"
 ORDER = (
-    "shapes", "backend", "tensor", "ops", "kernels", "functional", "nn", "optim", "data", "checkpoint", "parallel",
+    "shapes", "backend",
+    "anomaly", "tensor", "ops", "kernels", "functional", "nn", "optim", "data", "checkpoint", "parallel",
     "testing",
 )  # fmt: skip
 OPTIONAL = ("cupy", "hypothesis", "pooch", "safetensors", "tqdm", "torch")

@@ -8,18 +8,21 @@ Tensor([2., 4.])
 """
 
 from . import backend, data, functional, kernels, nn, ops, optim, parallel, testing
+from .anomaly import AnomalyError, detect_anomaly
 from .shapes import ShapeError
 from .tensor import REAL, Domain, Op, Tensor, grad, no_grad
 
 __version__ = "0.1.0"
 __all__ = [
     "REAL",
+    "AnomalyError",
     "Domain",
     "Op",
     "ShapeError",
     "Tensor",
     "backend",
     "data",
+    "detect_anomaly",
     "functional",
     "grad",
     "kernels",

@@ -6,20 +6,21 @@ for shapes that do not fit, TypeError for parameters of the wrong kind and Value
 anything is computed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Real
 from string import ascii_letters
 from typing import Any
 
 import numpy as np
 
-from .backend import backend_of
+from .backend import Array, backend_of
 from .ops.conv import Conv2d, ConvTranspose2d
 from .ops.elementwise import Maximum, Minimum, Where
 from .ops.layout import Concatenate, Pad
 from .ops.linalg import Einsum, Linear
 from .ops.pool import AvgPool2d, MaxPool2d
 from .ops.softmax import CrossEntropy
-from .shapes import ShapeError, broadcast_shape, integer, normalize_axes, pair
+from .shapes import ShapeError, broadcast_shape, integer, normalize_axis, pair
 from .tensor import Tensor, TensorLike, _as_tensor
 
 __all__ = [
@@ -128,6 +129,9 @@ def max_pool2d(x: TensorLike, kernel_size: Size, stride: Size | None = None, pad
     >>> max_pool2d([[[[1, 2], [3, 6]]]], 2).item()
     6.0
     """
+    x = _as_tensor(x)
+    if x.dtype.kind != "f" and padding != 0:
+        raise TypeError(f"max_pool2d: x has dtype {x.dtype}; padding with -inf needs floats")
     return MaxPool2d(*_pool_parameters("max_pool2d", kernel_size, stride, padding))(x)
 
 
@@ -226,7 +230,7 @@ def one_hot(labels: TensorLike, classes: int, dtype: Any = np.float32) -> Tensor
 
 def _labels(op: str, labels: TensorLike, classes: int) -> Tensor:
     """Class labels[N] as a tensor of integers, checked where they lie on the host."""
-    values = labels if isinstance(labels, Tensor) else Tensor(labels, dtype=None if hasattr(labels, "dtype") else int)
+    values = labels if isinstance(labels, Tensor) else Tensor(_as_array(op, "labels", labels))
     if values.dtype.kind not in "iu":
         raise TypeError(f"{op}: labels have dtype {values.dtype}; expected integers")
     if values.ndim != 1:
@@ -249,30 +253,32 @@ def cross_entropy(
     >>> round(cross_entropy([[0.0, 0.0]], [1]).item(), 4)
     0.6931
     """
+    _check_reduction("cross_entropy", reduction)
     logits = _as_tensor(logits)
     if logits.ndim != 2:
         raise ShapeError(f"cross_entropy: logits have shape {logits.shape}; expected [N K]")
-    if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing <= 1:
+    if not isinstance(label_smoothing, Real) or not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing!r}; expected a number from 0 to 1")
+    smoothing = float(label_smoothing)
     classes = logits.shape[1]
-    probabilities = _as_class_tensor(target)
+    probabilities = target if isinstance(target, Tensor) else Tensor(_as_array("cross_entropy", "target", target))
     if probabilities.ndim == 1:
         if probabilities.shape != logits.shape[:1]:
             raise ShapeError(
                 f"cross_entropy: axis N is {logits.shape[0]} in logits and {probabilities.shape[0]} in target"
             )
         probabilities = one_hot(_labels("cross_entropy", probabilities, classes), classes, logits.dtype)
-    if label_smoothing:
-        probabilities = (1 - label_smoothing) * probabilities + label_smoothing / classes
-    return _reduce("cross_entropy", CrossEntropy()(logits, probabilities), reduction)
+    if smoothing:
+        probabilities = (1 - smoothing) * probabilities + smoothing / classes
+    return _REDUCTIONS[reduction](CrossEntropy()(logits, probabilities))
 
 
-def _as_class_tensor(target: TensorLike) -> Tensor:
-    """A target as a tensor; a flat list of Python integers stays integers."""
-    if not isinstance(target, Tensor) and not hasattr(target, "dtype"):
-        array = np.asarray(target)
-        return Tensor(array if array.ndim == 1 else array.astype(np.float32))
-    return _as_tensor(target)
+def _as_array(op: str, name: str, values: Any) -> Array:
+    """Numbers as an array in which integers stay integers, which in a tensor's constructor they would not."""
+    try:
+        return values if hasattr(values, "dtype") else np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{op}: {name} is not a rectangular array of numbers") from None
 
 
 def nll_loss(log_probabilities: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
@@ -283,6 +289,7 @@ def nll_loss(log_probabilities: TensorLike, target: TensorLike, reduction: str =
     >>> nll_loss([[-0.5, -1.0]], [1]).item()
     1.0
     """
+    _check_reduction("nll_loss", reduction)
     logp = _as_tensor(log_probabilities)
     if logp.ndim != 2:
         raise ShapeError(f"nll_loss: log_probabilities have shape {logp.shape}; expected [N K]")
@@ -290,7 +297,7 @@ def nll_loss(log_probabilities: TensorLike, target: TensorLike, reduction: str =
     if labels.shape != logp.shape[:1]:
         raise ShapeError(f"nll_loss: axis N is {logp.shape[0]} in log_probabilities and {labels.shape[0]} in target")
     rows = backend_of(labels.data).xp.arange(logp.shape[0])
-    return _reduce("nll_loss", -logp[rows, labels.data], reduction)
+    return _REDUCTIONS[reduction](-logp[rows, labels.data])
 
 
 def mse_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
@@ -299,21 +306,20 @@ def mse_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tens
     >>> mse_loss([1.0, 2.0], [1.0, 4.0]).item()
     2.0
     """
+    _check_reduction("mse_loss", reduction)
     x, target = _as_tensor(x), _as_tensor(target)
     if x.shape != target.shape:
         raise ShapeError(f"mse_loss: x has shape {x.shape} and target {target.shape}; expected the same")
     difference = x - target
-    return _reduce("mse_loss", difference * difference, reduction)
+    return _REDUCTIONS[reduction](difference * difference)
 
 
-def _reduce(op: str, y: Tensor, reduction: str) -> Tensor:
-    if reduction == "mean":
-        return y.mean()
-    if reduction == "sum":
-        return y.sum()
-    if reduction == "none":
-        return y
-    raise ValueError(f"{op}: reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
+_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"mean": Tensor.mean, "sum": Tensor.sum, "none": lambda y: y}
+
+
+def _check_reduction(op: str, reduction: str) -> None:
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"{op}: reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
 
 
 def dropout(x: TensorLike, p: float = 0.5, training: bool = True, rng: np.random.Generator | None = None) -> Tensor:
@@ -325,8 +331,10 @@ def dropout(x: TensorLike, p: float = 0.5, training: bool = True, rng: np.random
     >>> dropout([1.0, 1.0, 1.0], p=0.5, rng=np.random.default_rng(2))
     Tensor([2., 0., 0.])
     """
-    if not isinstance(p, (int, float)) or not 0 <= p < 1:
+    if not isinstance(p, Real) or not 0 <= p < 1:
         raise ValueError(f"dropout: p is {p!r}; expected a probability from 0 up to, but not including, 1")
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        raise TypeError(f"dropout: rng is {rng!r}; expected a NumPy generator, np.random.default_rng(seed)")
     x = _as_tensor(x)
     if not training or p == 0:
         return x
@@ -365,9 +373,9 @@ def batch_norm(
     ):
         if value is not None and np.shape(value) != (channels,):
             raise ShapeError(f"batch_norm: axis C is {channels} in x and {np.shape(value)} in {name}")
-    if not isinstance(eps, (int, float)) or eps < 0:
+    if not isinstance(eps, Real) or not eps >= 0:
         raise ValueError(f"batch_norm: eps is {eps!r}; expected a number of at least 0")
-    if not isinstance(momentum, (int, float)) or not 0 <= momentum <= 1:
+    if not isinstance(momentum, Real) or not 0 <= momentum <= 1:
         raise ValueError(f"batch_norm: momentum is {momentum!r}; expected a number from 0 to 1")
     if not training and (running_mean is None or running_var is None):
         raise ValueError("batch_norm: running_mean and running_var are needed when training is False")
@@ -409,6 +417,8 @@ def pad(x: TensorLike, pad_width: int | Sequence[Any], value: float = 0.0) -> Te
         (integer("pad", "pad_width", before, minimum=0), integer("pad", "pad_width", after, minimum=0))
         for before, after in widths
     )
+    if not isinstance(value, Real):
+        raise TypeError(f"pad: value is {value!r}; expected a number")
     return Pad(checked, float(value))(x)
 
 
@@ -448,7 +458,7 @@ def concatenate(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
     >>> concatenate([[1.0], [2.0, 3.0]])
     Tensor([1., 2., 3.])
     """
-    return Concatenate(axis)(*map(_as_tensor, xs))
+    return Concatenate(axis)(*_tensors("concatenate", xs))
 
 
 def stack(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
@@ -457,12 +467,21 @@ def stack(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
     >>> stack([[1.0], [2.0]], axis=1)
     Tensor([[1., 2.]])
     """
-    tensors = list(map(_as_tensor, xs))
+    tensors = _tensors("stack", xs)
     for i, x in enumerate(tensors):
         if x.shape != tensors[0].shape:
             raise ShapeError(f"stack: input {i} has shape {x.shape}, input 0 {tensors[0].shape}; expected the same")
-    (place,) = normalize_axes("stack", axis, (tensors[0].ndim if tensors else 0) + 1)
+    place = normalize_axis("stack", axis, tensors[0].ndim + 1)
     return Concatenate(place)(*(x.expand_dims(place) for x in tensors))
+
+
+def _tensors(op: str, xs: Sequence[TensorLike]) -> list[Tensor]:
+    """A sequence of at least one tensor."""
+    if not isinstance(xs, (list, tuple)):
+        raise TypeError(f"{op}: xs is {type(xs).__name__}; expected a list or tuple of tensors")
+    if not xs:
+        raise ShapeError(f"{op}: there is nothing to join; expected at least one tensor")
+    return list(map(_as_tensor, xs))
 
 
 def einsum(subscripts: str, *operands: TensorLike) -> Tensor:
@@ -484,6 +503,9 @@ def einsum(subscripts: str, *operands: TensorLike) -> Tensor:
         letters = ""
         for axis, letter in enumerate(inputs[i]):
             if letter in letters:
+                first, size = tensors[i].shape[letters.index(letter)], tensors[i].shape[axis]
+                if first != size:
+                    raise ShapeError(f"einsum: axis {letter} is {first} and {size}, in operand {i}")
                 other = next(free)
                 tensors.append(constant(np.eye(tensors[i].shape[axis])))
                 inputs.append(letter + other)
@@ -500,6 +522,8 @@ def einsum(subscripts: str, *operands: TensorLike) -> Tensor:
 
 def _explicit_subscripts(subscripts: str, tensors: list[Tensor]) -> tuple[list[str], str]:
     """Subscripts with ``...`` spelled out and the output given: the letters of each operand, and of the output."""
+    if not isinstance(subscripts, str):
+        raise TypeError(f"einsum: subscripts are {type(subscripts).__name__}; expected a string such as 'ij,jk->ik'")
     text = subscripts.replace(" ", "")
     left, arrow, output = text.partition("->")
     inputs = left.split(",")
@@ -510,7 +534,7 @@ def _explicit_subscripts(subscripts: str, tensors: list[Tensor]) -> tuple[list[s
     for i, (letters, x) in enumerate(zip(inputs, tensors, strict=True)):
         named = len(letters.replace("...", "", 1))
         fits = x.ndim >= named if "..." in letters else x.ndim == named
-        if not fits or (not letters.replace("...", "", 1).isalpha() and named):
+        if not fits or not set(letters.replace("...", "", 1)) <= set(ascii_letters):
             raise ShapeError(f"einsum: operand {i} has shape {x.shape}, which {letters!r} does not describe")
         ranks.append(x.ndim - named if "..." in letters else 0)
     shapes = [

@@ -190,3 +190,12 @@ def normalize_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> tupl
     if len(set(result)) != len(result):
         raise ShapeError(f"{op}: axis {axis} names an axis twice")
     return tuple(result)
+
+
+def normalize_axis(op: str, axis: Any, ndim: int) -> int:
+    """One axis as a non-negative integer; TypeError if it is not one integer, ShapeError if it is out of range.
+
+    >>> normalize_axis("softmax", -1, 3)
+    2
+    """
+    return normalize_axes(op, integer(op, "axis", axis, minimum=-(2**31)), ndim)[0]

@@ -18,11 +18,13 @@ from typing import Any, ClassVar, Union
 
 import numpy as np
 
+from . import anomaly
 from .backend import Array, backend_of, backend_of_type, default_device, find_kernel, transfer
-from .shapes import Shape, Signature, broadcast_shape, normalize_axes
+from .shapes import Operand, Shape, ShapeError, Signature, broadcast_shape, integer, normalize_axes
 
 Number = int | float
 TensorLike = Union["Tensor", Array, Number]
+Hook = Callable[["Tensor"], "Tensor | None"]
 Gradient = Union["Tensor", Callable[[], "Tensor"], None]
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)  # per thread and per async task
@@ -64,7 +66,7 @@ class Tensor:
     Tensor([2., 4.])
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "inputs", "op", "requires_grad")
+    __slots__ = ("__weakref__", "data", "grad", "hooks", "inputs", "op", "origin", "requires_grad")
     __array_ufunc__ = None  # NumPy arrays on the left of an operator leave the work to Tensor's reflected operator
 
     data: Array
@@ -72,18 +74,20 @@ class Tensor:
     grad: "Tensor | None"
     op: "Op | None"  # what made this tensor; None for a leaf
     inputs: "tuple[Tensor | Number, ...] | None"  # what op was applied to; None once the graph has been freed
+    hooks: "dict[int, Hook] | None"  # called with the gradient, see register_hook
+    origin: anomaly.Origin | None  # where op was called, recorded within detect_anomaly
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> None:
         array = data.data if isinstance(data, Tensor) else data
         if backend_of_type(type(array)) is None:
-            array = _host_array(array, dtype)
-            device = device or default_device()
+            array = _host_array(array)
+            device = default_device() if device is None else device
         elif device is None and type(array) is np.ndarray:
             device = default_device()
+        _check_dtype("Tensor", array.dtype)
         if dtype is not None:
+            _check_dtype("Tensor", np.dtype(dtype))
             array = array.astype(dtype, copy=False)
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"Tensor: dtype {array.dtype} is not a real number; expected floats, integers or booleans")
         if requires_grad and array.dtype.kind != "f":
             raise ValueError(f"Tensor: requires_grad needs floating-point data, not {array.dtype}; set dtype='float32'")
         self.data = array if device is None else transfer(array, device)
@@ -91,6 +95,8 @@ class Tensor:
         self.grad = None
         self.op = None
         self.inputs = ()
+        self.hooks = None
+        self.origin = None
 
     @property
     def shape(self) -> Shape:
@@ -156,6 +162,23 @@ class Tensor:
                 gx = gx.copy()  # .grad may be written to, so no two of them share memory
             leaf.grad = gx
             taken.append(gx.data)
+
+    def register_hook(self, hook: Hook) -> "HookHandle":
+        """Call ``hook(gradient)`` in every backward pass, once this tensor's gradient is complete.
+
+        What it returns, unless None, takes the gradient's place. ``handle.remove()`` ends it. ValueError if the tensor
+        requires no gradient.
+
+        >>> x = Tensor(3.0, requires_grad=True)
+        >>> handle = x.register_hook(lambda gx: 10.0 * gx)
+        >>> (x * x).backward()
+        >>> x.grad
+        Tensor(60.)
+        """
+        if not self.requires_grad:
+            raise ValueError("register_hook: this tensor requires no gradient, so the hook would never be called")
+        self.hooks = {} if self.hooks is None else self.hooks
+        return HookHandle(self.hooks, hook)
 
     # Operators. Each names its op; the ops themselves stand in ops/, below this file, and are found in the registry.
 
@@ -257,15 +280,15 @@ class Tensor:
 
     def min(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> "Tensor":
         """The smallest element; tied elements share the gradient equally."""
-        return -(-self).max(axis, keepdims)
+        return _op("min", axis, keepdims)(self)
 
     def argmax(self, axis: int | None = None) -> "Tensor":
         """The index of the first largest element; integers, without gradient."""
-        return _wrap(self.data.argmax(axis))
+        return _wrap(self.data.argmax(_index_axis("argmax", self, axis)))
 
     def argmin(self, axis: int | None = None) -> "Tensor":
         """The index of the first smallest element; integers, without gradient."""
-        return _wrap(self.data.argmin(axis))
+        return _wrap(self.data.argmin(_index_axis("argmin", self, axis)))
 
     # Shapes
 
@@ -305,6 +328,7 @@ class Tensor:
 
     def astype(self, dtype: Any) -> "Tensor":
         """The values in another dtype; the gradient comes back in this one."""
+        _check_dtype("astype", np.dtype(dtype))
         return _op("astype", np.dtype(dtype).name)(self)
 
     # Elementwise functions
@@ -367,15 +391,36 @@ class Tensor:
         return f"Tensor({values}{dtype}{device}{', requires_grad=True' if self.requires_grad else ''})"
 
 
-def _host_array(data: Any, dtype: Any) -> np.ndarray:
+class HookHandle:
+    """A hook that was registered; ``remove()`` takes it away."""
+
+    def __init__(self, hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
+        self._hooks = hooks
+        self._key = max(hooks, default=-1) + 1
+        hooks[self._key] = hook
+
+    def remove(self) -> None:
+        """Take the hook away; a second time does nothing."""
+        self._hooks.pop(self._key, None)
+
+
+def _check_dtype(op: str, dtype: np.dtype[Any]) -> None:
+    """Refuse numbers that are not real, and what is no number."""
+    if dtype.kind not in "fiub":
+        raise TypeError(f"{op}: dtype {dtype} is not a real number; expected floats, integers or booleans")
+
+
+def _host_array(data: Any) -> np.ndarray:
     """Python numbers, lists of them, NumPy scalars and anything with ``__array__`` as a NumPy array."""
+    if isinstance(data, (list, tuple)) and any(isinstance(each, Tensor) for each in data):
+        raise TypeError("Tensor: a list of tensors would lose their gradients; join them with functional.stack")
     try:
-        array = np.asarray(data, dtype=dtype)
+        array = np.asarray(data)
     except ValueError as error:
         raise ValueError(f"Tensor: the data is not a rectangular array of numbers ({error})") from None
     if type(array) is not np.ndarray:  # a subclass that asarray let through
         array = array.view(np.ndarray)
-    if dtype is None and not hasattr(data, "dtype") and array.dtype.kind in "fiu":
+    if not hasattr(data, "dtype") and array.dtype.kind in "fiu":
         array = array.astype(np.float32)
     return array
 
@@ -388,6 +433,8 @@ def _wrap(array: Array) -> Tensor:
     tensor.grad = None
     tensor.op = None
     tensor.inputs = ()
+    tensor.hooks = None
+    tensor.origin = None
     return tensor
 
 
@@ -416,6 +463,14 @@ def _count(op: str, x: Tensor, axis: int | Sequence[int] | None) -> int:
     for a in normalize_axes(op, axis, x.ndim):
         count *= x.shape[a]
     return count
+
+
+def _index_axis(op: str, x: Tensor, axis: int | None) -> int | None:
+    """The axis that argmax or argmin looks along, once it is known to exist and not to be empty."""
+    axes = normalize_axes(op, axis if axis is None else integer(op, "axis", axis, minimum=-x.ndim), x.ndim)
+    if not all(x.shape[a] for a in axes):
+        raise ShapeError(f"{op}: the tensor has shape {x.shape}; expected at least one element along the axis")
+    return None if axis is None else axes[0]
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -519,6 +574,10 @@ class Op:
         if y is NotImplemented:
             y = self.forward(backend.xp, *arrays)
         out = _wrap(y)
+        if anomaly.watching.get():
+            out.origin = anomaly.caller()
+            names = [operand.name for operand in self._parsed.operands(len(operands))]
+            anomaly.check_forward(self.name, names, arrays, out.data)
         if _recording.get() and out.data.dtype.kind == "f":
             for x in operands:
                 if isinstance(x, Tensor) and x.requires_grad:
@@ -558,6 +617,8 @@ def grad(
     >>> grad(gx, [x])
     (Tensor(18.),)
     """
+    if not isinstance(output, Tensor):
+        raise TypeError(f"grad: output is {type(output).__name__}, not a Tensor")
     targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     for i, x in enumerate(targets):
         if not isinstance(x, Tensor):
@@ -595,15 +656,18 @@ def _backpropagate(
     wanted = {id(x) for x in targets} if targets is not None else None
     pending = {id(output): gy}  # gradients of tensors that all their users have not yet been visited for
     found = []
-    with _recording_set(create_graph):
+    watched = anomaly.watching.get()  # then the gradients are checked, not each step on the way to them
+    with _recording_set(create_graph), anomaly.watch(False):
         while order:
             y = order.pop()
             gy = pending.pop(id(y))
+            for hook in (y.hooks or {}).copy().values():
+                gy = _replaced(gy, hook(gy))
             if id(y) in wanted if wanted is not None else y.op is None:
                 found.append((y, gy))
             if y.op is None or not any(id(x) in leads_to_target for x in y.inputs or ()):
                 continue
-            for x, gx in _input_gradients(y.op, gy, y, y.inputs or (), leads_to_target):
+            for x, gx in _input_gradients(y.op, gy, y, y.inputs or (), leads_to_target, watched):
                 known = pending.get(id(x))
                 pending[id(x)] = gx if known is None else known + gx  # a new tensor: gx may be shared
             if not retain_graph:
@@ -643,26 +707,51 @@ def _sort(output: Tensor, targets: list[Tensor] | None) -> tuple[list[Tensor], s
 
 
 def _input_gradients(
-    op: Op, gy: Tensor, y: Tensor, inputs: tuple[Tensor | Number, ...], wanted: set[int]
+    op: Op, gy: Tensor, y: Tensor, inputs: tuple[Tensor | Number, ...], wanted: set[int], watched: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each wanted input of one op with its gradient, checked and brought to the input's shape and dtype."""
-    gradients = op.backward(gy, y, *inputs)
-    if not isinstance(gradients, tuple):
-        gradients = (gradients,)
-    for operand, x, gradient in zip(op._parsed.operands(len(inputs)), inputs, gradients, strict=True):
-        if not isinstance(x, Tensor) or id(x) not in wanted:
-            continue
-        gx = gradient() if callable(gradient) else gradient
-        if gx is None:
-            raise ValueError(f"{op.name}: no gradient is defined for {operand.name}; detach() it if that is meant")
-        if gx.shape != x.shape and operand.any_rank:
-            gx = _unbroadcast(gx, x.shape)
-        if gx.shape != x.shape or gx.dtype != y.dtype:
-            raise ValueError(
-                f"{op.name}: backward returned {gx.dtype} of shape {gx.shape} for {operand.name}; "
-                f"expected {y.dtype} of shape {x.shape}"
-            )
-        yield x, gx if gx.dtype == x.dtype else gx.astype(x.dtype)
+    try:
+        gradients = op.backward(gy, y, *inputs)
+        if not isinstance(gradients, tuple):
+            gradients = (gradients,)
+        if len(gradients) != len(inputs):
+            raise ValueError(f"{op.name}: backward returned {len(gradients)} gradients; expected {len(inputs)}")
+        for operand, x, gradient in zip(op._parsed.operands(len(inputs)), inputs, gradients, strict=True):
+            if isinstance(x, Tensor) and id(x) in wanted:
+                gx = _fitted(op, operand, gradient() if callable(gradient) else gradient, x, y)
+                if watched:
+                    anomaly.check_backward(op.name, operand.name, gx.data, y.origin)
+                yield x, gx
+    except Exception as error:
+        if y.origin and not isinstance(error, anomaly.AnomalyError):
+            error.add_note(f"The forward pass called {op.name} at {y.origin}")
+        raise
+
+
+def _fitted(op: Op, operand: Operand, gx: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient for one operand, checked and brought to the operand's shape and dtype."""
+    if gx is None:
+        raise ValueError(f"{op.name}: no gradient is defined for {operand.name}; detach() it if that is meant")
+    if not isinstance(gx, Tensor):
+        raise TypeError(f"{op.name}: backward returned {type(gx).__name__} for {operand.name}; expected a Tensor")
+    if gx.shape != x.shape and operand.any_rank and gx.ndim >= x.ndim:
+        gx = _unbroadcast(gx, x.shape)
+    if gx.shape != x.shape or gx.dtype != y.dtype:
+        raise ValueError(
+            f"{op.name}: backward returned {gx.dtype} of shape {gx.shape} for {operand.name}; "
+            f"expected {y.dtype} of shape {x.shape}"
+        )
+    return gx if gx.dtype == x.dtype else gx.astype(x.dtype)
+
+
+def _replaced(gy: Tensor, answer: Tensor | None) -> Tensor:
+    """The gradient, or what a hook gave in its place."""
+    if answer is None:
+        return gy
+    if not isinstance(answer, Tensor) or answer.shape != gy.shape or answer.dtype != gy.dtype:
+        found = f"{answer.dtype} of shape {answer.shape}" if isinstance(answer, Tensor) else type(answer).__name__
+        raise ValueError(f"register_hook: the hook returned {found}; expected a Tensor, {gy.dtype} of shape {gy.shape}")
+    return answer
 
 
 def _unbroadcast(gx: Tensor, shape: Shape) -> Tensor:

@@ -89,7 +89,7 @@ def digits(split: str = "train") -> tuple[Images, Labels]:
 
     >>> images, labels = digits("test")
     >>> images.shape, labels[:5]
-    ((360, 28, 28), array([2, 3, 4, 5, 6]))
+    ((360, 28, 28), array([0, 5, 0, 5, 0]))
     """
     _prefix("digits", split)
     small, labels = (_embedded(f"digits-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))

@@ -1,14 +1,17 @@
 """What all modules share: finding parameters, switching modes, saving and loading, moving, and the summary table."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
 
 from ..backend import transfer
 from ..shapes import Shape, ShapeError, integer
-from ..tensor import Tensor, no_grad
+from ..tensor import HookHandle, Tensor, no_grad
 from .state import copy_into
+
+ForwardHook = Callable[["Module", tuple[Any, ...], Any], Any]
 
 
 class Parameter(Tensor):
@@ -46,7 +49,7 @@ class Module:
 
     training: bool = True
     _buffers: tuple[str, ...] = ()
-    _after_call: Callable[["Module", tuple[Any, ...], Any], None] | None = None  # `summary` listens here; hooks could
+    _forward_hooks: Mapping[int, ForwardHook] = MappingProxyType({})
 
     def forward(self, *inputs: Any) -> Any:
         """Compute the output; every module defines it."""
@@ -55,9 +58,26 @@ class Module:
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Compute the output from the inputs."""
         y = self.forward(*inputs, **options)
-        if self._after_call is not None:
-            self._after_call(self, inputs, y)
+        for hook in tuple(self._forward_hooks.values()):
+            answer = hook(self, inputs, y)
+            y = y if answer is None else answer
         return y
+
+    def register_forward_hook(self, hook: ForwardHook) -> HookHandle:
+        """Call ``hook(module, inputs, output)`` after every call; what it returns, unless None, is the output instead.
+
+        ``handle.remove()`` ends it.
+
+        >>> seen = []
+        >>> handle = (layer := Activation()).register_forward_hook(lambda module, inputs, y: seen.append(y))
+        >>> layer(1.0), seen
+        (1.0, [1.0])
+        """
+        if not callable(hook):
+            raise TypeError(f"register_forward_hook: the hook is {type(hook).__name__}; expected a function")
+        if not isinstance(self._forward_hooks, dict):
+            self._forward_hooks = {}
+        return HookHandle(self._forward_hooks, hook)
 
     def register_buffer(self, name: str, tensor: Tensor | None) -> None:
         """Set attribute ``name`` to a tensor that is saved and moved with the module but not learned; None for none.
@@ -272,14 +292,13 @@ def _calls(model: Module, shape: Shape) -> tuple[list[list[str]], int]:
             rows.append([names[id(module)], type(module).__name__, *sizes, f"{sum(new.values()):,}"])
         last = y
 
+    handles = [module.register_forward_hook(record) for module in leaves]
     try:
-        for module in leaves:
-            module._after_call = record
         with no_grad():
             model.eval()(x)
     finally:
-        for module in leaves:
-            del module._after_call
+        for handle in handles:
+            handle.remove()
         for module, mode in modes:
             module.training = mode
     return rows, listed

@@ -26,6 +26,9 @@ class GetItem(Op):
         (((3, 2),), {"index": slice(1, 1)}),
     )
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", _copied(self.index))  # backward needs it as it is now
+
     def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
         parts = self.index if isinstance(self.index, tuple) else (self.index,)
         used = 0
@@ -88,6 +91,13 @@ def _kind(part: Any) -> str:
         return "b"
     dtype = getattr(part, "dtype", None)
     return "?" if dtype is None else dtype.kind.replace("u", "i")
+
+
+def _copied(index: Any) -> Any:
+    """The index with arrays and lists that nobody else can change."""
+    if isinstance(index, tuple):
+        return tuple(_copied(part) for part in index)
+    return index.copy() if isinstance(index, list) or hasattr(index, "dtype") else index
 
 
 def _on_backend(xp: Any, index: Any) -> Any:

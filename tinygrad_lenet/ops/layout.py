@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backend import Array, transfer
-from ..shapes import Shape, ShapeError, broadcast_shape, integer, normalize_axes
+from ..shapes import Shape, ShapeError, broadcast_shape, integer, normalize_axes, normalize_axis
 from ..tensor import REAL, Gradient, Op, Tensor
 
 
@@ -114,9 +114,7 @@ class Concatenate(Op):
     )
 
     def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
-        if not shapes:
-            raise ShapeError("concatenate: there is nothing to join; expected at least one tensor")
-        (axis,) = normalize_axes("concatenate", self.axis, len(shapes[0]))
+        axis = normalize_axis("concatenate", self.axis, len(shapes[0]))
         for i, shape in enumerate(shapes):
             if len(shape) != len(shapes[0]) or any(
                 size != first for a, (size, first) in enumerate(zip(shape, shapes[0], strict=True)) if a != axis
@@ -130,7 +128,7 @@ class Concatenate(Op):
         return xp.concatenate(x, axis=self.axis)
 
     def backward(self, gy: Tensor, y: Tensor, *x: Tensor) -> tuple[Gradient, ...]:
-        (axis,) = normalize_axes("concatenate", self.axis, y.ndim)
+        axis = normalize_axis("concatenate", self.axis, y.ndim)
         gradients = []
         start = 0
         for each in x:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backend import Array
-from ..shapes import Shape, normalize_axes
+from ..shapes import Shape, ShapeError, normalize_axes
 from ..tensor import REAL, Domain, Gradient, Op, Tensor
 from .elementwise import where
 
@@ -42,6 +42,15 @@ class Sum(Op):
         return _keep_axes(gy, self.axis, x.shape).broadcast_to(x.shape)
 
 
+_EXTREME_CASES = (
+    (((2, 3, 4),), {"axis": None, "keepdims": False}),
+    (((2, 3, 4),), {"axis": 1, "keepdims": True}),
+    (((2, 3, 4),), {"axis": (0, -1), "keepdims": False}),
+    (((3, 1),), {"axis": 1, "keepdims": False}),
+    (((0, 3),), {"axis": 1, "keepdims": False}),
+)
+
+
 @dataclass(frozen=True)
 class Max(Op):
     """y = largest x along axes; the gradient goes to the largest element, in equal shares to those that tie."""
@@ -51,27 +60,51 @@ class Max(Op):
 
     signature = "max(x[...]) -> y[...]"
     domains = {"x": Domain(distinct=True)}
-    cases = (
-        (((2, 3, 4),), {"axis": None, "keepdims": False}),
-        (((2, 3, 4),), {"axis": 1, "keepdims": True}),
-        (((2, 3, 4),), {"axis": (0, -1), "keepdims": False}),
-        (((3, 1),), {"axis": 1, "keepdims": False}),
-        (((0, 3),), {"axis": 1, "keepdims": False}),
-    )
+    cases = _EXTREME_CASES
 
     def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
-        for axis in normalize_axes("max", self.axis, len(shapes[0])):
-            if not shapes[0][axis]:
-                raise ValueError(f"max: axis {axis} of x is empty, and nothing is the largest of no elements")
-        return {}
+        return _check_not_empty(self, shapes[0])
 
     def forward(self, xp: Any, x: Array) -> Array:
         return xp.max(x, axis=_as_tuple(self.axis), keepdims=self.keepdims)
 
     def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
-        largest = x == _keep_axes(y, self.axis, x.shape)
-        ties = largest.astype(x.dtype).sum(self.axis, keepdims=True)
-        return where(largest, _keep_axes(gy, self.axis, x.shape) / ties, 0.0)
+        return _shared(gy, y, x, self.axis)
+
+
+@dataclass(frozen=True)
+class Min(Op):
+    """y = smallest x along axes; the gradient goes to the smallest element, in equal shares to those that tie."""
+
+    axis: Axis
+    keepdims: bool
+
+    signature = "min(x[...]) -> y[...]"
+    domains = {"x": Domain(distinct=True)}
+    cases = _EXTREME_CASES
+
+    def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
+        return _check_not_empty(self, shapes[0])
+
+    def forward(self, xp: Any, x: Array) -> Array:
+        return xp.min(x, axis=_as_tuple(self.axis), keepdims=self.keepdims)
+
+    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+        return _shared(gy, y, x, self.axis)
+
+
+def _check_not_empty(op: Max | Min, shape: Shape) -> dict[str, int]:
+    for axis in normalize_axes(op.name, op.axis, len(shape)):
+        if not shape[axis]:
+            raise ShapeError(f"{op.name}: axis {axis} of x is empty; expected at least one element to choose from")
+    return {}
+
+
+def _shared(gy: Tensor, y: Tensor, x: Tensor, axis: Axis) -> Tensor:
+    """gy in equal shares for the elements of x that equal y, its extreme along axis."""
+    chosen = x == _keep_axes(y, axis, x.shape)
+    ties = chosen.astype(x.dtype).sum(axis, keepdims=True)
+    return where(chosen, _keep_axes(gy, axis, x.shape) / ties, 0.0)
 
 
 def _as_tuple(axis: Axis) -> int | tuple[int, ...] | None:

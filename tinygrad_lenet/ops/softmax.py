@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backend import Array
-from ..shapes import Shape, normalize_axes
+from ..shapes import Shape, normalize_axes, normalize_axis
 from ..tensor import REAL, Domain, Gradient, Op, Tensor
 from .elementwise import where
 
@@ -127,7 +127,6 @@ def _log_softmax(xp: Any, x: Array, axis: int) -> Array:
 
 def _check_axis(op: str, axis: int, shape: Shape) -> dict[str, int]:
     """Refuse an axis that does not exist or is empty; ShapeError or ValueError."""
-    (number,) = normalize_axes(op, axis, len(shape))
-    if not shape[number]:
+    if not shape[normalize_axis(op, axis, len(shape))]:
         raise ValueError(f"{op}: axis {axis} of the input is empty; expected at least one class")
     return {}

@@ -1,0 +1,481 @@
+"""Ranks compute what one process would, end together however one of them ends, and leave nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.strict import STRICT
+from tinygrad_lenet import Tensor, nn, optim, parallel
+from tinygrad_lenet import functional as F
+from tinygrad_lenet.parallel import Group, WorkerError, run
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="more than one worker needs os.fork")
+
+
+def children() -> set[int]:
+    """The processes that this one has started and not waited for, by /proc; empty where there is none."""
+    listed = Path(f"/proc/self/task/{os.getpid()}/children")
+    return {int(pid) for pid in listed.read_text().split()} if listed.exists() else set()
+
+
+def shared_memory() -> set[str]:
+    place = Path("/dev/shm")
+    return set(os.listdir(place)) if place.exists() else set()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """After each test no process and no shared memory is left, and none took longer than 20 s (a deadlock)."""
+    before, memory = children(), shared_memory()
+
+    def too_late(number: int, frame: Any) -> None:
+        raise TimeoutError("a meeting of all ranks never ended")
+
+    old = signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(20)
+    try:
+        yield
+        assert children() == before
+        assert {name for name in shared_memory() - memory if name.startswith(("sem.", "psm_", "mp-"))} == set()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
+        for pid in children() - before:  # of a test that failed
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def small_model(seed: int = 0) -> nn.Module:
+    """Convolution and full layer with parameters in float64."""
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, rng=seed, dtype="float64"),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(27, 4, rng=seed + 1, dtype="float64"),
+    )
+
+
+def images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.uniform(-1, 1, (n, 1, 8, 8)), rng.integers(0, 4, n)
+
+
+def backward(group: Group, model: nn.Module, x: np.ndarray, labels: np.ndarray) -> None:
+    """The gradients of the mean loss over all images, of which this rank sees its share."""
+    mine = group.share(len(x))
+    model.zero_grad()
+    loss = F.cross_entropy(model(Tensor(x[mine])), labels[mine], reduction="sum") / len(x)
+    loss.backward()
+    group.sum_gradients()
+
+
+# Who does what
+
+
+def shares(size: int, count: int) -> list[slice]:
+    found = []
+    for rank in range(size):
+        group = Group([])
+        group.rank, group.size = rank, size
+        found.append(group.share(count))
+    return found
+
+
+@given(size=st.integers(1, 70), count=st.integers(0, 10**6))
+def test_shares_partition_any_count(size: int, count: int) -> None:
+    """Stretch follows on stretch, from 0 to count, and no two differ by more than one."""
+    parts = shares(size, count)
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    assert parts[-1].stop == count
+    lengths = [part.stop - part.start for part in parts]
+    assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_run_returns_what_rank_0_returns(workers: int, tmp_path: Path) -> None:
+    """Arguments reach every rank; each has its own process, rank and share."""
+
+    def note(group: Group, text: str, end: str = "") -> tuple[int, int, str]:
+        (tmp_path / str(group.rank)).write_text(f"{os.getpid()} {group.size} {group.share(10)} {text}{end}")
+        return group.rank, os.getpid(), text + end
+
+    assert run(note, workers, [], "a", end="b") == (0, os.getpid(), "ab")
+    notes = [(tmp_path / str(rank)).read_text().split(maxsplit=1) for rank in range(workers)]
+    assert len({pid for pid, _ in notes}) == workers
+    assert [note for _, note in notes] == [f"{workers} {part} ab" for part in shares(workers, 10)]
+    assert len(list(tmp_path.iterdir())) == workers
+
+
+def test_numpy_integer_counts_as_workers() -> None:
+    assert run(lambda group: group.size, np.int64(2), []) == 2
+
+
+# The same numbers
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_gradients_are_those_of_one_process(workers: int, n: int) -> None:
+    """Also where a rank has no image at all."""
+    x, labels = images(n)
+    alone = small_model()
+    F.cross_entropy(alone(Tensor(x)), labels).backward()
+    together = small_model()
+
+    def gradients(group: Group) -> list[np.ndarray]:
+        backward(group, together, x, labels)
+        return [p.grad.numpy() for p in together.parameters() if p.grad is not None]
+
+    found = run(gradients, workers, together.parameters())
+    expected = [p.grad.numpy() for p in alone.parameters() if p.grad is not None]
+    assert len(found) == len(expected) == 4
+    for g, e in zip(found, expected, strict=True):
+        assert (g.shape, g.dtype) == (e.shape, e.dtype)
+        assert np.abs(g - e).max() <= 1e-12 * np.abs(e).max()
+
+
+def test_two_dtypes_and_missing_gradients(tmp_path: Path) -> None:
+    """Parameters keep their dtypes, odd sizes in between; a rank's missing gradient counts as 0; memory order too."""
+    shapes = [((3,), "float32"), ((2, 5), "float64"), ((), "float32"), ((4, 3), "float64"), ((7,), "float16")]
+    parameters = [Tensor(np.zeros(shape, dtype), requires_grad=True) for shape, dtype in shapes]
+
+    def grads(rank: int) -> list[np.ndarray | None]:
+        rng = np.random.default_rng(rank)
+        all_ = [np.asarray(np.round(rng.uniform(-9, 9, shape), 1), dtype) for shape, dtype in shapes]
+        all_[3] = np.asfortranarray(all_[3])
+        return [None if (i + rank) % 3 == 0 else g for i, g in enumerate(all_)]
+
+    def work(group: Group) -> None:
+        for p, g in zip(parameters, grads(group.rank), strict=True):
+            p.grad = None if g is None else Tensor(g)
+        group.sum_gradients()
+        np.savez(tmp_path / f"{group.rank}.npz", *(p.grad for p in parameters if p.grad is not None))
+
+    run(work, 3, parameters)
+    per_rank = [grads(rank) for rank in range(3)]
+    for rank in range(3):
+        with np.load(tmp_path / f"{rank}.npz") as found:
+            for i, (shape, dtype) in enumerate(shapes):
+                terms = [g[i] if (g := each)[i] is not None else np.zeros(shape, dtype) for each in per_rank]
+                total = terms[0] + terms[1] + terms[2]  # in rank order, so equal to the bit
+                assert found[f"arr_{i}"].dtype == dtype
+                assert np.array_equal(found[f"arr_{i}"], total)
+
+
+def test_summed_gradient_is_the_ranks_own() -> None:
+    """It survives later sums, which write into the shared rows, and writing into it harms nobody."""
+    p = Tensor(np.zeros(3), requires_grad=True)
+
+    def work(group: Group) -> list[list[float]]:
+        kept = []
+        for i in range(5):
+            p.grad = Tensor(np.full(3, i + group.rank, float))
+            group.sum_gradients()
+            assert p.grad is not None
+            kept.append(p.grad)
+        for g in kept[:2]:
+            g.data[0] = -99
+        group.sum([1.0])
+        return [g.numpy().tolist() for g in kept]
+
+    assert run(work, 2, [p]) == [[-99, 1, 1], [-99, 3, 3], [5] * 3, [7] * 3, [9] * 3]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_weights_are_equal_to_the_bit(workers: int, tmp_path: Path) -> None:
+    """On all ranks, and in a second run; and other seeds give other weights."""
+
+    def train(group: Group, name: str, seed: int) -> None:
+        optimizer = optim.Adam(model.parameters(), lr=0.01)
+        for step in range(12):
+            backward(group, model, *images(7, seed + step))
+            optimizer.step()
+        weights = np.concatenate([p.numpy().ravel() for p in model.parameters()])
+        np.save(tmp_path / f"{name}{group.rank}.npy", weights)
+
+    for name, seed in (("first", 0), ("second", 0), ("other", 100)):
+        model = small_model()
+        run(train, workers, model.parameters(), name, seed)
+    first = (tmp_path / "first0.npy").read_bytes()
+    for rank in range(workers):
+        assert (tmp_path / f"first{rank}.npy").read_bytes() == (tmp_path / f"second{rank}.npy").read_bytes() == first
+        assert (tmp_path / f"other{rank}.npy").read_bytes() != first
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_sum_of_numbers(workers: int) -> None:
+    """Each number is summed over the ranks, and every rank has the sums; up to 256 at a time, also none."""
+
+    def work(group: Group) -> list[list[float]]:
+        results = [
+            group.sum([]),
+            group.sum([group.rank, 0.5]),
+            group.sum(np.arange(256.0) * (group.rank + 1)),
+            group.sum([1]),
+        ]
+        mine = float(np.sum([np.sum(r) for r in results]))
+        results.append(group.sum([mine]))
+        return results
+
+    none, two, many, one, all_ranks = run(work, workers, [])
+    ranks = range(workers)
+    assert (none, one) == ([], [workers])
+    assert two == [sum(ranks), 0.5 * workers]
+    assert many == [sum(i * (rank + 1) for rank in ranks) for i in range(256)]
+    mine = sum(two) + sum(many) + sum(one)
+    assert all_ranks == [workers * mine]
+    assert all(type(value) is float for value in (*two, *many, *one))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_too_many_numbers_are_refused(workers: int) -> None:
+    with pytest.raises(ValueError, match=r"Group\.sum: 257 numbers were given; expected at most 256"):
+        run(lambda group: group.sum([0.0] * 257) if group.rank == 0 else None, workers, [])
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_many_meetings(workers: int) -> None:
+    """2,000 meetings, gradients and numbers mixed, ranks late in turn: each sum is of that meeting's numbers."""
+    p = Tensor(np.zeros(2), requires_grad=True)
+
+    def work(group: Group) -> list[float]:
+        wrong = 0
+        for i in range(1000):
+            if i % 200 == group.rank:
+                time.sleep(0.002)
+            p.grad = Tensor(np.array([i, group.rank], float))
+            group.sum_gradients()
+            assert p.grad is not None
+            wrong += p.grad.numpy().tolist() != [i * group.size, sum(range(group.size))]
+            wrong += group.sum([i, 1]) != [i * group.size, group.size]
+        return group.sum([wrong])
+
+    assert run(work, workers, [p]) == [0]
+
+
+def test_a_rank_may_be_late_by_more_than_the_patience() -> None:
+    """Waiting ranks look around, find everyone alive, and go on waiting."""
+
+    def work(group: Group) -> list[float]:
+        time.sleep(0.5 * (group.rank == 1))
+        first = group.sum([1])
+        time.sleep(0.5 * (group.rank == 0))
+        return first + group.sum([2])
+
+    assert run(work, 3, []) == [3, 6]
+
+
+def test_runs_within_one_program_are_independent() -> None:
+    """One after the other, and with another number of workers."""
+    assert [run(lambda group: group.sum([1.0]), workers, []) for workers in (2, 1, 3, 2)] == [[2], [1], [3], [2]]
+
+
+# When a rank ends too early
+
+
+def meet_forever(group: Group) -> None:
+    while True:
+        group.sum([1.0])
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raises() -> None:
+    raise ValueError("no such digit")
+
+
+ENDS: dict[str, tuple[Callable[[], object], str]] = {
+    "raises": (raises, "with exit code 1"),
+    "exits": (lambda: os._exit(3), "with exit code 3"),
+    "is killed": (killed, "by signal SIGKILL"),
+    "returns": (lambda: None, "with exit code 0"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(("workers", "rank"), [(2, 1), (3, 1), (3, 2)])
+def test_a_worker_that_ends_stops_the_run(workers: int, rank: int, end: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Rank 0 says which one and how; what the worker raised stands on the error output."""
+    act, how = ENDS[end]
+
+    def work(group: Group) -> None:
+        for _ in range(20):
+            group.sum([1.0])
+        if group.rank == rank:
+            act()
+            return
+        meet_forever(group)
+
+    start = time.monotonic()
+    with pytest.raises(WorkerError) as caught:
+        run(work, workers, [])
+    assert str(caught.value) == f"worker {rank} ended {how} before its work was done; the run has been stopped"
+    assert time.monotonic() - start < 3
+    assert ("ValueError: no such digit" in capfd.readouterr().err) == (end == "raises")
+
+
+@pytest.mark.parametrize("end", ["raises", "exits", "is killed"])
+def test_a_worker_that_fails_after_the_last_meeting(end: str) -> None:
+    """Rank 0 has its result already, but nobody can say that all went well."""
+    act, how = ENDS[end]
+
+    def work(group: Group) -> int:
+        group.sum([1.0])
+        if group.rank == 1:
+            time.sleep(0.05)
+            act()
+        return 1
+
+    with pytest.raises(WorkerError, match=f"worker 1 ended {how}"):
+        run(work, 3, [])
+
+
+@pytest.mark.parametrize("error", [ValueError("what rank 0 says"), KeyboardInterrupt(), SystemExit(4)])
+def test_rank_0_ends_the_others(error: BaseException) -> None:
+    """Whatever ends rank 0 comes out of `run` as it is, and the others end, busy or waiting."""
+
+    def work(group: Group) -> None:
+        group.sum([1.0])
+        if group.rank == 0:
+            raise error
+        if group.rank == 1:
+            time.sleep(60)
+        meet_forever(group)
+
+    with pytest.raises(type(error)) as caught:
+        run(work, 3, [])
+    assert caught.value is error
+
+
+def test_rank_0_that_returns_while_another_waits_for_it() -> None:
+    """A function that meets more often on one rank than on another is told so; it does not hang."""
+    with pytest.raises(WorkerError, match="worker 1"):
+        run(lambda group: None if group.rank == 0 else group.sum([1.0]), 2, [])
+
+
+def test_a_fork_that_fails_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system refuses the second process, the first does not stay behind."""
+    forks: list[int] = []
+    fork = os.fork
+
+    def refused_the_second_time() -> int:
+        if forks:
+            raise OSError("no more processes")
+        forks.append(0)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", refused_the_second_time)
+    with pytest.raises(OSError, match="no more processes"):
+        run(meet_forever, 3, [])
+    assert forks  # and the fixture looks for what is left
+
+
+KILLED_RANK_0 = """
+import os, signal, sys, time
+from tinygrad_lenet import parallel
+
+def work(group):
+    numbers = group.sum([os.getpid() if group.rank == rank else 0 for rank in range(3)])
+    if group.rank == 0:
+        print(*(int(number) for number in numbers), flush=True)
+        group.sum([1])
+        {end}
+    while True:
+        group.sum([1])
+
+parallel.run(work, 3, [])
+"""
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended (or is a zombie that its new parent has not yet waited for)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)"])
+def test_workers_vanish_with_rank_0(end: str) -> None:
+    """Also when rank 0 is killed and can end nobody: within 2 s."""
+    program = KILLED_RANK_0.format(end=end)
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as rank_0:
+        assert rank_0.stdout is not None
+        pids = [int(pid) for pid in rank_0.stdout.readline().split()]
+        assert rank_0.wait(10) == (0 if "exit" in end else -signal.SIGKILL)
+    assert len(pids) == 3
+    deadline = time.monotonic() + 2
+    while not all(map(gone, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    left = [pid for pid in pids if not gone(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("workers", "error", "message"),
+    [
+        (0, ValueError, "parallel.run: workers is 0; expected at least 1"),
+        (-2, ValueError, "parallel.run: workers is -2; expected at least 1"),
+        (1.5, TypeError, "parallel.run: workers must be an integer, not 1.5"),
+        ("2", TypeError, "parallel.run: workers must be an integer, not '2'"),
+        (True, TypeError, "parallel.run: workers must be an integer, not True"),
+        (None, TypeError, "parallel.run: workers must be an integer, not None"),
+    ],
+)
+def test_bad_count_of_workers_is_refused(workers: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        run(lambda group: pytest.fail("this ran"), workers, [])
+    assert str(caught.value) == message
+
+
+def test_parameters_elsewhere_than_on_the_cpu_are_refused() -> None:
+    """Shared memory is host memory; one worker may use any device."""
+    parameters = [Tensor([1.0]), Tensor([1.0], requires_grad=True, device=STRICT.name)]
+    with pytest.raises(ValueError, match="a parameter lies on 'strict'; more than one worker needs the CPU"):
+        run(lambda group: pytest.fail("this ran"), 2, parameters)
+    assert run(lambda group: group.sum([group.size]), 1, parameters) == [1]
+
+
+def test_without_fork_several_workers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(ValueError, match=r"2 workers need os\.fork, which .+ lacks; use 1 worker"):
+        run(lambda group: pytest.fail("this ran"), 2, [])
+    assert run(lambda group: group.size, 1, []) == 1
+
+
+def test_tune_process() -> None:
+    """It says whether it could, may be called twice, and programs go on working."""
+    program = (
+        "import numpy as np; from tinygrad_lenet import parallel; "
+        "a = parallel.tune_process(), parallel.tune_process(); x = [np.ones(10**6) for _ in range(9)]; del x[::2]; "
+        "print(a[0], a[0] is a[1], sum(map(np.sum, x)), parallel.run(lambda group: group.sum([1]), 2, []))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    tuned, *rest = done.stdout.split(maxsplit=1)
+    assert (tuned in ("True", "False"), rest, done.stderr) == (True, ["True 4000000.0 [2.0]\n"], "")
+
+
+@pytest.mark.parametrize("libc", ["musl", ""])
+def test_tune_process_elsewhere_than_on_glibc(libc: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel.platform, "libc_ver", lambda: (libc, ""))
+    assert parallel.tune_process() is False

@@ -1,0 +1,150 @@
+"""What README.md and CONTRIBUTING.md say works: their commands, their Python, the files that they name."""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
+PLACES = [ROOT, ROOT / "tinygrad_lenet", ROOT / "tinygrad_lenet" / "ops"]  # where a file named in passing may lie
+
+
+def text_of(document: str) -> str:
+    path = ROOT / document
+    assert path.is_file(), f"{document} is missing"
+    return path.read_text(encoding="utf-8")
+
+
+def blocks(document: str, *languages: str) -> list[tuple[int, str]]:
+    """The first line's number and the text of each fenced block in one of these languages."""
+    text = text_of(document)
+    fenced = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+    return [
+        (text.count("\n", 0, found.start(3)) + 1, textwrap.dedent(found[3]))
+        for found in fenced.finditer(text)
+        if found[2] in languages
+    ]
+
+
+def shell_blocks(document: str) -> list[str]:
+    return [text for _, text in blocks(document, "sh", "bash", "shell", "console")]
+
+
+# Commands
+
+
+def test_first_two_shell_blocks() -> None:
+    """The first one trains, the second one tests; each stands on its own, from a fresh clone on."""
+    found = shell_blocks("README.md")
+    assert len(found) >= 2, "README.md has fewer than two shell blocks"
+    train, test = found[:2]
+    assert "python -m examples.train_lenet5" in train.splitlines()[-1]
+    assert "pytest" in test.splitlines()[-1]
+    assert "pytest" not in train
+    for block in (train, test):
+        assert "venv" in block.splitlines()[0]
+        assert "pip install" in block
+
+
+def test_shell_blocks_are_shell() -> None:
+    """No syntax error in any of them."""
+    for document in DOCUMENTS:
+        for block in shell_blocks(document):
+            done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+            assert (done.returncode, done.stderr) == (0, ""), f"{document}:\n{block}"
+
+
+def test_ci_runs_the_second_shell_block() -> None:
+    """.ci/run takes README's test command from the README itself, the second block and nothing else."""
+    program = re.search(r"\$\((awk .*README\.md)\)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert program, ".ci/run takes no command from README.md by awk"
+    taken = subprocess.run(shlex.split(program[1]), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert taken.strip() == shell_blocks("README.md")[1].strip()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_modules_in_commands_exist(document: str) -> None:
+    """Each `python -m something`, in blocks or in the text."""
+    named = re.findall(r"python3? -m ([\w.]+\w)", text_of(document))
+    assert named
+
+    def exists(name: str) -> bool:
+        if "." not in name:
+            return importlib.util.find_spec(name) is not None
+        path = ROOT / name.replace(".", "/")
+        return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+
+    assert [name for name in named if not exists(name)] == [], f"{document} names modules that do not exist"
+
+
+def test_options_in_commands_exist() -> None:
+    """What README.md passes to the training example, or mentions of it, the example takes."""
+    pytest.importorskip("tqdm", reason="the example's packages are not installed")
+    command = [sys.executable, "-m", "examples.train_lenet5", "--help"]
+    usage = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    options = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text_of("README.md")))
+    assert "--dataset" in options
+    assert [option for option in sorted(options) if option not in usage] == []
+
+
+# Python
+
+RUNNER = """
+import sys
+sys.path.insert(0, {root!r})
+namespace = {{"__name__": "__main__"}}
+for line, block in {blocks!r}:
+    exec(compile("\\n" * (line - 1) + block, {name!r}, "exec"), namespace)
+"""
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_blocks_run(document: str, tmp_path: Path) -> None:
+    """In order, in one new process whose warnings are errors, away from the repository; tracebacks name the line."""
+    found = blocks(document, "python", "py")
+    assert found
+    program = RUNNER.format(root=str(ROOT), blocks=found, name=document)
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+# Files
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_named_exist(document: str) -> None:
+    """Links to files, and what stands in backquotes and looks like one: `tensor.py`, `ops/`."""
+    text = text_of(document)
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
+    named = re.findall(r"`((?:\.?\w[\w.-]*/)*(?:[\w.-]+\.(?:py|md|txt|toml)|(?<=/)))`", text)
+    assert len(named) > 2
+    missing = [name for name in named if not any((place / name).exists() for place in PLACES)]
+    missing += [link for link in links if not (ROOT / link).exists()]
+    assert missing == [], f"{document} names files that do not exist"
+
+
+def test_no_file_names_a_place_on_one_machine() -> None:
+    """The project runs from wherever it lies: no absolute path into somebody's directories (tests may ask for tmp)."""
+    absolute = re.compile(r"""(?:^|[\s"'`(=:])/(root|work|tmp|home)\b""")
+    found = []
+    for folder, folders, names in os.walk(ROOT):
+        inside = [name for name in folders if name == ".ci" or not name.startswith((".", "__pycache__", "runs"))]
+        folders[:] = [name for name in inside if name not in ("build", "dist") and not name.endswith(".egg-info")]
+        for path in (Path(folder, name) for name in names):
+            if path.suffix in (".py", ".md", ".toml", ".txt", ".cfg", ".yml", ".sh") or path.parent.name == ".ci":
+                place = path.relative_to(ROOT)
+                for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                    named = absolute.search(line)
+                    if named and not (named[1] == "tmp" and place.parts[0] == "tests"):
+                        found.append(f"{place}:{i}: {named[0].strip()}")
+    assert found == []
