@@ -27,9 +27,11 @@ def test_to_input_values_and_border() -> None:
     x = to_input(IMAGES)
     assert x.shape == (23, 1, 32, 32) and x.dtype == np.float32
     padded = np.pad(IMAGES, ((0, 0), (2, 2), (2, 2)))
+    np.testing.assert_allclose(x[:, 0], (padded / 255 - 0.1307) / 0.3081, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(to_input(padded), x)
+    x = to_input(IMAGES, background=-0.1, foreground=1.175)  # those of 1998
     np.testing.assert_allclose(x[:, 0], padded / 255 * 1.275 - 0.1, rtol=0, atol=2e-7)
     assert (x[:, 0, :2] == np.float32(-0.1)).all()
-    np.testing.assert_array_equal(to_input(padded), x)
 
 
 def test_batch_last_memory() -> None:

@@ -30,11 +30,12 @@ import numpy as np
 
 from ..backend import Array, kernel
 from ..ops.conv import Conv2d, Conv2dWeightGrad, ConvTranspose2d
-from ..ops.elementwise import TanhGrad
+from ..ops.elementwise import TanhGrad, Where
 from ..ops.linalg import MatMul
 from ..ops.pool import AvgPool2dGrad, MaxPool2dGrad
 from ..ops.reduction import Sum
 from ..ops.windows import empty_images, pad_images, window_pixels
+from ..tensor import Number
 
 _SMALL_PRODUCT = 1_000_000  # multiplications: up to here OpenBLAS does not pack (its AVX-512 kernels)
 _CACHED = 140_000  # numbers of a column block that stay in a second-level cache of 1 MB, as float32
@@ -116,7 +117,7 @@ def _column_blocks(
 @kernel("cpu", "conv2d")
 def conv2d(op: Conv2d, xp: Any, x: Array, weight: Array, bias: Array | None = None) -> Array:
     """Tricks 1 and 2: for each output row, w[F KH*C*KW] times KH rows of cols."""
-    if not _covered(op, x, weight):
+    if not _covered(op, x, weight, *([] if bias is None else [bias])):
         return NotImplemented
     m = _batch_last(pad_images(np, x, op.padding))
     (c, h, w, n), (f, _, kh, kw), (sh, sw) = m.shape, weight.shape, op.stride
@@ -166,7 +167,11 @@ def conv2d_weight_grad(op: Conv2dWeightGrad, xp: Any, x: Array, gy: Array) -> Ar
 @kernel("cpu", "conv_transpose2d")
 def conv_transpose2d(op: ConvTranspose2d, xp: Any, x: Array, weight: Array, bias: Array | None = None) -> Array:
     """Tricks 3 and 4: for each output row, w[C*KW KH*F] times KH framed rows of x; then add the KW shifted rows."""
-    if not _covered(op, x, weight) or op.stride != (1, 1) or op.output_padding != (0, 0):
+    if (
+        not _covered(op, x, weight, *([] if bias is None else [bias]))
+        or op.stride != (1, 1)
+        or op.output_padding != (0, 0)
+    ):
         return NotImplemented
     m = _batch_last(x)
     (f, h, w, n), (_, c, kh, kw), (ph, pw), dtype = m.shape, weight.shape, op.padding, m.dtype
@@ -240,16 +245,32 @@ def max_pool2d_grad(op: MaxPool2dGrad, xp: Any, x: Array, gy: Array) -> Array:
         y = np.maximum(y, x[window])
     if np.isnan(np.max(y)):  # a NaN equals nothing
         return NotImplemented
-    bits = np.dtype(f"i{gy.itemsize}")
     gx = empty_images(np, n, c, h, w, gy.dtype)
     free = np.ones_like(y, bool)  # windows whose maximum has not come yet
     for window in pixels:
         first = np.equal(x[window], y)
         first &= free
         free ^= first
-        mask = np.negative(first.view(np.int8)).astype(bits)  # all ones or all zeros, so that no NaN can leak
-        np.bitwise_and(gy.view(bits), mask, out=gx[window].view(bits))
+        _masked(gy, first, out=gx[window])
     return gx
+
+
+@kernel("cpu", "where")
+def where(op: Where, xp: Any, condition: Array, a: Array | Number, b: Array | Number) -> Array:
+    """One branch an array and the other 0, as in the gradient of ReLU: 84 us for C1's maps of 64 images, not 1,200."""
+    x, other, taken = (a, b, condition) if isinstance(a, np.ndarray) else (b, a, ~condition)
+    if not isinstance(x, np.ndarray) or type(other) is not float or other or x.dtype.char not in "fd" or not x.ndim:
+        return NotImplemented
+    return _masked(x, taken) if x.shape == condition.shape else NotImplemented
+
+
+def _masked(x: np.ndarray, condition: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """x where the condition holds, else 0, by its bits: without branches, and without NaN from 0 times inf."""
+    bits = np.dtype(f"i{x.itemsize}")
+    mask = np.negative(condition.view(np.int8)).astype(bits)  # all ones or all zeros
+    if out is None:
+        return np.bitwise_and(x.view(bits), mask).view(x.dtype)
+    return np.bitwise_and(x.view(bits), mask, out=out.view(bits))
 
 
 @kernel("cpu", "matmul")
@@ -271,12 +292,9 @@ def tanh_grad(op: TanhGrad, xp: Any, gy: Array, y: Array) -> Array:
 @kernel("cpu", "sum")
 def sum_channels(op: Sum, xp: Any, x: Array) -> Array:
     """The gradient of a convolution's bias: for each channel one product with ones (10 us instead of 23)."""
-    if (
-        op.axis != (0, 2, 3)
-        or op.keepdims
-        or x.dtype.char not in "fd"
-        or not x.transpose(1, 2, 3, 0).flags.c_contiguous
-    ):
+    if op.axis != (0, 2, 3) or op.keepdims or x.ndim != 4 or x.dtype.char not in "fd":
+        return NotImplemented
+    if not x.transpose(1, 2, 3, 0).flags.c_contiguous:
         return NotImplemented
     m = x.transpose(1, 2, 3, 0).reshape(x.shape[1], x.size // x.shape[1] if x.size else 0)
     return np.matmul(m, np.ones(m.shape[1], m.dtype))
