@@ -1,7 +1,7 @@
 """Train LeNet-5 on handwritten digits: `python -m examples.train_lenet5 --help`.
 
-Read it from top to bottom: settings, data, model, training, test, results. The defaults need no network: 1,797 digits
-that come with the package. `--dataset mnist` is the real thing.
+Read it from top to bottom: settings, data, training, test, results (`examples/runs.py` is how a run is resumed). The
+defaults need no network: 1,797 digits that come with the package. `--dataset mnist` is the real thing.
 """
 
 import os
@@ -12,7 +12,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
 import json
+import math
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -20,18 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 import tinygrad_lenet
+from examples.runs import Run, ctrl_c_deferred
 from models import LeNet5
-from tinygrad_lenet import Tensor, backend, data, no_grad, optim, parallel
+from tinygrad_lenet import AnomalyError, Tensor, backend, checkpoint, data, detect_anomaly, nn, no_grad, optim, parallel
 from tinygrad_lenet import functional as F
 
 MODELS: dict[str, Callable[[int], LeNet5]] = {
     "lenet5": lambda seed: LeNet5(rng=seed),
     "lenet5-sigmoid": lambda seed: LeNet5(activation="sigmoid", rng=seed),
-    "lenet5-relu": lambda seed: LeNet5(activation="relu", pool="max", rng=seed),
+    "lenet5-relu": lambda seed: LeNet5(activation="relu", rng=seed),
+    "lenet5-relu-max": lambda seed: LeNet5(activation="relu", pool="max", rng=seed),
     "lenet5-regularized": lambda seed: LeNet5(activation="relu", pool="max", dropout=0.2, batch_norm=True, rng=seed),
 }
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
@@ -39,14 +42,22 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adamw": optim.AdamW,
     "sgd": lambda parameters, lr: optim.SGD(parameters, lr, momentum=0.9, nesterov=True),
 }
+RECIPES: dict[str, dict[str, Any]] = {
+    "plain": {},  # LeNet-5 with tanh, and all defaults
+    "fast": {"model": "lenet5-relu", "epochs": 4, "batch_size": 128, "lr": 0.006},  # 99% of MNIST in least time
+}
 EPOCHS = {"digits": 40, "mnist": 5, "fashion-mnist": 10}
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.train_lenet5",
-        description="Train LeNet-5 and test it; writes metrics.json and model.safetensors.",
+        description="Train LeNet-5 and test it; writes metrics.json, model.safetensors and, to be resumed from, "
+        "checkpoint.safetensors.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--recipe", choices=RECIPES, default="plain", help=f"other defaults for what follows: {RECIPES}"
     )
     parser.add_argument("--model", choices=MODELS, default="lenet5", help="which LeNet-5")
     parser.add_argument("--dataset", choices=EPOCHS, default="digits", help="what to learn")
@@ -65,7 +76,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images")
     parser.add_argument("--workers", type=int, help="processes that share each batch (default: one a core, at most 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/lenet5"), help="folder for the results")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint in --out to the same weights, with the same settings, --workers among them",
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=float, default=60, metavar="SECONDS", help="between checkpoints within an epoch"
+    )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.set_defaults(**RECIPES[parser.parse_known_args()[0].recipe])
     return parser.parse_args()
 
 
@@ -77,50 +97,69 @@ def load(args: argparse.Namespace, split: str) -> tuple[Any, Any]:
     return read(args.data_dir, split, download=args.download)
 
 
-def train(
-    group: parallel.Group,
-    args: argparse.Namespace,
-    model: LeNet5,
-    optimizer: optim.Optimizer,
-    images: Any,
-    labels: Any,
-) -> tuple[list[float], list[float]]:
-    """The training loop, which every worker runs on its share of each batch; the mean loss and the time by epoch."""
-    augment = data.Affine(seed=args.seed) if args.augment else None
-    loader = data.DataLoader(
-        images, labels, args.batch_size, seed=args.seed, transform=data.to_input, augment=augment, share=group.share
-    )
-    schedule = optim.OneCycle(optimizer, max_lr=args.lr, total_steps=args.epochs * len(loader))
-    bar = tqdm(
-        total=args.epochs * len(images), unit=" images", unit_scale=True, disable=args.no_progress or group.rank > 0
-    )
-    losses: list[float] = []
-    seconds: list[float] = []
+def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> None:
+    """The training loop, which every worker runs on its share of each batch until the end, Ctrl-C or a loss of nan."""
+    args, model, loader = run.args, run.model, run.loader
+    loader.share = group.share
+    dropouts = [module for _, module in model.named_modules() if isinstance(module, nn.Dropout)]
+    learned = {name for name, _ in model.named_parameters()}
+    statistics = [tensor for name, tensor in model.state_dict().items() if name not in learned]
+    saved = time.monotonic()
     model.train()
-    for epoch in range(args.epochs):
-        start = time.perf_counter()
-        total_loss = 0.0
-        correct = 0
-        for x, y in loader:
-            logits = model(Tensor(x))
-            loss = F.cross_entropy(logits, y, reduction="sum") / loader.drawn
-            optimizer.zero_grad()
-            loss.backward()
-            group.sum_gradients()
-            optimizer.step()
-            schedule.step()
+    with tqdm(
+        total=args.epochs * len(loader.images),
+        initial=loader.epoch * len(loader.images) + loader.position,
+        unit=" images",
+        unit_scale=True,
+        disable=args.no_progress or group.rank > 0,
+    ) as bar:
+        for epoch in range(loader.epoch, args.epochs):
+            start = time.perf_counter() - run.seconds
+            for x, y in loader:
+                for i, module in enumerate(dropouts):  # a generator for each step and worker, so that none needs saving
+                    module.rng = np.random.default_rng((args.seed, epoch, loader.position, group.rank, i))
+                logits = model(Tensor(x))
+                loss = F.cross_entropy(logits, y, reduction="sum") / loader.drawn
+                run.optimizer.zero_grad()
+                loss.backward()
+                hits = int((logits.numpy().argmax(axis=1) == y).sum())
+                mean_loss, hits_of_all, stop = group.sum_gradients([loss.item(), hits, interrupted()])
+                if not math.isfinite(mean_loss):
+                    run.trouble = f"the loss became {mean_loss} in epoch {epoch + 1}: {first_anomaly(model, x, y)}"
+                    return
+                run.optimizer.step()
+                run.schedule.step()
+                group.average(statistics)  # which batch normalisation took over this worker's share
 
-            total_loss += loss.item() * loader.drawn
-            correct += int((logits.numpy().argmax(axis=1) == y).sum())
-            bar.update(loader.drawn)
-        total_loss, correct_of_all = group.sum([total_loss, correct])
-        losses.append(total_loss / len(images))
-        seconds.append(time.perf_counter() - start)
-        bar.set_postfix_str(
-            f"epoch {epoch + 1}/{args.epochs}, loss {losses[-1]:.4f}, accuracy {correct_of_all / len(images):.2%}"
-        )
-    bar.close()
-    return losses, seconds
+                run.loss += mean_loss * loader.drawn
+                run.correct += hits_of_all
+                run.seconds = time.perf_counter() - start
+                bar.update(loader.drawn)
+                if group.rank == 0 and (stop or time.monotonic() - saved >= args.checkpoint_every):
+                    run.save()
+                    saved = time.monotonic()
+                if stop:
+                    return
+            run.train_loss.append(run.loss / len(loader.images))
+            run.epoch_seconds.append(run.seconds)
+            bar.set_postfix_str(
+                f"epoch {epoch + 1}/{args.epochs}, loss {run.train_loss[-1]:.4f}, "
+                f"accuracy {run.correct / len(loader.images):.2%}"
+            )
+            run.loss = run.correct = run.seconds = 0.0
+            if group.rank == 0:
+                run.save()
+                saved = time.monotonic()
+
+
+def first_anomaly(model: nn.Module, x: Any, y: Any) -> str:
+    """Which op, at which line, first makes something that is not finite of a batch."""
+    try:
+        with detect_anomaly():
+            F.cross_entropy(model(Tensor(x)), y).backward()
+    except AnomalyError as error:
+        return str(error)
+    return "the other workers' shares of the batch led to it"
 
 
 def predict(model: LeNet5, images: Any, batch_size: int = 256) -> Any:
@@ -137,33 +176,63 @@ def main() -> None:
     args.epochs = EPOCHS[args.dataset] if args.epochs is None else args.epochs
     if args.epochs < 1:
         raise ValueError(f"--epochs is {args.epochs}; expected at least 1")
+    if args.seed < 0:
+        raise ValueError(f"--seed is {args.seed}; expected at least 0")
+    if not args.checkpoint_every >= 0:
+        raise ValueError(f"--checkpoint-every is {args.checkpoint_every}; expected seconds, at least 0")
     if args.augment is None:
         args.augment = args.dataset == "digits"
     if args.backend == "auto":
         args.backend = "cuda" if "cuda" in backend.available() else "cpu"
     if args.workers is None:
-        args.workers = 1 if args.backend == "cuda" else min(2, len(os.sched_getaffinity(0)))
-    args.out.mkdir(parents=True, exist_ok=True)  # now, not after an hour of training
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        args.workers = 1 if args.backend == "cuda" else min(2, cores)
+    if not args.resume:
+        args.out.mkdir(parents=True, exist_ok=True)  # now, not after an hour of training
+    for remains in args.out.glob("*.safetensors.*.part"):  # of a run that was killed while it saved
+        remains.unlink(missing_ok=True)
     backend.use(args.backend)
+    np.seterr(over="ignore", invalid="ignore")  # a loss that runs away is reported once, below
     parallel.tune_process()
 
     images, labels = load(args, "train")
     test_images, test_labels = load(args, "test")
     model = MODELS[args.model](args.seed).to(args.backend)
     optimizer = OPTIMIZERS[args.optimizer](model.parameters(), lr=args.lr)
+    loader = data.DataLoader(
+        images,
+        labels,
+        args.batch_size,
+        seed=args.seed,
+        transform=data.to_input,
+        augment=data.Affine(seed=args.seed) if args.augment else None,
+    )
+    schedule = optim.OneCycle(optimizer, max_lr=args.lr, total_steps=args.epochs * len(loader))
+    run = Run(args, model, optimizer, schedule, loader)
+    if args.resume:
+        run.resume()
+        done = loader.epoch == args.epochs
+        place = "is complete and only tested again" if done else f"goes on in epoch {loader.epoch + 1} of {args.epochs}"
+        print(f"the run in {args.out} {place}")
     print(model.summary((1, 32, 32)))
 
-    losses, seconds = parallel.run(train, args.workers, model.parameters(), args, model, optimizer, images, labels)
+    with ctrl_c_deferred() as interrupted:
+        parallel.run(train, args.workers, model.parameters(), run, interrupted)
+    if run.trouble:
+        raise ValueError(f"{run.trouble}; try a smaller --lr (the checkpoint of before is kept)")
+    if loader.epoch < args.epochs:
+        print(f"go on with: {shlex.join([*sys.orig_argv, *([] if args.resume else ['--resume'])])}")
+        raise KeyboardInterrupt
 
     errors = int((predict(model, test_images) != test_labels).sum())
     accuracy = 1 - errors / len(test_labels)
-    save_file({name: tensor.numpy() for name, tensor in model.state_dict().items()}, args.out / "model.safetensors")
+    checkpoint.save(args.out / "model.safetensors", model.state_dict())
     metrics = {
         "test_accuracy": accuracy,
         "test_errors": errors,
         "test_images": len(test_labels),
-        "train_loss": losses,
-        "epoch_seconds": seconds,
+        "train_loss": run.train_loss,
+        "epoch_seconds": run.epoch_seconds,
         "seconds": time.perf_counter() - start,
         "device": args.backend,
         "versions": {
@@ -171,9 +240,9 @@ def main() -> None:
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "arguments": run.arguments,
     }
-    (args.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    checkpoint.replace(args.out / "metrics.json", f"{json.dumps(metrics, indent=2)}\n".encode())
     print(f"results in {args.out}")
     print(
         f"test accuracy {accuracy:.2%} ({errors} errors of {len(test_labels)}) in {time.perf_counter() - start:.1f} s"
@@ -186,4 +255,5 @@ if __name__ == "__main__":
     except (ValueError, TypeError, OSError, parallel.WorkerError) as error:
         sys.exit(f"train_lenet5: {error}")
     except KeyboardInterrupt:
-        sys.exit("train_lenet5: stopped by Ctrl-C")
+        print("train_lenet5: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)  # what shells expect

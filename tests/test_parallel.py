@@ -36,14 +36,14 @@ def shared_memory() -> set[str]:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """After each test no process and no shared memory is left, and none took longer than 20 s (a deadlock)."""
+    """After each test no process and no shared memory is left, and none took longer than 10 s (a deadlock)."""
     before, memory = children(), shared_memory()
 
     def too_late(number: int, frame: Any) -> None:
         raise TimeoutError("a meeting of all ranks never ended")
 
     old = signal.signal(signal.SIGALRM, too_late)
-    signal.alarm(20)
+    signal.alarm(10)
     try:
         yield
         assert children() == before
@@ -243,6 +243,46 @@ def test_sum_of_numbers(workers: int) -> None:
 def test_too_many_numbers_are_refused(workers: int) -> None:
     with pytest.raises(ValueError, match=r"Group\.sum: 257 numbers were given; expected at most 256"):
         run(lambda group: group.sum([0.0] * 257) if group.rank == 0 else None, workers, [])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_numbers_travel_with_gradients(workers: int) -> None:
+    """`sum_gradients` adds numbers in the same meeting, apart from the gradients."""
+    p = Tensor(np.zeros(3, "float32"), requires_grad=True)
+
+    def work(group: Group) -> list[list[float]]:
+        p.grad = Tensor(np.full(3, group.rank + 1, "float32"))
+        sums = [group.sum_gradients([group.rank, 0.25]), group.sum_gradients(), group.sum_gradients([1.0] * 256)]
+        assert p.grad is not None
+        return [*sums, p.grad.numpy().tolist()]
+
+    two, none, many, gradient = run(work, workers, [p])
+    ranks = range(workers)
+    assert (two, none, many) == ([sum(ranks), 0.25 * workers], [], [workers] * 256)
+    assert gradient == [workers**2 * sum(rank + 1 for rank in ranks)] * 3
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("channels", [3, 200])
+def test_average(workers: int, channels: int) -> None:
+    """Running statistics become the mean over the ranks, in place, in their own dtype; counts stay counts."""
+    tensors = [Tensor(np.zeros(channels, "float32")), Tensor(np.zeros((2, channels))), Tensor(np.zeros((), "int64"))]
+
+    def work(group: Group) -> list[np.ndarray]:
+        arrays = [tensor.data for tensor in tensors]
+        for array in arrays[:2]:
+            array[...] = np.arange(channels) * (group.rank + 1)
+        arrays[2][...] = 7
+        group.average(tensors)
+        group.average([])
+        assert all(tensor.data is array for tensor, array in zip(tensors, arrays, strict=True))
+        return arrays
+
+    statistics, more, count = run(work, workers, [])
+    expected = np.arange(channels) * (workers + 1) / 2
+    assert (statistics.dtype, more.dtype, count.dtype, count) == (np.float32, np.float64, np.int64, 7)
+    assert np.allclose(statistics, expected, rtol=1e-6)
+    assert np.allclose(more, np.broadcast_to(expected, (2, channels)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("workers", [2, 3])

@@ -7,7 +7,7 @@
 Tensor([2., 4.])
 """
 
-from . import backend, data, functional, kernels, nn, ops, optim, parallel, testing
+from . import backend, checkpoint, data, functional, kernels, nn, ops, optim, parallel, testing
 from .anomaly import AnomalyError, detect_anomaly
 from .shapes import ShapeError
 from .tensor import REAL, Domain, Op, Tensor, grad, no_grad
@@ -21,6 +21,7 @@ __all__ = [
     "ShapeError",
     "Tensor",
     "backend",
+    "checkpoint",
     "data",
     "detect_anomaly",
     "functional",

@@ -28,7 +28,7 @@ from .tensor import Tensor
 
 Result = TypeVar("Result")
 
-_METRICS = 256  # numbers that Group.sum can add at a time
+_METRICS = 256  # numbers that can be added at a time, beside gradients
 _POLLS = 2000  # polls before a waiting rank sleeps: a rank that is about to arrive is met without a wake-up
 _PATIENCE = 0.2  # seconds of sleep between looks at whether the others are still there
 
@@ -61,7 +61,7 @@ class Group:
         # Each rank writes into its row and reads all rows. Two sets of rows take turns, so that one meeting of all
         # ranks a sum is enough: nobody can come round to a row while another still reads it.
         room = sum(count * dtype.itemsize for dtype, count, _ in self._places) + _METRICS * 8
-        self._shared = mmap.mmap(-1, 2 * size * room)
+        self._shared = mmap.mmap(-1, 2 * size * room + 1)  # the last byte: whether rank 0 has returned
         self._rows = [self._views(turn * size * room, room) for turn in (0, 1)]
         self._turn = 0
         from multiprocessing import get_context  # here, since it is slow to import and few programs need it
@@ -87,30 +87,48 @@ class Group:
         """
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def sum_gradients(self) -> None:
-        """Replace each parameter's gradient by its sum over all ranks; a rank's missing gradient counts as 0."""
+    def sum_gradients(self, values: Sequence[float] = ()) -> list[float]:
+        """Replace each parameter's gradient by its sum over all ranks; a rank's missing gradient counts as 0.
+
+        Returns the sum of each of ``values``, as `sum` does, without a meeting of its own.
+        """
+        _check_room(values)
         if self.size == 1:
-            return
+            return [float(value) for value in values]
         rows = self._next_rows()
         for row, (_, _, parts) in zip(rows, self._places, strict=False):
             for p, part in parts:
                 row[self.rank, part] = 0 if p.grad is None else p.grad.data.ravel()
+        rows[-1][self.rank, : len(values)] = values
         self._meet()
         for row, (_, _, parts) in zip(rows, self._places, strict=False):
             total = _sum_rows(row)
             for p, part in parts:
                 p.grad = Tensor(total[part].reshape(p.shape), device="cpu")
+        return [float(value) for value in _sum_rows(rows[-1][:, : len(values)])]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sum of each number over all ranks; every rank must call it with as many."""
-        if len(values) > _METRICS:
-            raise ValueError(f"Group.sum: {len(values)} numbers were given; expected at most {_METRICS}")
+        _check_room(values)
         if self.size == 1:
             return [float(value) for value in values]
         row = self._next_rows()[-1]
         row[self.rank, : len(values)] = values
         self._meet()
         return [float(value) for value in _sum_rows(row[:, : len(values)])]
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor, in place, by its mean over all ranks: batch normalisation's running statistics, say."""
+        if self.size == 1:
+            return
+        arrays = [tensor.data for tensor in tensors]
+        values = [value for array in arrays for value in array.ravel().tolist()]
+        totals = [total for i in range(0, len(values), _METRICS) for total in self.sum(values[i : i + _METRICS])]
+        means = np.array(totals) / self.size
+        start = 0
+        for array in arrays:
+            array[...] = means[start : start + array.size].reshape(array.shape)
+            start += array.size
 
     def _next_rows(self) -> list[np.ndarray]:
         self._turn = 1 - self._turn
@@ -119,19 +137,25 @@ class Group:
     def _meet(self) -> None:
         """Wait until all ranks are here."""
         others = [rank for rank in range(self.size) if rank != self.rank]
-        for rank in others:
+        for rank in reversed(others):  # rank 0 last: once it is through, everybody has been let through
             self._arrivals[rank][self.rank].release()
         for rank in others:
             arrived = self._arrivals[self.rank][rank]
             if not any(arrived.acquire(block=False) for _ in range(_POLLS)):
+                returned = False
                 while not arrived.acquire(timeout=_PATIENCE):
-                    self._look_round()
+                    self._look_round(returned)
+                    returned = bool(self._shared[-1])
 
-    def _look_round(self) -> None:
-        """End, with a sentence, if another rank has ended."""
+    def _look_round(self, returned: bool) -> None:
+        """End, with a sentence, if another rank has ended, or rank 0 had ``returned`` before the last wait began."""
         if self.rank:
             if os.getppid() != self._parent:
                 os._exit(1)  # rank 0 is gone, and with it whoever could be told
+            if returned:
+                raise WorkerError(
+                    f"worker {self.rank} waits for rank 0, which has returned; every rank must sum equally often"
+                )
             return
         for rank, child in enumerate(self._children, start=1):
             ended, status = os.waitpid(child, os.WNOHANG)
@@ -143,29 +167,40 @@ class Group:
         """Become ``size`` processes, each with its own rank."""
         sys.stdout.flush()
         sys.stderr.flush()
-        for rank in range(1, self.size):
-            with warnings.catch_warnings():
-                # Python 3.12 warns of threads of the parent; OpenBLAS's, which are the only ones, survive a fork.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                child = os.fork()
-            if not child:
-                self.rank, self._children = rank, []
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; rank 0 decides and ends the others
-                return
-            self._children.append(child)
+        interrupt = {signal.SIGINT}
+        signal.pthread_sigmask(signal.SIG_BLOCK, interrupt)  # a Ctrl-C in between would find half of the ranks
+        try:
+            for rank in range(1, self.size):
+                with warnings.catch_warnings():
+                    # Python 3.12 warns of threads of the parent; OpenBLAS's, which are the only ones, survive a fork.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    child = os.fork()
+                if not child:
+                    self.rank, self._children = rank, []
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; rank 0 decides for the others
+                    return
+                self._children.append(child)
+        except OSError:
+            self._kill()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupt)
 
-    def _end(self, orderly: bool) -> None:
-        """Wait for the other ranks, which are about to end if all is ``orderly``; else end them first."""
+    def _join(self) -> None:
+        """Wait until the other ranks have ended; WorkerError if one of them did not end well."""
+        self._shared[-1] = 1
         for rank, child in enumerate(self._children, start=1):
-            if not child:
-                continue
-            if not orderly:
-                os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             self._children[rank - 1] = 0
-            if orderly and status:
-                self._end(orderly=False)
+            if status:
                 raise WorkerError(_how_it_ended(rank, status))
+
+    def _kill(self) -> None:
+        """End the ranks that have not ended."""
+        for child in filter(None, self._children):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        self._children = []
 
 
 def run(
@@ -184,6 +219,8 @@ def run(
     if count > 1 and not hasattr(os, "fork"):
         raise ValueError(f"parallel.run: {count} workers need os.fork, which {platform.system()} lacks; use 1 worker")
     group = Group(parameters, count)
+    if count == 1:
+        return function(group, *arguments, **options)
     group._fork()
     if group.rank:
         status = 1
@@ -196,13 +233,12 @@ def run(
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)  # the rest of the program belongs to rank 0
-    orderly = False
     try:
         result = function(group, *arguments, **options)
-        orderly = True
+        group._join()
+        return result
     finally:
-        group._end(orderly)
-    return result
+        group._kill()  # nobody, if all went well
 
 
 def _places(parameters: list[Tensor]) -> list[tuple[np.dtype[Any], int, list[tuple[Tensor, slice]]]]:
@@ -213,6 +249,11 @@ def _places(parameters: list[Tensor]) -> list[tuple[np.dtype[Any], int, list[tup
         start = parts[-1][1].stop if parts else 0
         parts.append((p, slice(start, start + p.size)))
     return [(dtype, parts[-1][1].stop, parts) for dtype, parts in places.items()]
+
+
+def _check_room(values: Sequence[float]) -> None:
+    if len(values) > _METRICS:
+        raise ValueError(f"Group.sum: {len(values)} numbers were given; expected at most {_METRICS}")
 
 
 def _sum_rows(rows: np.ndarray) -> np.ndarray:

@@ -1,0 +1,140 @@
+"""A training run that can be stopped at any moment and resumed to the same weights, for the programs of this folder."""
+
+import argparse
+import math
+import signal
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinygrad_lenet import checkpoint, data, nn, optim
+
+# What a resumed run may change, since the weights do not depend on it. (They do on --workers: sums of floats depend on
+# how a batch is cut. And on --backend, to the last bit, but a run may move to another machine.)
+MAY_CHANGE = {"data_dir", "download", "backend", "out", "checkpoint_every", "resume", "plots", "no_progress"}
+
+
+@dataclass
+class Run:
+    """What a run consists of. All that training changes is in its checkpoint, and nothing else has to be.
+
+    The order of the images, their distortions and the units that are dropped depend on seed, epoch and position in the
+    epoch alone, so no generator's state needs saving; and all workers hold the same, so one of them saves.
+    """
+
+    args: argparse.Namespace
+    model: nn.Module
+    optimizer: optim.Optimizer
+    schedule: optim.OneCycle
+    loader: data.DataLoader
+    train_loss: list[float] = field(default_factory=list)  # the mean over each finished epoch
+    epoch_seconds: list[float] = field(default_factory=list)
+    loss: float = 0.0  # the sum over the images of this epoch so far
+    correct: float = 0.0
+    seconds: float = 0.0
+    trouble: str = ""  # why training ended before its time, if not by Ctrl-C
+
+    @property
+    def path(self) -> Path:
+        return self.args.out / "checkpoint.safetensors"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self.args).items()}
+        return {name: value for name, value in given.items() if name != "resume"}
+
+    @cached_property
+    def data(self) -> str:
+        """What tells these images and labels from others."""
+        images, labels = (np.ascontiguousarray(array).data for array in (self.loader.images, self.loader.labels))
+        return f"{zlib.crc32(labels, zlib.crc32(images)):08x}"
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The tensors, by name, and everything else."""
+        optimizer = self.optimizer.state_dict()
+        moments = optimizer.pop("tensors")
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"optimizer.{name}": array for name, array in moments.items()}
+        return tensors, {
+            "arguments": self.arguments,
+            "data": self.data,  # the folder may change, what lies in it may not
+            "optimizer": optimizer,
+            "schedule": self.schedule.state_dict(),
+            "loader": self.loader.state_dict(),
+            "train_loss": self.train_loss,
+            "epoch_seconds": self.epoch_seconds,
+            "epoch_so_far": [self.loss, self.correct, self.seconds],
+        }
+
+    def save(self) -> None:
+        checkpoint.save(self.path, *self.state())
+
+    def resume(self) -> None:
+        """Become the run that the checkpoint is of; ValueError if there is none, or it is of another run."""
+        if not self.path.exists():
+            raise ValueError(f"--resume: there is no {self.path}; name the run's folder with --out, or begin a new run")
+        own_tensors, own = self.state()
+        size = sum(tensor.size * tensor.dtype.itemsize for tensor in own_tensors.values())
+        tensors, state = checkpoint.load(self.path, max_bytes=size + checkpoint.HEADER_LIMIT)
+        try:
+            refuse_differences(own, state)
+            self.model.load_state_dict(part(tensors, "model."))
+            self.optimizer.load_state_dict({**state["optimizer"], "tensors": part(tensors, "optimizer.")})
+            self.schedule.load_state_dict(state["schedule"])
+            self.loader.load_state_dict(state["loader"])
+            self.train_loss = [float(loss) for loss in state["train_loss"]]
+            self.epoch_seconds = [float(seconds) for seconds in state["epoch_seconds"]]
+            self.loss, self.correct, self.seconds = map(float, state["epoch_so_far"])
+            steps = self.loader.epoch * len(self.loader) + math.ceil(self.loader.position / self.loader.batch_size)
+            finished = [self.loader.epoch, len(self.epoch_seconds), len(self.train_loss)]
+            if steps != self.schedule.count or finished != finished[:1] * 3:
+                raise ValueError(f"it counts {self.schedule.count} steps and finished epochs {finished}")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"--resume: {self.path} is of another run: {error}") from error
+
+
+def part(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def refuse_differences(own: dict[str, Any], state: dict[str, Any]) -> None:
+    """ValueError that names what differs between this run and that of a checkpoint's state."""
+    if set(state) != set(own):
+        raise ValueError(f"it holds {sorted(state)}; expected {sorted(own)}")
+    mine, theirs = own["arguments"], dict(state["arguments"])
+    # On another device the last bits differ anyhow, and the CPU's workers are not to be had there.
+    free = MAY_CHANGE if theirs.get("backend") == mine["backend"] else MAY_CHANGE | {"workers"}
+    differences = [
+        f"--{name.replace('_', '-')} is {mine.get(name)} here and {theirs.get(name)} there"
+        for name in sorted((mine.keys() | theirs.keys()) - free)
+        if mine.get(name) != theirs.get(name)
+    ]
+    if differences:
+        raise ValueError(f"{', '.join(differences)}; give the arguments of then, or begin a new run without --resume")
+    if state["data"] != own["data"]:
+        raise ValueError("its training images or labels are not those in --data-dir; give the folder of then")
+
+
+@contextmanager
+def ctrl_c_deferred() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether there was a Ctrl-C, which does no more here; a second one ends at once."""
+    pressed = False
+    before = signal.getsignal(signal.SIGINT)
+
+    def remember(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+
+    if before is signal.default_int_handler:  # and not ignored, as under nohup
+        signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,229 @@
+"""A run in one file: tensors as safetensors, and everything that is not a tensor as JSON in the file's header.
+
+Nothing in such a file is code, and any program that reads safetensors can read it. `save` replaces a file at one
+moment: whenever the process or the machine stops, the file of before is there or the new one, never a part. `load`
+trusts nothing: sizes are compared before any memory is asked for.
+
+A loop of your own that can be resumed saves `model.state_dict()`, the tensors of `optimizer.state_dict()` and, as
+``state``, the rest of it, `schedule.state_dict()` and `loader.state_dict()`; see `examples/train_lenet5.py`.
+"""
+
+import errno
+import itertools
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .backend import backend_of
+from .tensor import Tensor
+
+__all__ = ["HEADER_LIMIT", "CheckpointError", "load", "replace", "save"]
+
+PathLike = str | os.PathLike[str]
+
+HEADER_LIMIT = 4 * 2**20  # bytes; JSON takes up to 20 times its size once it is read, so a header must not be huge
+
+_STATE = "state"  # the key in safetensors' metadata, which are strings by name
+_serial = itertools.count()  # two threads that save at once write two files
+
+
+class CheckpointError(ValueError):
+    """A file cannot be written or read, or is not what it should be; the sentence says which, and what to do."""
+
+
+def save(path: PathLike, tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
+    """Replace the file at ``path``, at one moment, by one with tensors (Tensors or arrays) and JSON ``state``, by name.
+
+    Arrays come from any device. ``state`` holds what JSON gives back unchanged: dictionaries with names as keys, lists,
+    strings, finite numbers, True, False and None. TypeError or ValueError, which names it, for anything else, and for
+    tensors other than booleans, integers and floats. CheckpointError if the file cannot be written; whatever was
+    there before is intact then. A process that is killed may leave a file with the suffix .part behind, of no use.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/run.safetensors", {"w": Tensor([1.0, 2.0])}, {"epoch": 3})
+    ...     load(f"{folder}/run.safetensors")
+    ({'w': array([1., 2.], dtype=float32)}, {'epoch': 3})
+    """
+    library = _library()
+    arrays = {_checked_name(name): _host_array(name, value) for name, value in tensors.items()}
+    metadata = {_STATE: _to_json(state)} if state else None
+    try:
+        data: bytes = library.numpy.save(arrays, metadata)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"checkpoint.save: a name is {error.object!r}; expected names that are valid text") from None
+    header = int.from_bytes(data[:8], "little")
+    if header > HEADER_LIMIT:
+        raise ValueError(
+            f"checkpoint.save: names and state take {header:,} bytes; expected at most {HEADER_LIMIT:,}, "
+            "so save long lists of numbers as tensors"
+        )
+    replace(path, data)
+
+
+def load(path: PathLike, max_bytes: int = 2**30) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Return the tensors, as NumPy arrays by name, and the state that `save` wrote; other safetensors files load too.
+
+    CheckpointError for a file that is missing, damaged, truncated, larger than ``max_bytes``, or of another kind; it
+    names the file. Nothing larger than the file is allocated, and nothing large at all for one that is refused.
+
+    See `save` for an example.
+    """
+    library = _library()
+    name = os.fspath(path)
+
+    def refuse(found: str, expected: str) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint.load: {name} {found}; expected {expected}; take another file, or save this one again"
+        )
+
+    try:
+        found = os.stat(name)
+        is_file = stat.S_ISREG(found.st_mode)
+        header = _header_length(name) if is_file else 0  # a pipe would wait for ever
+    except (OSError, ValueError) as error:  # ValueError: the path holds a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"checkpoint.load: {name} cannot be read ({reason}); expected a safetensors file; check the path"
+        ) from error
+    if not is_file:
+        raise refuse("is no ordinary file", "a safetensors file")
+    if found.st_size > max_bytes:
+        raise refuse(f"has {found.st_size:,} bytes", f"at most {max_bytes:,}")
+    if header > found.st_size - 8:
+        raise refuse(f"has {found.st_size:,} bytes", "a safetensors file, whose first 8 bytes give its header's length")
+    if header > HEADER_LIMIT:
+        raise refuse(f"has a header of {header:,} bytes", f"at most {HEADER_LIMIT:,}")
+
+    try:
+        # The library compares the header with the file's size, and the tensors with each other, before it reads one.
+        with library.safe_open(name, framework="np") as opened:
+            tensors = {key: _own(opened.get_tensor(key)) for key in opened.keys()}  # noqa: SIM118 - it has no iterator
+            text = (opened.metadata() or {}).get(_STATE, "{}")
+        state = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise refuse("has a state that is nested too deeply", "what checkpoint.save wrote") from None
+    except Exception as error:  # of many kinds, among them some of Rust's; none of them says which file it was
+        raise refuse(f"is damaged or of another kind ({error})", "whole tensors of NumPy's dtypes") from error
+    if not isinstance(state, dict):
+        raise refuse(f"has a state that is a {type(state).__name__}", "a dictionary")
+    return tensors, state
+
+
+def replace(path: PathLike, data: bytes) -> None:
+    """Replace the file at ``path`` by one that holds ``data``, at one moment and for good.
+
+    The bytes are written beside it, forced to the disk, and renamed. CheckpointError if that fails; whatever was there
+    before is intact then.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     replace(f"{folder}/notes.txt", b"LeNet")
+    ...     os.listdir(folder)
+    ['notes.txt']
+    """
+    name = os.path.realpath(path)  # of a link, what it points to is replaced
+    beside = f"{name}.{os.getpid()}.{next(_serial)}.part"
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the new name with the contents not yet there
+        os.replace(beside, name)
+        _sync_folder(os.path.dirname(name))
+    except OSError as error:
+        with suppress(OSError):
+            os.remove(beside)
+        raise CheckpointError(
+            f"checkpoint: {os.fspath(path)} cannot be written ({error.strerror or error}); "
+            "whatever was there before is intact; make room, or write to another folder"
+        ) from error
+    except BaseException:  # Ctrl-C, say
+        with suppress(OSError):
+            os.remove(beside)
+        raise
+
+
+def _header_length(name: str) -> int:
+    with open(name, "rb") as file:
+        return int.from_bytes(file.read(8), "little")
+
+
+def _sync_folder(folder: str) -> None:
+    """Force the folder's entries to the disk, so that the new name outlasts a power cut."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows, where folders cannot be opened
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _library() -> Any:
+    """The safetensors package, on first use, so that the framework itself needs only NumPy."""
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError:
+        raise CheckpointError(
+            'checkpoints need safetensors, which is not installed; run pip install "tinygrad_lenet[example]"'
+        ) from None
+    return safetensors
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"checkpoint.save: a tensor's name is {name!r}; expected a string")
+    if name == "__metadata__":
+        raise ValueError("checkpoint.save: a tensor is called '__metadata__'; the format keeps this name for itself")
+    return name
+
+
+def _host_array(name: str, value: Any) -> npt.NDArray[Any]:
+    """The value as a C-contiguous NumPy array."""
+    array = value.numpy() if isinstance(value, Tensor) else np.asarray(backend_of(value).to_numpy(value))
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise TypeError(
+            f"checkpoint.save: tensor {name} has dtype {array.dtype}; "
+            "expected booleans, or integers or floats of at most 64 bits"
+        )
+    return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+
+
+def _own(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array, with memory that can be written to, whatever the library's version hands out."""
+    return array if array.flags.writeable else array.copy()
+
+
+def _to_json(state: Mapping[str, Any]) -> str:
+    """The state as JSON; TypeError or ValueError for the first entry that would not come back as it is."""
+    for name, value in state.items():
+        try:
+            same = isinstance(name, str) and json.loads(json.dumps(value, allow_nan=False)) == value
+        except (TypeError, ValueError, RecursionError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"checkpoint.save: state {name!r} cannot be written as JSON ({error})") from None
+        if not same:
+            raise TypeError(
+                f"checkpoint.save: state {name!r} would be changed by JSON; "
+                "expected names as keys, and lists, strings, finite numbers, True, False and None"
+            )
+    return json.dumps(dict(state), allow_nan=False)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"its state has the number {text}")
+    return number
