@@ -44,7 +44,7 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},  # LeNet-5 with tanh, and all defaults
-    "fast": {"model": "lenet5-relu", "epochs": 4, "batch_size": 128, "lr": 0.006},  # 99% of MNIST in least time
+    "fast": {"model": "lenet5-relu", "epochs": 3, "batch_size": 128, "lr": 0.006},  # 99% of MNIST in least time
 }
 EPOCHS = {"digits": 40, "mnist": 5, "fashion-mnist": 10}
 
@@ -56,9 +56,7 @@ def arguments() -> argparse.Namespace:
         "checkpoint.safetensors.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--recipe", choices=RECIPES, default="plain", help=f"other defaults for what follows: {RECIPES}"
-    )
+    parser.add_argument("--recipe", choices=RECIPES, default="plain", help="other defaults; fast: 99%% of MNIST soon")
     parser.add_argument("--model", choices=MODELS, default="lenet5", help="which LeNet-5")
     parser.add_argument("--dataset", choices=EPOCHS, default="digits", help="what to learn")
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's IDX files (default: the cache)")
