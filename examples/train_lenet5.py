@@ -82,6 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint-every", type=float, default=60, metavar="SECONDS", help="between checkpoints within an epoch"
     )
+    parser.add_argument("--plots", action="store_true", help="draw the losses, the mistakes, the kernels and the maps")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.set_defaults(**RECIPES[parser.parse_known_args()[0].recipe])
     return parser.parse_args()
@@ -161,11 +162,11 @@ def first_anomaly(model: nn.Module, x: Any, y: Any) -> str:
 
 
 def predict(model: LeNet5, images: Any, batch_size: int = 256) -> Any:
-    """The most probable class of each image."""
+    """The probability of each class for each image, [N K]."""
     model.eval()
     with no_grad():
         batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
-        return np.concatenate([model(Tensor(data.to_input(batch))).numpy().argmax(axis=1) for batch in batches])
+        return np.concatenate([F.softmax(model(Tensor(data.to_input(batch)))).numpy() for batch in batches])
 
 
 def main() -> None:
@@ -222,7 +223,8 @@ def main() -> None:
         print(f"go on with: {shlex.join([*sys.orig_argv, *([] if args.resume else ['--resume'])])}")
         raise KeyboardInterrupt
 
-    errors = int((predict(model, test_images) != test_labels).sum())
+    probabilities = predict(model, test_images)
+    errors = int((probabilities.argmax(axis=1) != test_labels).sum())
     accuracy = 1 - errors / len(test_labels)
     checkpoint.save(args.out / "model.safetensors", model.state_dict())
     metrics = {
@@ -241,6 +243,10 @@ def main() -> None:
         "arguments": run.arguments,
     }
     checkpoint.replace(args.out / "metrics.json", f"{json.dumps(metrics, indent=2)}\n".encode())
+    if args.plots:
+        from examples import plots  # only now: matplotlib takes a while to import
+
+        plots.save_all(args.out, metrics, model, test_images, test_labels, probabilities)
     print(f"results in {args.out}")
     print(
         f"test accuracy {accuracy:.2%} ({errors} errors of {len(test_labels)}) in {time.perf_counter() - start:.1f} s"

@@ -1,0 +1,466 @@
+"""Draw the graph that a tensor recorded: `python -m examples.draw_graph` draws an expression's and LeNet-5's.
+
+`draw(tensor, path, names)` is the function behind it. Values run downwards; a line carries the shape of what it
+carries. Along solid lines the gradient comes back up; what is dashed takes none. The layout is that of Sugiyama,
+Tagawa and Toda (1981): layers by longest path, few crossings by barycentres, then places by least squares.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
+from matplotlib.path import Path as Curve
+from matplotlib.textpath import TextPath
+
+from examples.plots import DPI, STYLE, save
+from models import LeNet5
+from tinygrad_lenet import Op, Tensor, data
+from tinygrad_lenet import functional as F
+
+LIMIT = 300  # boxes; more would be unreadable
+LINE, GAP, PITCH = 0.21, 0.22, 0.56  # inches: a line of text, the least space between boxes, from layer to layer
+KEY, SMALL = 5.3, 8.5  # the key's width in inches; the smaller size of letters in points
+EDGE, DIM = "#303030", "#808080"
+LOOKS = {  # of each kind of box: fill, edge, line
+    "learned": ("#fbc97f", EDGE, "-"),
+    "constant": ("white", DIM, "--"),
+    "op": ("#e3eef8", EDGE, "-"),
+    "result": ("white", EDGE, "-"),
+}
+BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # of letters that must stand on a line
+Point = tuple[float, float]
+Area = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+@dataclass(eq=False)
+class Box:
+    """One thing in the picture: a leaf, an op, the result, or (without text) a bend in a long line."""
+
+    text: list[str]
+    kind: str  # "learned", "constant", "op", "result" or "bend"
+    sides: "list[Box]" = field(default_factory=list)  # leaves that this op alone uses, drawn left and right of it
+    labels: list[str] = field(default_factory=list)  # the shapes that come from the sides
+    layer: int = 0
+    x: float = 0.0
+    y: float = 0.0
+
+    @property
+    def width(self) -> float:
+        """Of the box itself, in inches."""
+        if self.kind == "bend":
+            return 0.0
+        return 0.2 + max(letters(text, SMALL if i else 10) for i, text in enumerate(self.text))
+
+    @property
+    def height(self) -> float:
+        return 0.0 if self.kind == "bend" else LINE * len(self.text) + 0.09
+
+    def reach(self, side: int) -> float:
+        """How far the box and its leaves on the left (side 0) or on the right (1) extend from its middle."""
+        return self.width / 2 + sum(stem(label) + leaf.width for leaf, label in self.beside(side))
+
+    def beside(self, side: int) -> "list[tuple[Box, str]]":
+        return list(zip(self.sides, self.labels, strict=True))[side : side + 1]
+
+
+@dataclass
+class Line:
+    """A tensor on its way from one box to another, perhaps around bends."""
+
+    boxes: list[Box]
+    label: str
+    gradient: bool
+
+
+def draw(tensor: Tensor, path: Path, names: Mapping[str, Tensor] | None = None) -> Path:
+    """Write a picture of the graph that made ``tensor`` to ``path`` (.png, .svg or .pdf); returns the path.
+
+    ``names``, such as ``dict(model.named_parameters())``, says what tensors are called. ValueError if nothing was
+    recorded, if a backward pass has freed the graph, or if it has more than 300 boxes.
+    """
+    return save(graph(tensor, names), path)
+
+
+@mpl.rc_context(STYLE)
+def graph(tensor: Tensor, names: Mapping[str, Tensor] | None = None) -> Figure:
+    """The picture that `draw` writes, as a matplotlib Figure."""
+    layers, lines = lay_out(*collect(tensor, names or {}))
+    return paint(layers, lines)
+
+
+# What is in the picture
+
+
+def collect(tensor: Tensor, names: Mapping[str, Tensor]) -> tuple[list[Box], list[Line]]:
+    """The boxes, inputs before the ops that use them, and the lines between them."""
+    if tensor.op is None:
+        raise ValueError(
+            f"draw: nothing was recorded for this tensor of shape {tensor.shape}; "
+            "expected the result of ops on a tensor that requires a gradient, outside no_grad"
+        )
+    called = {id(named): name for name, named in names.items()}
+    order = sort(tensor)
+    users: dict[int, int] = {}
+    for y in order:
+        for x in y.inputs or ():
+            users[id(x)] = users.get(id(x), 0) + 1
+
+    boxes: dict[int, Box] = {}
+    lines: list[Line] = []
+    for y in order:
+        if y.op is None:
+            kind = "learned" if y.requires_grad else "constant"
+            boxes[id(y)] = Box([called.get(id(y), "constant" if kind == "constant" else "tensor")], kind)
+            continue
+        box = boxes[id(y)] = Box(describe(y), "op")
+        inputs = [x for x in y.inputs or () if isinstance(x, Tensor)]
+        own = [x for x in inputs if x.op is None and users[id(x)] == 1]
+        own = own[1:] if len(own) == len(inputs) else own  # something has to come from above
+        beside = own if len(own) <= 2 else []
+        for x in inputs:
+            if any(x is each for each in beside):
+                box.sides.append(boxes.pop(id(x)))
+                box.labels.append(shape(x))
+            else:
+                lines.append(Line([boxes[id(x)], box], label(x, called), x.requires_grad))
+    end = boxes[0] = Box([called.get(id(tensor), "result")], "result")
+    lines.append(Line([boxes[id(tensor)], end], shape(tensor), True))
+    return list(boxes.values()), lines
+
+
+def sort(tensor: Tensor) -> list[Tensor]:
+    """All tensors of the graph, inputs before outputs."""
+    order: list[Tensor] = []
+    met: set[int] = set()
+    stack: list[tuple[Tensor, bool]] = [(tensor, False)]
+    while stack:
+        y, inputs_done = stack.pop()
+        if inputs_done:
+            order.append(y)
+        elif id(y) not in met:
+            met.add(id(y))
+            if len(met) > LIMIT:
+                raise ValueError(f"draw: the graph has more than {LIMIT} tensors; expected one small enough to read")
+            if y.inputs is None:
+                raise ValueError(
+                    f"draw: the graph through {y.op.name if y.op else 'a tensor'} has been freed by a backward pass; "
+                    "draw it before, or pass retain_graph=True to that one"
+                )
+            stack.append((y, True))
+            stack.extend((x, False) for x in reversed(y.inputs) if isinstance(x, Tensor))
+    return order
+
+
+def describe(y: Tensor) -> list[str]:
+    """The op that made y, with the window that it slides and what Python numbers it takes; below, its settings."""
+    op, inputs = y.op, y.inputs or ()
+    assert op is not None
+    settings: dict[str, Any] = {each.name: getattr(op, each.name) for each in fields(op)} if is_dataclass(op) else {}
+    usual = {"stride": settings.get("kernel_size", (1, 1)), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    usual |= {"output_padding": (0, 0), "keepdims": False, "axis": None}
+    window = settings.pop("kernel_size", None) or weight_window(op, inputs)
+    title = op.name + (f" {times(window)}" if window else "")
+    if any(not isinstance(x, Tensor) for x in inputs):
+        title += "(" + ", ".join("·" if isinstance(x, Tensor) else f"{x:.4g}" for x in inputs) + ")"
+    others = [setting(name, value) for name, value in settings.items() if usual.get(name, ...) != value]
+    return [title, *others]
+
+
+def weight_window(op: Op, inputs: Sequence[Any]) -> tuple[int, int] | None:
+    """KH and KW of a convolution's weight[F C KH KW]."""
+    return inputs[1].shape[2:] if "KH KW" in op.signature.partition("->")[0] else None
+
+
+def times(sizes: Sequence[int]) -> str:
+    return "×".join(map(str, sizes))
+
+
+def setting(name: str, value: Any) -> str:
+    """A parameter of an op, in few characters."""
+    if value is True:
+        return name
+    if isinstance(value, tuple) and all(isinstance(each, int) for each in value):
+        text = f"{name} {', '.join(map(str, value)) if name in ('axis', 'axes') else times(value) or 'scalar'}"
+    else:
+        text = f"{name} {value}"
+    return text if len(text) <= 32 else text[:31] + "…"
+
+
+def shape(x: Tensor) -> str:
+    return times(x.shape) if x.ndim else "scalar"
+
+
+def label(x: Tensor, called: Mapping[int, str]) -> str:
+    """What stands on the line that carries x."""
+    return f"{called[id(x)]}  {shape(x)}" if x.op is not None and id(x) in called else shape(x)
+
+
+# Where everything goes
+
+
+def lay_out(boxes: list[Box], lines: list[Line]) -> tuple[list[list[Box]], list[Line]]:
+    """Give each box a layer and a place; lines that pass a layer get a bend in it."""
+    for line in lines:  # in the order of the boxes, so that the layer of the upper end is final
+        line.boxes[1].layer = max(line.boxes[1].layer, line.boxes[0].layer + 1)
+    for box in reversed(boxes):  # what has more users than inputs, a leaf above all, moves down to its first user
+        users = [line.boxes[1].layer for line in lines if line.boxes[0] is box]
+        if len(users) >= len({line.boxes[0] for line in lines if line.boxes[1] is box}):
+            box.layer = min(users, default=box.layer + 1) - 1
+    layers: list[list[Box]] = [[] for _ in range(max(box.layer for box in boxes) + 1)]
+    for box in boxes:
+        layers[box.layer].append(box)
+    for line in lines:
+        upper, lower = line.boxes
+        bends = [Box([], "bend", layer=layer) for layer in range(upper.layer + 1, lower.layer)]
+        for bend in bends:
+            layers[bend.layer].append(bend)
+        line.boxes = [upper, *bends, lower]
+
+    above: dict[Box, list[Box]] = {box: [] for layer in layers for box in layer}
+    below: dict[Box, list[Box]] = {box: [] for layer in layers for box in layer}
+    for line in lines:
+        for upper, lower in pairwise(line.boxes):
+            above[lower].append(upper)
+            below[upper].append(lower)
+    for layer in layers:
+        separate(layer, [float(i) for i in range(len(layer))])
+    for sweep in range(80):
+        neighbours = (above, below)[sweep % 2]
+        for layer in layers if sweep % 2 == 0 else reversed(layers):
+            wanted = [mean([each.x for each in neighbours[box]], box.x) for box in layer]
+            if sweep < 20:  # then the order stands, and only places move
+                ranked = sorted(range(len(layer)), key=lambda i: wanted[i])
+                layer[:], wanted = [layer[i] for i in ranked], [wanted[i] for i in ranked]
+            else:
+                wanted = [mean([each.x for each in (*above[box], *below[box])], box.x) for box in layer]
+            separate(layer, wanted)
+    top = 0.0
+    for layer in layers:
+        height = max(box.height for box in layer)
+        for box in layer:
+            box.y = top + height / 2
+        top += height + PITCH - LINE - 0.09
+    return layers, lines
+
+
+def mean(values: Sequence[float], otherwise: float) -> float:
+    return sum(values) / len(values) if values else otherwise
+
+
+def separate(layer: list[Box], wanted: list[float]) -> None:
+    """Put the boxes of a layer, in order and without overlap, as near as can be to their wanted places.
+
+    Nearest in the sum of squares: with the room that the boxes to the left take subtracted, the places must not
+    decrease, which the pool-adjacent-violators algorithm solves.
+    """
+    offsets = [0.0]
+    for left, right in pairwise(layer):
+        offsets.append(offsets[-1] + left.reach(1) + GAP + right.reach(0))
+    pools: list[tuple[float, int]] = []  # the common place, and how many boxes share it
+    for place, offset in zip(wanted, offsets, strict=True):
+        pools.append((place - offset, 1))
+        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
+            (b, n), (a, m) = pools.pop(), pools.pop()
+            pools.append(((a * m + b * n) / (m + n), m + n))
+    flat = [place for place, count in pools for _ in range(count)]
+    for box, place, offset in zip(layer, flat, offsets, strict=True):
+        box.x = place + offset
+
+
+# Ink
+
+
+def paint(layers: list[list[Box]], lines: list[Line]) -> Figure:
+    """The figure: as large as it needs to be, with a key below."""
+    boxes = [box for layer in layers for box in layer]
+    left = min(box.x - box.reach(0) for box in boxes) - 0.2
+    right = max(box.x + box.reach(1) for box in boxes) + 0.2
+    spare = max(0.0, KEY - (right - left)) / 2
+    left, right = left - spare, right + spare
+    bottom = max(box.y + box.height / 2 for box in boxes) + 0.75
+    figure = Figure((right - left, bottom + 0.15), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(left, right), ylim=(bottom, -0.15))  # in inches, downwards
+    axes.set_axis_off()
+
+    curves = route(lines)
+    for curve, line in zip(curves, lines, strict=True):
+        arrow(axes, curve, line.gradient)
+    for box in boxes:
+        if box.kind != "bend":
+            paint_box(axes, box)
+    taken = [extent(box) for box in boxes]
+    taken += [(x - 0.03, y - 0.03, x + 0.03, y + 0.03) for curve in curves for x, y in along(curve)]
+    taken += [(x - 0.06, y - 0.12, x + 0.06, y) for *_, (x, y) in curves]  # the heads of the arrows
+    for i in {(line.boxes[0], line.boxes[-1]): i for i, line in enumerate(lines)}.values():
+        taken.append(paint_label(axes, curves[i], lines[i].label, np.array(taken)))  # of x * x's two lines, only one
+    paint_key(axes, (left + right) / 2, bottom - 0.3)
+    return figure
+
+
+def route(lines: list[Line]) -> list[list[Point]]:
+    """The points that each line runs through; lines that leave or enter a box do so beside each other."""
+    curves = [[(box.x, box.y) for box in line.boxes] for line in lines]
+    for end, neighbour, sign in ((0, 1, 1), (-1, -2, -1)):
+        at: dict[Box, list[int]] = {}
+        for i, line in enumerate(lines):
+            at.setdefault(line.boxes[end], []).append(i)
+        for box, own in at.items():
+            own.sort(key=lambda i: lines[i].boxes[neighbour].x)
+            for rank, i in enumerate(own):
+                x = box.x + (rank - (len(own) - 1) / 2) * min(0.3, 0.8 * box.width / len(own))
+                curves[i][end] = (x, box.y + sign * box.height / 2)
+    return curves
+
+
+def paint_box(axes: Axes, box: Box) -> None:
+    """A box, and the leaves beside it."""
+    for side, sign in enumerate((-1, 1)):
+        for leaf, text in box.beside(side):
+            edge = box.x + sign * box.width / 2
+            start = edge + sign * stem(text)
+            leaf.x, leaf.y = start + sign * leaf.width / 2, box.y
+            paint_box(axes, leaf)
+            arrow(axes, [(start, box.y), (edge, box.y)], leaf.kind == "learned")
+            axes.text((start + edge) / 2, box.y - 0.05, text, ha="center", va="bottom", fontsize=SMALL)
+    fill, line, style = LOOKS[box.kind]
+    rounding = 0.04 if box.kind == "op" else 0.12
+    axes.add_patch(
+        FancyBboxPatch(
+            (box.x - box.width / 2 + rounding, box.y - box.height / 2 + rounding),
+            box.width - 2 * rounding,
+            box.height - 2 * rounding,
+            boxstyle=f"round,pad={rounding},rounding_size={rounding}",
+            facecolor=fill,
+            edgecolor=line,
+            linestyle=style,
+        )
+    )
+    for i, text in enumerate(box.text):
+        y = box.y + (i - (len(box.text) - 1) / 2) * LINE
+        axes.text(box.x, y, text, ha="center", va="center_baseline", fontsize=10 if i == 0 else SMALL)
+
+
+def arrow(axes: Axes, points: list[Point], gradient: bool) -> None:
+    """A line through the points: straight if it runs sideways, else upright at each of them."""
+    path, codes = [points[0]], [Curve.MOVETO]
+    for (x0, y0), (x1, y1) in pairwise(points):
+        middle = (y0 + y1) / 2
+        path += [(x0, middle), (x1, middle), (x1, y1)] if y0 != y1 else [(x1, y1)]
+        codes += [Curve.CURVE4] * 3 if y0 != y1 else [Curve.LINETO]
+    style: dict[str, Any] = {"color": EDGE} if gradient else {"color": DIM, "linestyle": (0, (4, 3))}
+    line = FancyArrowPatch(path=Curve(path, codes), arrowstyle="-", linewidth=1.3, shrinkA=0, shrinkB=0, **style)
+    axes.add_patch(line)
+    (x0, y0), (x1, y1) = path[-2], path[-1]  # the head, pointing along the end of the line
+    length = max(((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5, 1e-9)
+    dx, dy = 0.1 * (x1 - x0) / length, 0.1 * (y1 - y0) / length
+    corners = [(x1, y1), (x1 - dx - 0.4 * dy, y1 - dy + 0.4 * dx), (x1 - dx + 0.4 * dy, y1 - dy - 0.4 * dx)]
+    axes.add_patch(Polygon(corners, closed=True, color=style["color"], linewidth=0))
+
+
+def paint_label(axes: Axes, points: list[Point], text: str, taken: np.ndarray) -> Area:
+    """Write beside a line where nothing is yet, as far as there is such a place: taken[... 4] are areas."""
+    width, height = letters(text, SMALL), 0.15
+    middle = (points[0][1] + points[-1][1]) / 2
+    places = []
+    for x, y in along(points):
+        for away in (0.07, 0.12, 0.2):
+            cost = away + 0.3 * abs(y - middle)  # near the line, and near its middle
+            places += [(cost, x + away, y), (cost + 0.01, x - away - width, y)]
+    areas = [(x, y - height / 2, x + width, y + height / 2) for _, x, y in sorted(places)]
+    area = next((area for area in areas if not overlap(area, taken)), areas[0])
+    axes.text(area[0], (area[1] + area[3]) / 2, text, ha="left", va="center_baseline", fontsize=SMALL, bbox=BEHIND)
+    return area
+
+
+def along(points: list[Point]) -> Iterator[Point]:
+    """Points on the curve that `arrow` draws, close to each other."""
+    for (x0, y0), (x1, y1) in pairwise(points):
+        for t in np.linspace(0, 1, 2 + int(16 * (abs(x1 - x0) + abs(y1 - y0)))):
+            yield x0 + (x1 - x0) * t * t * (3 - 2 * t), y0 + (y1 - y0) * t * (1.5 - 1.5 * t + t * t)
+
+
+def extent(box: Box) -> Area:
+    """What a box takes with the leaves beside it."""
+    return box.x - box.reach(0), box.y - box.height / 2, box.x + box.reach(1), box.y + box.height / 2
+
+
+def overlap(a: Area, others: np.ndarray) -> bool:
+    left, top, right, bottom = others.T
+    return bool(((a[0] < right) & (left < a[2]) & (a[1] < bottom) & (top < a[3])).any())
+
+
+def paint_key(axes: Axes, middle: float, y: float) -> None:
+    """What boxes and lines mean; KEY is its width."""
+    x = middle - KEY / 2 + 0.1
+    for kind, text in (("learned", "learned"), ("constant", "constant"), ("op", "operation")):
+        box = Box([text], kind, y=y)
+        box.x = x + box.width / 2
+        paint_box(axes, box)
+        x += box.width + 0.12
+    for gradient, text in ((True, "gradient comes back"), (False, "none")):
+        arrow(axes, [(x, y), (x + 0.35, y)], gradient)
+        axes.text(x + 0.4, y, text, va="center_baseline", fontsize=SMALL)
+        x += 0.4 + letters(text, SMALL) + 0.15
+
+
+@cache
+def letters(text: str, size: float) -> float:
+    """How many inches wide a text is."""
+    return float(TextPath((0, 0), text, size=size, prop=FontProperties("DejaVu Sans")).get_extents().width) / 72
+
+
+def stem(text: str) -> float:
+    """The length of the line from a leaf to the op beside it, which ``text`` stands on."""
+    return letters(text, SMALL) + 0.25
+
+
+def expression() -> tuple[Tensor, dict[str, Tensor]]:
+    """mean(tanh(x w + b)**2), with names for its tensors."""
+    rng = np.random.default_rng(0)
+    x = Tensor(rng.normal(size=(32, 4)))
+    w, b = (Tensor(rng.normal(size=size), requires_grad=True) for size in ((4, 3), (3,)))
+    h = (x @ w + b).tanh()
+    y = (h * h).mean()
+    return y, {"x": x, "w": w, "b": b, "h": h, "y": y}
+
+
+def lenet5() -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of LeNet-5 on 64 digits, with names for its tensors."""
+    images, labels = data.digits("test")
+    model = LeNet5(rng=0)
+    x = Tensor(data.to_input(images[:64]))
+    loss = F.cross_entropy(model(x), labels[:64])
+    return loss, {"images": x, "loss": loss, **dict(model.named_parameters())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.draw_graph", description="Draw the graphs of an expression and of LeNet-5's loss."
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/graphs"), help="folder for the pictures")
+    parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png", help="of the pictures")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, (tensor, names) in {"expression": expression(), "lenet5": lenet5()}.items():
+        print(draw(tensor, args.out / f"{name}.{args.format}", names))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"draw_graph: {error}")
