@@ -93,9 +93,7 @@ def _taps(
 
 def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride, padding, dilation, groups) -> Array:
     (n, c, *size), (f, _, *kernel) = x.shape, weight.shape
-    positions = [
-        len(range(0, size[a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1), stride[a])) for a in (0, 1)
-    ]
+    positions = [len(range(0, size[a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1), stride[a])) for a in (0, 1)]
     y = np.zeros((n, f, *positions))
     for fi, ci, cx, kh, kw, oh, ow, h, w in _taps(c, f, size, kernel, positions, stride, padding, dilation, groups):
         y[:, fi, oh, ow] += x[:, cx, h, w] * weight[fi, ci, kh, kw]

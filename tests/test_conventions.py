@@ -134,9 +134,7 @@ def test_gradient_where_the_slope_is_infinite() -> None:
 # Powers at 0
 
 
-@pytest.mark.parametrize(
-    ("exponent", "first", "second"), [(0, 0, 0), (1, 1, 0), (2, 0, 2), (3, 0, 0), (2.5, 0, 0)]
-)
+@pytest.mark.parametrize(("exponent", "first", "second"), [(0, 0, 0), (1, 1, 0), (2, 0, 2), (3, 0, 0), (2.5, 0, 0)])
 def test_power_at_zero(exponent: float, first: float, second: float) -> None:
     assert orders(lambda x: x**exponent, [0.0]) == ([first], [second])
     assert orders(lambda x: x ** Tensor(np.array([float(exponent)])), [0.0]) == ([first], [second])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tinygrad_lenet import ShapeError, Tensor, nn
-from tinygrad_lenet import functional as F  # noqa: N812
+from tinygrad_lenet import functional as F
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(3, 4, 6, 7))
