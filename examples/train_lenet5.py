@@ -117,21 +117,23 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
             for x, y in loader:
                 for i, module in enumerate(dropouts):  # a generator for each step and worker, so that none needs saving
                     module.rng = np.random.default_rng((args.seed, epoch, loader.position, group.rank, i))
-                logits = model(Tensor(x))
-                loss = F.cross_entropy(logits, y, reduction="sum") / loader.drawn
                 run.optimizer.zero_grad()
-                loss.backward()
-                hits = int((logits.numpy().argmax(axis=1) == y).sum())
-                mean_loss, hits_of_all, stop = group.sum_gradients([loss.item(), hits, interrupted()])
+                own_loss, own_hits = 0.0, 0
+                if len(y):  # an epoch's last batch can have fewer images than there are workers
+                    logits = model(Tensor(x))
+                    loss = F.cross_entropy(logits, y, reduction="sum") / loader.drawn
+                    loss.backward()
+                    own_loss, own_hits = loss.item(), int((logits.numpy().argmax(axis=1) == y).sum())
+                mean_loss, hits, stop = group.sum_gradients([own_loss, own_hits, interrupted()])
                 if not math.isfinite(mean_loss):
                     run.trouble = f"the loss became {mean_loss} in epoch {epoch + 1}: {first_anomaly(model, x, y)}"
                     return
                 run.optimizer.step()
                 run.schedule.step()
-                group.average(statistics)  # which batch normalisation took over this worker's share
+                group.average(statistics, weight=len(y))  # which batch normalisation took over this worker's share
 
                 run.loss += mean_loss * loader.drawn
-                run.correct += hits_of_all
+                run.correct += hits
                 run.seconds = time.perf_counter() - start
                 bar.update(loader.drawn)
                 if group.rank == 0 and (stop or time.monotonic() - saved >= args.checkpoint_every):

@@ -47,7 +47,6 @@ class LeNet5(nn.Module):
         batch_norm: bool = False,
         rng: np.random.Generator | int | None = None,
     ) -> None:
-        super().__init__()
         for name, value, known in (("activation", activation, _ACTIVATIONS), ("pool", pool, _POOLS)):
             if value not in known:
                 raise ValueError(f"LeNet5: {name} is {value!r}; expected {' or '.join(map(repr, known))}")
@@ -68,20 +67,20 @@ class LeNet5(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c1(x)  # (N, 6, 28, 28)
-        if self.bn1:
+        if self.bn1 is not None:
             x = self.bn1(x)
         x = self.s2(self.act(x))  # (N, 6, 14, 14)
 
         x = self.c3(x)  # (N, 16, 10, 10)
-        if self.bn3:
+        if self.bn3 is not None:
             x = self.bn3(x)
         x = self.s4(self.act(x))  # (N, 16, 5, 5)
 
         x = self.act(self.c5(x))  # (N, 120, 1, 1): the kernel covers the whole map
         x = x.reshape(x.shape[0], 120)
-        if self.drop:
+        if self.drop is not None:
             x = self.drop(x)
         x = self.act(self.f6(x))  # (N, 84)
-        if self.drop:
+        if self.drop is not None:
             x = self.drop(x)
         return self.output(x)  # (N, 10)

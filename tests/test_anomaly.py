@@ -189,3 +189,13 @@ def test_forward_hooks_of_one_module_are_its_own() -> None:
 def test_forward_hook_must_be_callable() -> None:
     with pytest.raises(TypeError, match="register_forward_hook: the hook is int"):
         nn.Tanh().register_forward_hook(3)  # type: ignore[arg-type]
+
+
+def test_a_handle_removes_its_own_hook_only() -> None:
+    x = Tensor(1.0, requires_grad=True)
+    first = x.register_hook(lambda g: 2.0 * g)
+    first.remove()
+    x.register_hook(lambda g: 3.0 * g)
+    first.remove()
+    (x * 1.0).backward()
+    assert x.grad.item() == 3.0

@@ -198,3 +198,37 @@ def test_cross_entropy_of_an_impossible_label_is_infinite() -> None:
     loss = F.cross_entropy(x, np.array([0]))
     assert loss.item() == INF
     assert grad(loss, x)[0].numpy().tolist() == [[-1.0, 1.0]]
+
+
+# A gradient of exactly 0 is a value like any other: what is differentiated again at it must be right
+
+
+def second(fn: Callable[[Tensor], Tensor], x: float) -> float:
+    """d/dc d/dx of c * fn at c = 0."""
+    c, x_ = Tensor(np.float64(0.0), requires_grad=True), Tensor(np.float64(x), requires_grad=True)
+    (gx,) = grad(c * fn(x_), [x_], create_graph=True)
+    return grad(gx, [c])[0].item()
+
+
+@pytest.mark.parametrize(
+    ("fn", "x", "slope"),
+    [
+        (lambda x: 3.0 / x, 2.0, -0.75),
+        (lambda x: x**2, 0.0, 0.0),
+        (lambda x: x**3, 0.0, 0.0),
+        (lambda x: x**1, 0.0, 1.0),
+        (lambda x: x.sqrt(), 4.0, 0.25),
+        (lambda x: x.log(), 2.0, 0.5),
+        (lambda x: x**0.5, 4.0, 0.25),
+    ],
+)
+def test_slope_through_a_zero_gradient(fn: Callable[[Tensor], Tensor], x: float, slope: float) -> None:
+    assert second(fn, x) == pytest.approx(slope)
+
+
+def test_third_derivative_of_a_fourth_power_at_zero() -> None:
+    x = Tensor(np.float64(0.0), requires_grad=True)
+    y = (x**2) ** 2
+    for _ in range(3):
+        (y,) = grad(y, [x], create_graph=True)
+    assert y.item() == 0.0

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import tracemalloc
 import weakref
@@ -1012,3 +1014,41 @@ def test_a_kernel_stands_in_for_forward_and_may_decline(monkeypatch: pytest.Monk
     y.backward()
     assert (y.item(), x.grad.item(), used) == (102.0, 1.0, ["Counting"])
     np.testing.assert_array_equal(op(v, 1.0), [2.0, 3.0])
+
+
+def test_threads_that_share_a_leaf_lose_no_gradient() -> None:
+    x = leaf(1.0)
+
+    def work() -> None:
+        for _ in range(500):
+            (x * 1.0).sum().backward()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert x.grad.item() == 2000.0
+
+
+def test_numbers_in_format_strings() -> None:
+    assert f"{Tensor(0.5):.3f} {Tensor(2.0)}" == "0.500 Tensor(2.)"
+
+
+def test_python_numbers_alone_are_float32() -> None:
+    assert F.where(Tensor([1.0]) > 0, 1.0, 0.0).dtype == np.float32
+    assert F.maximum(1.0, 2.0).dtype == F.minimum(1.0, 2.0).dtype == np.float32
+
+
+def test_what_an_op_checked_is_not_remembered_wrongly() -> None:
+    shapes = ((2, 3), (3, 4))
+    REGISTRY["matmul"]().check(shapes)["K"] = 99
+    assert REGISTRY["matmul"]().check(shapes)["K"] == 3
+
+
+def test_minus_oo_imports() -> None:
+    subprocess.run([sys.executable, "-OO", "-c", "import tinygrad_lenet"], check=True)
+
+
+def test_sum_over_a_numpy_integer_axis() -> None:
+    assert Tensor(np.ones((2, 3, 4, 5))).sum(np.int64(1)).shape == (2, 4, 5)

@@ -1,6 +1,7 @@
 """Finding where a NaN or an infinity came from: while `detect_anomaly` is on, every result of every op is looked at."""
 
 import linecache
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import numpy as np
 
 from .backend import Array, backend_of
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent) + os.sep
 
 watching: ContextVar[bool] = ContextVar("watching", default=False)  # per thread and per async task
 

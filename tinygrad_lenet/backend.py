@@ -30,7 +30,12 @@ class Backend:
     from_numpy: Callable[[np.ndarray, int], Array]
     to_numpy: Callable[[Array], np.ndarray]
     index_of: Callable[[Array], int] = lambda array: 0
-    selected: Callable[[int], Any] = lambda index: nullcontext()  # entered while new arrays are made on device `index`
+    selected: Callable[[int], Any] = lambda index: nullcontext()  # entered while arrays are made on device `index`
+    count: int = 1  # devices
+
+    def current(self, *arrays: Array) -> Any:
+        """A context in which new arrays, and what is computed, go where ``arrays`` lie."""
+        return self.selected(next((self.index_of(array) for array in arrays if type(array) is self.array_type), 0))
 
     def device_of(self, array: Array) -> str:
         """The device name of an array, for instance "cpu" or "cuda:1"."""
@@ -53,6 +58,8 @@ def register(backend: Backend) -> None:
 
 def _load_cupy() -> Backend:
     """Import CuPy on first use, so that the package itself needs only NumPy; DeviceError if it cannot run here."""
+    if "cuda" in _by_name:
+        return _by_name["cuda"]
     try:
         import cupy
     except ImportError:
@@ -70,13 +77,18 @@ def _load_cupy() -> Backend:
         raise DeviceError("device 'cuda' needs an NVIDIA GPU, and CuPy finds none; use device 'cpu'")
 
     def from_numpy(array: np.ndarray, index: int) -> Array:
-        if index >= count:
-            raise DeviceError(f"device 'cuda:{index}' does not exist; CuPy finds {count} GPU(s), counted from 0")
         with cupy.cuda.Device(index):
             return cupy.asarray(array)
 
     backend = Backend(
-        "cuda", cupy, cupy.ndarray, from_numpy, cupy.asnumpy, lambda array: int(array.device.id), cupy.cuda.Device
+        "cuda",
+        cupy,
+        cupy.ndarray,
+        from_numpy,
+        cupy.asnumpy,
+        lambda array: int(array.device.id),
+        cupy.cuda.Device,
+        count,
     )
     register(backend)
     return backend
@@ -95,7 +107,10 @@ def parse_device(device: str) -> tuple[Backend, int]:
     known = name in _by_name or name == "cuda"
     if not known or (number and not number.isdecimal()) or (number and name == "cpu" and int(number)):
         raise DeviceError(f"unknown device {device!r}; expected 'cpu', 'cuda' or 'cuda:1'")
-    return _by_name.get(name) or _load_cupy(), int(number or 0)
+    backend, index = _by_name.get(name) or _load_cupy(), int(number or 0)
+    if index >= backend.count:
+        raise DeviceError(f"device {device!r} does not exist; there are {backend.count}, counted from 0")
+    return backend, index
 
 
 def backend_of(*arrays: Array) -> Backend:
@@ -135,15 +150,14 @@ def available() -> list[str]:
         backend = _load_cupy()
     except DeviceError:
         return ["cpu"]
-    count = backend.xp.cuda.runtime.getDeviceCount()
-    return ["cpu", "cuda", *(f"cuda:{index}" for index in range(1, count))]
+    return ["cpu", "cuda", *(f"cuda:{index}" for index in range(1, backend.count))]
 
 
 _default: ContextVar[str] = ContextVar("default_device", default="cpu")
 
 
 class use:  # noqa: N801 - a verb: use("cuda") or with use("cuda"):
-    """Make ``device`` the place of new tensors, from now on or, as a context manager, within a block.
+    """Make ``device`` the place of new tensors in this thread, from now on or, as a context manager, within a block.
 
     >>> with use("cpu"):
     ...     default_device()

@@ -117,6 +117,9 @@ def avg_pool2d(x: TensorLike, kernel_size: Size, stride: Size | None = None, pad
     >>> avg_pool2d([[[[1, 2], [3, 6]]]], 2).item()
     3.0
     """
+    x = _as_tensor(x)
+    if x.dtype.kind != "f":
+        raise TypeError(f"avg_pool2d: x has dtype {x.dtype}; a mean needs floats, for instance x.astype('float32')")
     return AvgPool2d(*_pool_parameters("avg_pool2d", kernel_size, stride, padding))(x)
 
 
@@ -130,9 +133,10 @@ def max_pool2d(x: TensorLike, kernel_size: Size, stride: Size | None = None, pad
     6.0
     """
     x = _as_tensor(x)
-    if x.dtype.kind != "f" and padding != 0:
+    parameters = _pool_parameters("max_pool2d", kernel_size, stride, padding)
+    if x.dtype.kind != "f" and parameters[2] != (0, 0):
         raise TypeError(f"max_pool2d: x has dtype {x.dtype}; padding with -inf needs floats")
-    return MaxPool2d(*_pool_parameters("max_pool2d", kernel_size, stride, padding))(x)
+    return MaxPool2d(*parameters)(x)
 
 
 def _pool_parameters(op: str, kernel_size: Any, stride: Any, padding: Any) -> tuple[tuple[int, int], ...]:
@@ -223,23 +227,27 @@ def one_hot(labels: TensorLike, classes: int, dtype: Any = np.float32) -> Tensor
     >>> one_hot(np.array([1]), 3)
     Tensor([[0., 1., 0.]])
     """
-    values = _labels("one_hot", labels, integer("one_hot", "classes", classes, minimum=1))
-    xp = backend_of(values.data).xp
-    return Tensor((values.data[:, None] == xp.arange(classes)).astype(dtype))
+    return _one_hot(_labels("one_hot", labels, integer("one_hot", "classes", classes, minimum=1)), classes, dtype)
 
 
-def _labels(op: str, labels: TensorLike, classes: int) -> Tensor:
-    """Class labels[N] as a tensor of integers, checked where they lie on the host."""
-    values = labels if isinstance(labels, Tensor) else Tensor(_as_array(op, "labels", labels))
+def _one_hot(labels: Tensor, classes: int, dtype: Any) -> Tensor:
+    backend = backend_of(labels.data)
+    with backend.current(labels.data):
+        return Tensor((labels.data[:, None] == backend.xp.arange(classes)).astype(dtype), device=labels.device)
+
+
+def _labels(op: str, labels: TensorLike, classes: int, device: str | None = None) -> Tensor:
+    """Class labels[N] as a tensor of integers on ``device``, range-checked first if they lie on the host."""
+    values = labels.data if isinstance(labels, Tensor) else _as_array(op, "labels", labels)
     if values.dtype.kind not in "iu":
         raise TypeError(f"{op}: labels have dtype {values.dtype}; expected integers")
     if values.ndim != 1:
         raise ShapeError(f"{op}: labels have shape {values.shape}; expected [N]")
-    if type(values.data) is np.ndarray and values.size:
-        low, high = int(values.data.min()), int(values.data.max())
+    if isinstance(values, np.ndarray) and values.size:
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= classes:
             raise ValueError(f"{op}: label {low if low < 0 else high} is out of range; expected 0 to {classes - 1}")
-    return values
+    return labels if isinstance(labels, Tensor) else Tensor(values, device=device)
 
 
 def cross_entropy(
@@ -261,13 +269,15 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing!r}; expected a number from 0 to 1")
     smoothing = float(label_smoothing)
     classes = logits.shape[1]
-    probabilities = target if isinstance(target, Tensor) else Tensor(_as_array("cross_entropy", "target", target))
-    if probabilities.ndim == 1:
-        if probabilities.shape != logits.shape[:1]:
-            raise ShapeError(
-                f"cross_entropy: axis N is {logits.shape[0]} in logits and {probabilities.shape[0]} in target"
-            )
-        probabilities = one_hot(_labels("cross_entropy", probabilities, classes), classes, logits.dtype)
+    given = target if isinstance(target, Tensor) else _as_array("cross_entropy", "target", target)
+    if given.ndim == 1:
+        if given.shape != logits.shape[:1]:
+            raise ShapeError(f"cross_entropy: axis N is {logits.shape[0]} in logits and {given.shape[0]} in target")
+        probabilities = _one_hot(_labels("cross_entropy", given, classes, logits.device), classes, logits.dtype)
+    elif isinstance(target, Tensor):
+        probabilities = target
+    else:
+        probabilities = Tensor(given if hasattr(target, "dtype") else given.astype(np.float32), device=logits.device)
     if smoothing:
         probabilities = (1 - smoothing) * probabilities + smoothing / classes
     return _REDUCTIONS[reduction](CrossEntropy()(logits, probabilities))
@@ -276,9 +286,12 @@ def cross_entropy(
 def _as_array(op: str, name: str, values: Any) -> Array:
     """Numbers as an array in which integers stay integers, which in a tensor's constructor they would not."""
     try:
-        return values if hasattr(values, "dtype") else np.asarray(values)
+        array = values if hasattr(values, "dtype") else np.asarray(values)
     except ValueError:
         raise ValueError(f"{op}: {name} is not a rectangular array of numbers") from None
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{op}: {name} has dtype {array.dtype}; expected numbers")
+    return array
 
 
 def nll_loss(log_probabilities: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
@@ -293,10 +306,10 @@ def nll_loss(log_probabilities: TensorLike, target: TensorLike, reduction: str =
     logp = _as_tensor(log_probabilities)
     if logp.ndim != 2:
         raise ShapeError(f"nll_loss: log_probabilities have shape {logp.shape}; expected [N K]")
-    labels = _labels("nll_loss", target, logp.shape[1])
+    labels = _labels("nll_loss", target, logp.shape[1], logp.device)
     if labels.shape != logp.shape[:1]:
         raise ShapeError(f"nll_loss: axis N is {logp.shape[0]} in log_probabilities and {labels.shape[0]} in target")
-    rows = backend_of(labels.data).xp.arange(logp.shape[0])
+    rows = np.arange(logp.shape[0])
     return _REDUCTIONS[reduction](-logp[rows, labels.data])
 
 
@@ -429,6 +442,8 @@ def where(condition: TensorLike, x: TensorLike, y: TensorLike) -> Tensor:
     Tensor([1., 0.], dtype=float64)
     """
     mask = condition if isinstance(condition, Tensor) else Tensor(np.asarray(condition))
+    if not any(hasattr(branch, "dtype") for branch in (x, y)):
+        x = Tensor(x, device=mask.device)  # two Python numbers: float32, as everywhere
     if mask.dtype != np.bool_:
         raise TypeError(f"where: condition has dtype {mask.dtype}; expected booleans, for instance x > 0")
     return Where()(mask, x, y)
@@ -440,7 +455,7 @@ def maximum(x: TensorLike, y: TensorLike) -> Tensor:
     >>> maximum([1.0, 5.0], 2.0)
     Tensor([2., 5.])
     """
-    return Maximum()(x, y)
+    return Maximum()(x if hasattr(x, "dtype") or hasattr(y, "dtype") else Tensor(x), y)
 
 
 def minimum(x: TensorLike, y: TensorLike) -> Tensor:
@@ -449,7 +464,7 @@ def minimum(x: TensorLike, y: TensorLike) -> Tensor:
     >>> minimum([1.0, 5.0], 2.0)
     Tensor([1., 2.])
     """
-    return Minimum()(x, y)
+    return Minimum()(x if hasattr(x, "dtype") or hasattr(y, "dtype") else Tensor(x), y)
 
 
 def concatenate(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
@@ -486,6 +501,8 @@ def _tensors(op: str, xs: Sequence[TensorLike]) -> list[Tensor]:
 
 def einsum(subscripts: str, *operands: TensorLike) -> Tensor:
     """Einstein's sum over named axes, with NumPy's subscripts: letters, commas, ``...`` and an optional ``->``.
+
+    The axes under ``...`` must have equal sizes; axes of size 1 are not repeated.
 
     >>> einsum("ij,ij->i", [[1.0, 2.0]], [[3.0, 4.0]])
     Tensor([11.])

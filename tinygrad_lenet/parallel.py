@@ -60,7 +60,8 @@ class Group:
         self._places = _places(self._parameters)
         # Each rank writes into its row and reads all rows. Two sets of rows take turns, so that one meeting of all
         # ranks a sum is enough: nobody can come round to a row while another still reads it.
-        room = sum(count * dtype.itemsize for dtype, count, _ in self._places) + _METRICS * 8
+        self._metrics = _METRICS + len(self._parameters)  # the latter say which gradients there are
+        room = sum(count * dtype.itemsize for dtype, count, _ in self._places) + self._metrics * 8
         self._shared = mmap.mmap(-1, 2 * size * room + 1)  # the last byte: whether rank 0 has returned
         self._rows = [self._views(turn * size * room, room) for turn in (0, 1)]
         self._turn = 0
@@ -72,7 +73,7 @@ class Group:
     def _views(self, start: int, room: int) -> list[np.ndarray]:
         """One array (rank, number) for each dtype of the parameters, and a last one for metrics."""
         views = []
-        for dtype, count, _ in [*self._places, (np.dtype(np.float64), _METRICS, [])]:
+        for dtype, count, _ in [*self._places, (np.dtype(np.float64), self._metrics, [])]:
             views.append(
                 np.ndarray((self.size, count), dtype, self._shared, offset=start, strides=(room, dtype.itemsize))
             )
@@ -90,6 +91,8 @@ class Group:
     def sum_gradients(self, values: Sequence[float] = ()) -> list[float]:
         """Replace each parameter's gradient by its sum over all ranks; a rank's missing gradient counts as 0.
 
+        A parameter that has none on any rank keeps none.
+
         Returns the sum of each of ``values``, as `sum` does, without a meeting of its own.
         """
         _check_room(values)
@@ -100,12 +103,15 @@ class Group:
             for p, part in parts:
                 row[self.rank, part] = 0 if p.grad is None else p.grad.data.ravel()
         rows[-1][self.rank, : len(values)] = values
+        rows[-1][self.rank, _METRICS:] = [p.grad is not None for p in self._parameters]
         self._meet()
+        sums = _sum_rows(rows[-1])
+        present = {id(p) for p, ranks in zip(self._parameters, sums[_METRICS:], strict=True) if ranks}
         for row, (_, _, parts) in zip(rows, self._places, strict=False):
             total = _sum_rows(row)
             for p, part in parts:
-                p.grad = Tensor(total[part].reshape(p.shape), device="cpu")
-        return [float(value) for value in _sum_rows(rows[-1][:, : len(values)])]
+                p.grad = Tensor(total[part].reshape(p.shape), device="cpu") if id(p) in present else None
+        return [float(value) for value in sums[: len(values)]]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sum of each number over all ranks; every rank must call it with as many."""
@@ -117,17 +123,23 @@ class Group:
         self._meet()
         return [float(value) for value in _sum_rows(row[:, : len(values)])]
 
-    def average(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor, in place, by its mean over all ranks: batch normalisation's running statistics, say."""
-        if self.size == 1:
-            return
+    def average(self, tensors: Iterable[Tensor], weight: float = 1.0) -> None:
+        """Replace each tensor, in place, by its mean over all ranks, a rank counting ``weight`` times.
+
+        For what ranks gather on their own, such as batch normalisation's running statistics. At least one weight must
+        be above 0.
+        """
         arrays = [tensor.data for tensor in tensors]
-        values = [value for array in arrays for value in array.ravel().tolist()]
-        totals = [total for i in range(0, len(values), _METRICS) for total in self.sum(values[i : i + _METRICS])]
-        means = np.array(totals) / self.size
+        if self.size == 1 or not arrays:
+            return
+        weighted = weight * np.concatenate([array.ravel() for array in arrays], dtype=np.float64)
+        (total,) = self.sum([weight])
+        for start in range(0, len(weighted), _METRICS):
+            stretch = slice(start, start + _METRICS)
+            weighted[stretch] = self.sum(weighted[stretch].tolist())
         start = 0
         for array in arrays:
-            array[...] = means[start : start + array.size].reshape(array.shape)
+            array[...] = (weighted[start : start + array.size] / total).reshape(array.shape)
             start += array.size
 
     def _next_rows(self) -> list[np.ndarray]:

@@ -5,9 +5,13 @@ on arrays) and how a gradient flows back (`backward`, on tensors, so that a grad
 Differentiation is one walk over the recorded graph from the output back to its inputs (`_backpropagate`).
 
 Tensors refer only to what they were made from, never to what was made from them, so a graph has no reference cycles
-and is freed the moment its output is dropped.
+and is freed the moment its output is dropped. (The exception is ``backward(create_graph=True)``, whose ``.grad`` leads
+back to the leaf; `grad` has no such cycle.)
 """
 
+import itertools
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,7 +23,7 @@ from typing import Any, ClassVar, Union
 import numpy as np
 
 from . import anomaly
-from .backend import Array, backend_of, backend_of_type, default_device, find_kernel, transfer
+from .backend import NUMPY, Array, Backend, backend_of, backend_of_type, default_device, find_kernel, transfer
 from .shapes import Operand, Shape, ShapeError, Signature, broadcast_shape, integer, normalize_axes
 
 Number = int | float
@@ -28,6 +32,7 @@ Hook = Callable[["Tensor"], "Tensor | None"]
 Gradient = Union["Tensor", Callable[[], "Tensor"], None]
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)  # per thread and per async task
+_accumulating = threading.Lock()  # adding to .grad is reading and writing
 
 
 @contextmanager
@@ -58,7 +63,7 @@ class Tensor:
     ``data`` is anything that NumPy turns into numbers. Python numbers, also in lists, become float32; arrays keep
     their dtype and are not copied. ``device`` is "cpu" or "cuda" (default: where the array lies, or
     `tinygrad_lenet.backend.use`). TypeError for what is not numbers; ValueError for a ragged list, or for
-    ``requires_grad`` on anything but floats.
+    ``requires_grad`` on anything but floats. Writing into ``.data`` between forward and backward makes gradients wrong.
 
     >>> x = Tensor([1.0, 2.0], requires_grad=True)
     >>> (x * x).sum().backward()
@@ -154,14 +159,16 @@ class Tensor:
         ValueError if self requires no gradient, if ``gradient`` is missing or misshapen, or if the graph was freed.
         """
         gy = _seed("backward", self, gradient)
-        taken = [gy.data]
-        for leaf, gx in _backpropagate(self, gy, None, retain_graph or create_graph, create_graph):
-            if leaf.grad is not None:
-                gx = leaf.grad + gx
-            elif gx.data.base is not None or any(gx.data is array for array in taken):
-                gx = gx.copy()  # .grad may be written to, so no two of them share memory
-            leaf.grad = gx
-            taken.append(gx.data)
+        found = _backpropagate(self, gy, None, retain_graph or create_graph, create_graph)
+        taken = {id(gy.data)}
+        with _accumulating:
+            for leaf, gx in found:
+                if leaf.grad is not None:
+                    gx = leaf.grad + gx
+                elif gx.data.base is not None or id(gx.data) in taken:
+                    gx = gx.copy()  # .grad may be written to, so no two of them share memory
+                leaf.grad = gx
+                taken.add(id(gx.data))
 
     def register_hook(self, hook: Hook) -> "HookHandle":
         """Call ``hook(gradient)`` in every backward pass, once this tensor's gradient is complete.
@@ -218,6 +225,9 @@ class Tensor:
     def __rmatmul__(self, other: TensorLike) -> "Tensor":
         return _matmul(_as_tensor(other), self)
 
+    def __pos__(self) -> "Tensor":
+        return self
+
     def __neg__(self) -> "Tensor":
         return _op("negative")(self)
 
@@ -257,6 +267,8 @@ class Tensor:
     __ror__ = __or__
 
     def __invert__(self) -> "Tensor":
+        if self.dtype.kind != "b":
+            raise TypeError(f"invert: ~ negates booleans, not {self.dtype}; compare first, as in ~(x > 0)")
         return _wrap(~self.data)
 
     __hash__ = object.__hash__  # by identity: == compares elements
@@ -384,6 +396,9 @@ class Tensor:
     def __int__(self) -> int:
         return int(self.item())
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else repr(self)
+
     def __repr__(self) -> str:
         values = np.array2string(self.numpy(), separator=", ", prefix="Tensor(")
         device = "" if self.device == "cpu" else f", device={self.device!r}"
@@ -394,9 +409,11 @@ class Tensor:
 class HookHandle:
     """A hook that was registered; ``remove()`` takes it away."""
 
+    _keys = itertools.count()  # never used again, so that a handle cannot remove a later hook
+
     def __init__(self, hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
         self._hooks = hooks
-        self._key = max(hooks, default=-1) + 1
+        self._key = next(self._keys)
         hooks[self._key] = hook
 
     def remove(self) -> None:
@@ -443,8 +460,8 @@ def _as_tensor(x: Any) -> Tensor:
 
 
 def _operand(x: Any) -> Tensor | Number:
-    """An op's input: a tensor, or a Python number, which takes its dtype and device from the others."""
-    return x if isinstance(x, Tensor) or type(x) in (int, float, bool) else Tensor(x)
+    """An op's input: a tensor, or a number, which goes with any device; a Python number takes its dtype from others."""
+    return x if isinstance(x, (Tensor, np.generic)) or type(x) in (int, float, bool) else Tensor(x)
 
 
 def _is_numbers(x: object) -> bool:
@@ -484,7 +501,11 @@ def _compare(name: str, a: Tensor, b: Any) -> Tensor:
     operand = _operand(b)
     other = operand.data if isinstance(operand, Tensor) else operand
     broadcast_shape(name, [a.shape, getattr(other, "shape", ())])
-    return _wrap(getattr(backend_of(a.data, other).xp, name)(a.data, other))
+    backend = backend_of(a.data, other)
+    if name.startswith("bitwise") and not a.dtype.kind == getattr(other, "dtype", np.dtype(type(other))).kind == "b":
+        raise TypeError(f"{name}: & and | combine booleans, not {a.dtype}; compare first, as in (x > 0) & (x < 1)")
+    with backend.current(a.data):
+        return _wrap(getattr(backend.xp, name)(a.data, other))
 
 
 @dataclass(frozen=True)
@@ -531,6 +552,7 @@ class Op:
         missing = [
             word
             for word in ("__doc__", "signature", "domains", "forward", "backward")
+            if not (word == "__doc__" and sys.flags.optimize > 1)  # python -OO drops docstrings
             if not cls.__dict__.get(word) and getattr(cls, word, None) in (None, getattr(Op, word, None))
         ]
         if missing:
@@ -553,7 +575,7 @@ class Op:
 
     def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
         """Refuse shapes that do not fit, before anything is computed; return the size of each axis."""
-        return _bind(self._parsed, shapes, tuple((name, getattr(self, name)) for name in self._divisors))
+        return dict(_bind(self._parsed, shapes, tuple((name, getattr(self, name)) for name in self._divisors)))
 
     def forward(self, xp: Any, *arrays: Array) -> Array:
         """Compute the output from arrays of namespace ``xp``."""
@@ -563,17 +585,23 @@ class Op:
         """The gradient for each input, given d(loss)/dy: a tensor, None, or a function that is called if needed."""
         raise TypeError(f"op {type(self).__name__} lacks backward")
 
+    def _compute(self, backend: Backend, arrays: list[Array]) -> Array:
+        """The output, by a faster kernel if there is one and it covers these inputs."""
+        kernel = find_kernel(backend.name, self.name)
+        y = NotImplemented if kernel is None else kernel(self, backend.xp, *arrays)
+        return self.forward(backend.xp, *arrays) if y is NotImplemented else y
+
     def __call__(self, *inputs: TensorLike) -> Tensor:
         """Check, compute and, if an input requires a gradient, record."""
         operands = tuple([_operand(x) for x in inputs])
         arrays = [x.data if isinstance(x, Tensor) else x for x in operands]
         backend = backend_of(*arrays)
         self.check(tuple([x.shape if isinstance(x, Tensor) else () for x in operands]))
-        kernel = find_kernel(backend.name, self.name)
-        y = NotImplemented if kernel is None else kernel(self, backend.xp, *arrays)
-        if y is NotImplemented:
-            y = self.forward(backend.xp, *arrays)
-        out = _wrap(y)
+        if backend is NUMPY:
+            out = _wrap(self._compute(backend, arrays))
+        else:
+            with backend.current(*arrays):
+                out = _wrap(self._compute(backend, arrays))
         if anomaly.watching.get():
             out.origin = anomaly.caller()
             names = [operand.name for operand in self._parsed.operands(len(operands))]
@@ -640,8 +668,9 @@ def _seed(caller: str, output: Tensor, gradient: TensorLike | None) -> Tensor:
                 f"{caller}: the output has shape {output.shape}; only one element can go without a gradient "
                 "to start from: reduce it, with .sum() say, or pass one of that shape"
             )
-        return _wrap(backend_of(output.data).xp.ones_like(output.data))
-    gy = _as_tensor(gradient)
+        with backend_of(output.data).current(output.data):
+            return _wrap(backend_of(output.data).xp.ones_like(output.data))
+    gy = gradient if isinstance(gradient, Tensor) else Tensor(gradient, device=output.device)
     backend_of(output.data, gy.data)
     if gy.shape != output.shape:
         raise ValueError(f"{caller}: the gradient has shape {gy.shape}; the output has {output.shape}")

@@ -259,7 +259,9 @@ class Sequential(Module):
     def __len__(self) -> int:
         return len(self._submodules())
 
-    def __getitem__(self, index: int) -> Module:
+    def __getitem__(self, index: int | slice) -> Module:
+        if isinstance(index, slice):
+            return Sequential(dict(self._submodules()[index]))
         return self._submodules()[index][1]
 
     def __iter__(self) -> Iterator[Module]:

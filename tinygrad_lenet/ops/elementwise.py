@@ -59,7 +59,8 @@ class Divide(Op):
     def backward(self, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
         if not isinstance(b, Tensor):
             return gy / b, None
-        return lambda: _quotient(gy, b), lambda: -_quotient(gy, b) * where(gy == 0, 0.0, y)
+        finite = where((gy == 0) & ((y != y) | (abs(y) == float("inf"))), 0.0, y)
+        return lambda: _quotient(gy, b), lambda: -_quotient(gy, b) * finite
 
 
 class Power(Op):
@@ -77,7 +78,8 @@ class Power(Op):
     def backward(self, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
         def ga() -> Tensor:
             assert isinstance(a, Tensor)
-            base = _if_used(gy, a)
+            steep = (a == 0) & (b < 1)  # where a**(b-1) is infinite
+            base = where((gy == 0) & (steep | (a != a)), 1.0, a)
             if isinstance(b, Tensor):
                 return gy * (b * base ** where(b == 0, 1.0, b - 1))  # b = 0: the slope is 0, also at a = 0
             return gy * (b * base ** (b - 1)) if b != 0 else gy * 0.0
@@ -253,12 +255,7 @@ def where(condition: Tensor, a: Operand, b: Operand) -> Tensor:
 
 def _quotient(gy: Tensor, d: Tensor) -> Tensor:
     """gy / d, but 0 where gy is 0 and d is 0 or NaN, so that a branch not taken sends no NaN back."""
-    return gy / _if_used(gy, d)
-
-
-def _if_used(gy: Tensor, x: Tensor) -> Tensor:
-    """x, but 1 where gy is 0 and x is 0 or NaN: nothing depends on x there, and 0 times inf would be NaN."""
-    return where((gy == 0) & ((x == 0) | (x != x)), 1.0, x)
+    return gy / where((gy == 0) & ((d == 0) | (d != d)), 1.0, d)
 
 
 def _share(gy: Tensor, x: Operand, y: Tensor, other: Operand) -> Tensor:

@@ -105,7 +105,7 @@ def _on_backend(xp: Any, index: Any) -> Any:
     if isinstance(index, tuple):
         return tuple(_on_backend(xp, part) for part in index)
     if isinstance(index, Tensor):
-        return index.data
+        return xp.asarray(index.data)
     if isinstance(index, list):
         return xp.asarray(index) if index else xp.zeros(0, int)  # an empty list would become floats
     return xp.asarray(index) if hasattr(index, "dtype") else index
