@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import signal
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 from tinygrad_lenet import checkpoint, data, nn, optim
 
@@ -72,6 +78,12 @@ class Run:
             "epoch_so_far": [self.loss, self.correct, self.seconds],
         }
 
+    def begin(self) -> None:
+        """Save at once, so that a folder that cannot be written to is found now, and drop results of an earlier run."""
+        self.save()
+        for results in ("metrics.json", "model.safetensors"):
+            (self.args.out / results).unlink(missing_ok=True)
+
     def save(self) -> None:
         checkpoint.save(self.path, *self.state())
 
@@ -119,6 +131,32 @@ def refuse_differences(own: dict[str, Any], state: dict[str, Any]) -> None:
         raise ValueError(f"{', '.join(differences)}; give the arguments of then, or begin a new run without --resume")
     if state["data"] != own["data"]:
         raise ValueError("its training images or labels are not those in --data-dir; give the folder of then")
+
+
+@contextmanager
+def own_folder(out: Path, make: bool) -> Iterator[None]:
+    """Keep other runs out of a run's folder within a block; ValueError if one is at work there.
+
+    The folder is made if ``make``. What a run left that was killed while it saved goes.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; expected a folder")
+    if make:
+        out.mkdir(parents=True, exist_ok=True)
+    if fcntl is None or not out.exists():
+        yield
+        return
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another run is at work in {out}; wait for it, or give another --out") from None
+        for remains in out.glob("*.safetensors.*.part"):
+            remains.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextmanager

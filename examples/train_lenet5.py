@@ -5,7 +5,10 @@ defaults need no network: 1,797 digits that come with the package. `--dataset mn
 """
 
 import os
+import signal
 
+if __name__ == "__main__":  # a Ctrl-C while modules are imported just ends the program; main() does better
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 # Before NumPy is imported, which reads it: LeNet-5's matrices are too small to share among threads, and the cores are
 # put to better use by --workers.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -22,10 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError:
+    sys.exit('train_lenet5: the example needs more packages than the framework; run pip install -e ".[example]"')
 
 import tinygrad_lenet
-from examples.runs import Run, ctrl_c_deferred
+from examples.runs import Run, ctrl_c_deferred, own_folder
 from models import LeNet5
 from tinygrad_lenet import AnomalyError, Tensor, backend, checkpoint, data, detect_anomaly, nn, no_grad, optim, parallel
 from tinygrad_lenet import functional as F
@@ -188,10 +195,13 @@ def main() -> None:
     if args.workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         args.workers = 1 if args.backend == "cuda" else min(2, cores)
-    if not args.resume:
-        args.out.mkdir(parents=True, exist_ok=True)  # now, not after an hour of training
-    for remains in args.out.glob("*.safetensors.*.part"):  # of a run that was killed while it saved
-        remains.unlink(missing_ok=True)
+    if 1 <= args.batch_size < args.workers:
+        raise ValueError(f"--workers is {args.workers}; expected at most --batch-size, {args.batch_size}")
+    with own_folder(args.out, make=not args.resume):
+        train_and_test(args, start)
+
+
+def train_and_test(args: argparse.Namespace, start: float) -> None:
     backend.use(args.backend)
     np.seterr(over="ignore", invalid="ignore")  # a loss that runs away is reported once, below
     parallel.tune_process()
@@ -215,6 +225,8 @@ def main() -> None:
         done = loader.epoch == args.epochs
         place = "is complete and only tested again" if done else f"goes on in epoch {loader.epoch + 1} of {args.epochs}"
         print(f"the run in {args.out} {place}")
+    else:
+        run.begin()
     print(model.summary((1, 32, 32)))
 
     with ctrl_c_deferred() as interrupted:
@@ -256,10 +268,12 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except (ValueError, TypeError, OSError, parallel.WorkerError) as error:
-        sys.exit(f"train_lenet5: {error}")
+        what = "standard output was closed" if isinstance(error, BrokenPipeError) else error
+        sys.exit(f"train_lenet5: {what}")
     except KeyboardInterrupt:
         print("train_lenet5: stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)  # what shells expect

@@ -112,11 +112,12 @@ def test_layouts_devices_and_tensors(tmp_path: Path) -> None:
 
 
 def test_other_programs_read_it_and_write_it(tmp_path: Path) -> None:
-    """A file is plain safetensors; without a state it is byte by byte what the library writes."""
+    """A file is plain safetensors: without a state, what the library writes with our checksum in its header."""
     save(tmp_path / "ours", TENSORS, STATE)
     assert same(safetensors.load_file(tmp_path / "ours"), TENSORS)
     save(tmp_path / "ours", TENSORS)
-    safetensors.save_file(TENSORS, tmp_path / "plain")
+    metadata = {"crc32": checkpoint._checksum(TENSORS)}
+    safetensors.save_file(TENSORS, tmp_path / "plain", metadata)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "plain").read_bytes()
     safetensors.save_file(TENSORS, tmp_path / "theirs", metadata={"format": "pt"})
     found, state = load(tmp_path / "theirs")
@@ -331,7 +332,7 @@ def test_oversized(tmp_path: Path) -> None:
     ):
         load(path)
     save(path, {"w": np.zeros(1000)})
-    with pytest.raises(CheckpointError, match=r"large has 8,0.. bytes; expected at most 8,000"):
+    with pytest.raises(CheckpointError, match=r"large has 8,1.. bytes; expected at most 8,000"):
         load(path, max_bytes=8000)
 
 
@@ -544,3 +545,12 @@ def test_a_model_file_that_does_not_fit(tmp_path: Path) -> None:
     ):
         assert part in str(caught.value)
     assert same({name: tensor.numpy() for name, tensor in model.state_dict().items()}, before)
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "run", {"w": np.arange(100.0)})
+    data = bytearray((tmp_path / "run").read_bytes())
+    data[-5] ^= 1
+    (tmp_path / "run").write_bytes(data)
+    with pytest.raises(CheckpointError, match="run is damaged: its tensors are not those that were saved"):
+        checkpoint.load(tmp_path / "run")

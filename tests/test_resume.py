@@ -23,6 +23,7 @@ pytest.importorskip("tqdm", reason="the example's packages are not installed")
 pytest.importorskip("safetensors", reason="the example's packages are not installed")
 
 from examples import train_lenet5
+from examples.runs import own_folder
 from tests.kill_resume import (
     COMMAND,
     EPOCHS,
@@ -314,6 +315,7 @@ WATCHED = """
 import sys
 import numpy as np
 from examples import train_lenet5
+from examples.runs import own_folder
 
 train = train_lenet5.train
 
@@ -336,3 +338,21 @@ def test_ranks_hold_the_same(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.stderr == ""
     assert ended.stdout.count("compared") == 2
+
+
+def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
+    """A second run in the same folder is refused while the first is at work, and harms nothing."""
+    with own_folder(tmp_path, make=True):
+        part = tmp_path / "checkpoint.safetensors.1.2.part"
+        part.touch()
+        with pytest.raises(ValueError, match="another run is at work in"), own_folder(tmp_path, make=True):
+            pass
+        assert part.exists()
+    with own_folder(tmp_path, make=True):
+        assert not part.exists()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(ValueError, match="is a file; expected a folder"), own_folder(tmp_path / "out", make=True):
+        pass

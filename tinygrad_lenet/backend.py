@@ -62,9 +62,9 @@ def _load_cupy() -> Backend:
         return _by_name["cuda"]
     try:
         import cupy
-    except ImportError:
+    except ImportError as error:
         raise DeviceError(
-            "device 'cuda' needs CuPy, which is not installed; "
+            f"device 'cuda' needs CuPy, which cannot be imported ({error}); "
             'run pip install "tinygrad_lenet[cuda12]" (or [cuda13]), or use device "cpu"'
         ) from None
     try:

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import stat
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -31,6 +32,7 @@ PathLike = str | os.PathLike[str]
 HEADER_LIMIT = 4 * 2**20  # bytes; JSON takes up to 20 times its size once it is read, so a header must not be huge
 
 _STATE = "state"  # the key in safetensors' metadata, which are strings by name
+_CHECKSUM = "crc32"  # likewise
 _serial = itertools.count()  # two threads that save at once write two files
 
 
@@ -54,7 +56,7 @@ def save(path: PathLike, tensors: Mapping[str, Any], state: Mapping[str, Any] | 
     """
     library = _library()
     arrays = {_checked_name(name): _host_array(name, value) for name, value in tensors.items()}
-    metadata = {_STATE: _to_json(state)} if state else None
+    metadata = {_CHECKSUM: _checksum(arrays)} | ({_STATE: _to_json(state)} if state else {})
     try:
         data: bytes = library.numpy.save(arrays, metadata)
     except UnicodeEncodeError as error:
@@ -106,15 +108,26 @@ def load(path: PathLike, max_bytes: int = 2**30) -> tuple[dict[str, npt.NDArray[
         # The library compares the header with the file's size, and the tensors with each other, before it reads one.
         with library.safe_open(name, framework="np") as opened:
             tensors = {key: _own(opened.get_tensor(key)) for key in opened.keys()}  # noqa: SIM118 - it has no iterator
-            text = (opened.metadata() or {}).get(_STATE, "{}")
+            metadata = opened.metadata() or {}
+        text = metadata.get(_STATE, "{}")
         state = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise refuse("has a state that is nested too deeply", "what checkpoint.save wrote") from None
     except Exception as error:  # of many kinds, among them some of Rust's; none of them says which file it was
         raise refuse(f"is damaged or of another kind ({error})", "whole tensors of NumPy's dtypes") from error
+    if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(tensors):
+        raise refuse("is damaged: its tensors are not those that were saved", "the checksum in its header")
     if not isinstance(state, dict):
         raise refuse(f"has a state that is a {type(state).__name__}", "a dictionary")
     return tensors, state
+
+
+def _checksum(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """The CRC-32 of all arrays' bytes, in the order of their names."""
+    crc = 0
+    for name in sorted(arrays):
+        crc = zlib.crc32(arrays[name].tobytes(), crc)
+    return f"{crc:08x}"
 
 
 def replace(path: PathLike, data: bytes) -> None:

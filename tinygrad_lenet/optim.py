@@ -15,7 +15,7 @@ import numpy as np
 
 from .backend import Array, backend_of, transfer
 from .nn.state import copy_into
-from .shapes import integer
+from .shapes import integer, number
 from .tensor import Tensor
 
 __all__ = ["SGD", "Adam", "AdamW", "OneCycle", "Optimizer", "StepLR"]
@@ -61,7 +61,7 @@ class Optimizer:
         name = type(self).__name__
         self.params = _parameters(name, params)
         self.lr = lr
-        self.weight_decay = _number(name, "weight_decay", weight_decay, low=0)
+        self.weight_decay = number(name, "weight_decay", weight_decay, low=0)
         self._steps = [0] * len(self.params)  # how many times each parameter was updated
         self._groups: list[_Group] = []
         self._lay_out()
@@ -73,7 +73,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
-        self._lr = _number(type(self).__name__, "lr", value, low=0, low_allowed=False)
+        self._lr = number(type(self).__name__, "lr", value, low=0, low_allowed=False)
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
@@ -192,7 +192,7 @@ class Optimizer:
         _check_keys(name, state, {"algorithm", "lr", "steps", "tensors"})
         if state["algorithm"] != name:
             raise ValueError(f"{name}: the state is that of {state['algorithm']!r}; expected {name!r}")
-        lr = _number(name, "lr", state["lr"], low=0, low_allowed=False)
+        lr = number(name, "lr", state["lr"], low=0, low_allowed=False)
         steps = [integer(name, "each count in steps", step, minimum=0) for step in state["steps"]]
         if len(steps) != len(self.params):
             raise ValueError(f"{name}: the state is for {len(steps)} parameters; expected {len(self.params)}")
@@ -225,7 +225,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0,
     ) -> None:
-        self.momentum = _number("SGD", "momentum", momentum, low=0, high=1)
+        self.momentum = number("SGD", "momentum", momentum, low=0, high=1)
         self.nesterov = bool(nesterov)
         if self.nesterov and not self.momentum:
             raise ValueError("SGD: nesterov is True and momentum 0; expected a momentum above 0")
@@ -272,9 +272,9 @@ class Adam(Optimizer):
         name = type(self).__name__
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"{name}: betas is {betas!r}; expected two numbers")
-        b1, b2 = (_number(name, "each of betas", beta, low=0, high=1) for beta in betas)
+        b1, b2 = (number(name, "each of betas", beta, low=0, high=1) for beta in betas)
         self.betas = (b1, b2)
-        self.eps = _number(name, "eps", eps, low=0)
+        self.eps = number(name, "eps", eps, low=0)
         super().__init__(params, lr, weight_decay)
 
     def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
@@ -351,7 +351,7 @@ class _Schedule:
         before = vars(self).copy()
         vars(self).update(count=integer(name, "count", state["count"], minimum=0))
         if "base_lr" in mine:
-            vars(self).update(base_lr=_number(name, "base_lr", state["base_lr"], low=0, low_allowed=False))
+            vars(self).update(base_lr=number(name, "base_lr", state["base_lr"], low=0, low_allowed=False))
         try:
             self.optimizer.lr = self._lr_at(self.count)
         except ValueError:
@@ -381,13 +381,13 @@ class OneCycle(_Schedule):
         start_factor: float = 25,
         end_factor: float = 1e4,
     ) -> None:
-        self.max_lr = _number("OneCycle", "max_lr", max_lr, low=0, low_allowed=False)
+        self.max_lr = number("OneCycle", "max_lr", max_lr, low=0, low_allowed=False)
         self.total_steps = integer("OneCycle", "total_steps", total_steps, minimum=1)
-        self.warmup = _number("OneCycle", "warmup", warmup, low=0)
+        self.warmup = number("OneCycle", "warmup", warmup, low=0)
         if self.warmup > 1:
             raise ValueError(f"OneCycle: warmup is {warmup!r}; expected a fraction of total_steps, from 0 to 1")
-        self.start_factor = _number("OneCycle", "start_factor", start_factor, low=0, low_allowed=False)
-        self.end_factor = _number("OneCycle", "end_factor", end_factor, low=0, low_allowed=False)
+        self.start_factor = number("OneCycle", "start_factor", start_factor, low=0, low_allowed=False)
+        self.end_factor = number("OneCycle", "end_factor", end_factor, low=0, low_allowed=False)
         super().__init__(optimizer)
 
     def _lr_at(self, count: int) -> float:
@@ -417,7 +417,7 @@ class StepLR(_Schedule):
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         self.step_size = integer("StepLR", "step_size", step_size, minimum=1)
-        self.gamma = _number("StepLR", "gamma", gamma, low=0, low_allowed=False)
+        self.gamma = number("StepLR", "gamma", gamma, low=0, low_allowed=False)
         self.base_lr = _optimizer("StepLR", optimizer).lr
         super().__init__(optimizer)
 
@@ -466,22 +466,6 @@ def _parameters(optimizer: str, params: Any) -> list[Tensor]:
         if place.setdefault(id(p), i) != i:
             raise ValueError(f"{optimizer}: parameter {i} is parameter {place[id(p)]} again; expected each once")
     return found
-
-
-def _number(
-    owner: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf, low_allowed: bool = True
-) -> float:
-    """``value`` as a finite float in [low, high), or (low, high); TypeError or ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{owner}: {name} is {value!r}; expected a number")
-    number = float(value)
-    if not math.isfinite(number) or not low <= number < high or (number == low and not low_allowed):
-        limits = f"of at least {low:g}" if low_allowed else f"above {low:g}"
-        raise ValueError(
-            f"{owner}: {name} is {value!r}; expected a finite number {limits}"
-            + (f" and below {high:g}" if high < math.inf else "")
-        )
-    return number
 
 
 def _check_keys(owner: str, state: Any, expected: set[str]) -> None:

@@ -177,8 +177,7 @@ class Group:
 
     def _fork(self) -> None:
         """Become ``size`` processes, each with its own rank."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         interrupt = {signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, interrupt)  # a Ctrl-C in between would find half of the ranks
         try:
@@ -242,8 +241,7 @@ def run(
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
             os._exit(status)  # the rest of the program belongs to rank 0
     try:
         result = function(group, *arguments, **options)
@@ -251,6 +249,13 @@ def run(
         return result
     finally:
         group._kill()  # nobody, if all went well
+
+
+def _flush() -> None:
+    """Write out what was printed, so that no process prints it twice or not at all."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as in a daemon
+            stream.flush()
 
 
 def _places(parameters: list[Tensor]) -> list[tuple[np.dtype[Any], int, list[tuple[Tensor, slice]]]]:

@@ -9,11 +9,13 @@ parameter ``groups``. ``...`` stands for any leading axes, which broadcast as Nu
 be left out, ``*`` one that may be repeated.
 """
 
+import math
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from typing import Any
 
 Shape = tuple[int, ...]
@@ -150,12 +152,32 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = operator.index(value)
+        found = operator.index(value)
     except TypeError:
         raise TypeError(f"{op}: {name} must be an integer, not {value!r}") from None
-    if number < minimum:
-        raise ValueError(f"{op}: {name} is {number}; expected at least {minimum}")
-    return number
+    if found < minimum:
+        raise ValueError(f"{op}: {name} is {found}; expected at least {minimum}")
+    return found
+
+
+def number(
+    op: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf, low_allowed: bool = True
+) -> float:
+    """``value`` as a finite float in [low, high), or in (low, high) unless ``low_allowed``; TypeError or ValueError.
+
+    >>> number("Dropout", "p", 0.5, low=0, high=1)
+    0.5
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{op}: {name} is {value!r}; expected a number")
+    found = float(value)
+    if not math.isfinite(found) or not low <= found < high or (found == low and not low_allowed):
+        limits = f"of at least {low:g}" if low_allowed else f"above {low:g}"
+        raise ValueError(
+            f"{op}: {name} is {value!r}; expected a finite number {limits}"
+            + (f" and below {high:g}" if high < math.inf else "")
+        )
+    return found
 
 
 def pair(op: str, name: str, value: Any, minimum: int) -> tuple[int, int]:
@@ -168,8 +190,8 @@ def pair(op: str, name: str, value: Any, minimum: int) -> tuple[int, int]:
         if len(value) != 2:
             raise ValueError(f"{op}: {name} is {value!r}; expected one integer or (vertical, horizontal)")
         return integer(op, name, value[0], minimum), integer(op, name, value[1], minimum)
-    number = integer(op, name, value, minimum)
-    return number, number
+    both = integer(op, name, value, minimum)
+    return both, both
 
 
 def normalize_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
@@ -183,10 +205,10 @@ def normalize_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> tupl
     axes = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
     result = []
     for each in axes:
-        number = integer(op, "axis", each, minimum=-(2**31))
-        if not -ndim <= number < ndim:
-            raise ShapeError(f"{op}: axis {number} is out of range for an input with {ndim} axes")
-        result.append(number % ndim)
+        index = integer(op, "axis", each, minimum=-(2**31))
+        if not -ndim <= index < ndim:
+            raise ShapeError(f"{op}: axis {index} is out of range for an input with {ndim} axes")
+        result.append(index % ndim)
     if len(set(result)) != len(result):
         raise ShapeError(f"{op}: axis {axis} names an axis twice")
     return tuple(result)

@@ -1,11 +1,12 @@
 """From uint8 images to LeNet-5's input: scaling, random distortions, and batches that can be resumed anywhere."""
 
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from ..shapes import integer, number
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -88,9 +89,9 @@ class DataLoader:
                 raise TypeError(f"DataLoader: {name} is {function!r}, expected a function or None")
         self.images = images
         self.labels = labels.astype(np.int64, copy=False)
-        self.batch_size = _whole("DataLoader", "batch_size", batch_size, 1)
+        self.batch_size = integer("DataLoader", "batch_size", batch_size, 1)
         self.shuffle = bool(shuffle)
-        self.seed = _whole("DataLoader", "seed", seed, 0)
+        self.seed = integer("DataLoader", "seed", seed, 0)
         self.transform = transform
         self.drop_last = bool(drop_last)
         self.augment = augment
@@ -122,8 +123,8 @@ class DataLoader:
 
     def batch(self, epoch: int, position: int) -> tuple[npt.NDArray[Any], Labels]:
         """Return this share of the batch from sample `position` of `epoch` on, a function of seed and arguments."""
-        epoch = _whole("DataLoader.batch", "epoch", epoch, 0)
-        position = _whole("DataLoader.batch", "position", position, 0)
+        epoch = integer("DataLoader.batch", "epoch", epoch, 0)
+        position = integer("DataLoader.batch", "position", position, 0)
         if position >= len(self.images):
             raise ValueError(f"DataLoader.batch: position is {position}, expected less than {len(self.images)}")
         chosen = self._order(epoch)[position : position + self.batch_size]
@@ -149,7 +150,7 @@ class DataLoader:
         expected = {"seed", "epoch", "position"}
         if set(state) != expected:
             raise ValueError(f"DataLoader.load_state_dict: state has {sorted(state)}, expected {sorted(expected)}")
-        place = {name: _whole("DataLoader.load_state_dict", name, state[name], 0) for name in expected}
+        place = {name: integer("DataLoader.load_state_dict", name, state[name], 0) for name in expected}
         if place["position"] > len(self.images):
             raise ValueError(
                 f"DataLoader.load_state_dict: position is {place['position']}, expected at most {len(self.images)}"
@@ -196,17 +197,17 @@ class Affine:
         shear: float = 0.2,
         seed: int = 0,
     ) -> None:
-        self.translation = _range("translation", translation)
-        self.scale = _range("scale", scale, below=1.0)
-        self.squeeze = _range("squeeze", squeeze, below=1.0)
-        self.shear = _range("shear", shear)
-        self.seed = _whole("Affine", "seed", seed, 0)
+        self.translation = number("Affine", "translation", translation, low=0)
+        self.scale = number("Affine", "scale", scale, low=0, high=1)
+        self.squeeze = number("Affine", "squeeze", squeeze, low=0, high=1)
+        self.shear = number("Affine", "shear", shear, low=0)
+        self.seed = integer("Affine", "seed", seed, 0)
 
     def __call__(self, images: Images, epoch: int = 0, position: int = 0) -> Images:
         """Distort images, the first of which is sample `position` of `epoch`."""
         _require_images("Affine", images, None)
-        epoch = _whole("Affine", "epoch", epoch, 0)
-        position = _whole("Affine", "position", position, 0)
+        epoch = integer("Affine", "epoch", epoch, 0)
+        position = integer("Affine", "position", position, 0)
         spread = np.array([self.translation, self.translation, self.scale, self.squeeze, self.shear])
         drawn = spread * _uniform(self.seed, epoch, position, len(images))[:, :5]  # [N 5]
         maps = drawn.T.astype(np.float32)  # [5 N]
@@ -293,24 +294,3 @@ def _require_images(function: str, images: object, sides: tuple[int, ...] | None
     fits = images.ndim == 3 and 0 not in images.shape[1:]
     if not fits or (sides is not None and images.shape[1:] not in [(side, side) for side in sides]):
         raise ValueError(f"{function}: images have shape {images.shape}, expected {wanted}")
-
-
-def _whole(function: str, argument: str, value: object, least: int) -> int:
-    """Return value as an int, refusing fractions, booleans and numbers below least."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{function}: {argument} is {value!r}, expected a whole number")
-    if number < least:
-        raise ValueError(f"{function}: {argument} is {number}, expected at least {least}")
-    return number
-
-
-def _range(argument: str, value: object, below: float = float("inf")) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"Affine: {argument} is {value!r}, expected a number")
-    if not 0 <= value < below:
-        raise ValueError(f"Affine: {argument} is {value}, expected a number from 0 to below {below}")
-    return float(value)

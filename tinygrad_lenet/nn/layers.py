@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..shapes import ShapeError, integer, pair
+from ..shapes import ShapeError, integer, number, pair
 from ..tensor import Tensor, TensorLike, _as_tensor
 from .module import Activation, Module, Parameter
 
@@ -237,8 +237,8 @@ class ScaledTanh(Activation):
     """
 
     def __init__(self, amplitude: float = 1.7159, slope: float = 2 / 3) -> None:
-        self.amplitude = _number("ScaledTanh", "amplitude", amplitude)
-        self.slope = _number("ScaledTanh", "slope", slope)
+        self.amplitude = number("ScaledTanh", "amplitude", amplitude)
+        self.slope = number("ScaledTanh", "slope", slope)
 
     def forward(self, x: TensorLike) -> Tensor:
         return F.scaled_tanh(x, self.amplitude, self.slope)
@@ -280,7 +280,7 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, rng: Random = None) -> None:
-        self.p = _number("Dropout", "p", p)
+        self.p = number("Dropout", "p", p)
         if not 0 <= self.p < 1:
             raise ValueError(f"Dropout: p is {p!r}; expected a probability from 0 up to, but not including, 1")
         self.rng = _generator("Dropout", rng)
@@ -313,8 +313,8 @@ class _BatchNorm(Module):
     ) -> None:
         layer = type(self).__name__
         self.num_features = channels = integer(layer, "num_features", num_features, minimum=1)
-        self.eps = _number(layer, "eps", eps)
-        self.momentum = _number(layer, "momentum", momentum)
+        self.eps = number(layer, "eps", eps)
+        self.momentum = number(layer, "momentum", momentum)
         if self.eps < 0:
             raise ValueError(f"{layer}: eps is {eps!r}; expected at least 0")
         if not 0 <= self.momentum <= 1:
@@ -390,11 +390,3 @@ def _float_dtype(layer: str, dtype: Any) -> np.dtype[Any]:
     if found.kind != "f":
         raise TypeError(f"{layer}: dtype is {found}; expected floats, such as 'float32'")
     return found
-
-
-def _number(layer: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
-        raise TypeError(f"{layer}: {name} is {value!r}; expected a number")
-    if not math.isfinite(value):
-        raise ValueError(f"{layer}: {name} is {value!r}; expected a finite number")
-    return float(value)
