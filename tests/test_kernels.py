@@ -150,6 +150,11 @@ def draw_sum(draw: Draw) -> tuple[dict[str, Any], list[np.ndarray]]:
     return {"axis": axis, "keepdims": draw.pick(False, False, True)}, [draw.array(*shape)]
 
 
+def draw_broadcast_to(draw: Draw) -> tuple[dict[str, Any], list[np.ndarray]]:
+    x, shape = draw.pick(((1,), (33,)), ((1, 1), (2, 5, 3)), ((3, 1), (3, 4)), ((1,), (0, 2)), ((1,), (5000,)))
+    return {"shape": shape}, [draw.array(*x)]
+
+
 def draw_where(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     shape = draw.pick((64, 6, 28, 28), (3, 16, 10, 10), (1, 84), (7,), (2, 0))
     x = draw.array(*shape)

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .shapes import integer
-from .tensor import Tensor
+from .tensor import Tensor, wrap
 
 Result = TypeVar("Result")
 
@@ -110,7 +110,7 @@ class Group:
         for row, (_, _, parts) in zip(rows, self._places, strict=False):
             total = _sum_rows(row)
             for p, part in parts:
-                p.grad = Tensor(total[part].reshape(p.shape), device="cpu") if id(p) in present else None
+                p.grad = wrap(total[part].reshape(p.shape)) if id(p) in present else None
         return [float(value) for value in sums[: len(values)]]
 
     def sum(self, values: Sequence[float]) -> list[float]:

@@ -79,6 +79,8 @@ class Signature:
         """The operand that each of ``count`` inputs belongs to; ShapeError if there are too few or too many."""
         if self.inputs[0].repeated:
             return self.inputs * count
+        if count == len(self.inputs):
+            return self.inputs
         required = sum(not operand.optional for operand in self.inputs)
         if not required <= count <= len(self.inputs):
             names = ", ".join(map(str, self.inputs))

@@ -135,7 +135,7 @@ class Tensor:
 
     def detach(self) -> "Tensor":
         """A tensor on the same memory that is cut off from the graph."""
-        return _wrap(self.data)
+        return wrap(self.data)
 
     def to(self, device: str) -> "Tensor":
         """The tensor on ``device``; the gradient finds its way back."""
@@ -269,7 +269,7 @@ class Tensor:
     def __invert__(self) -> "Tensor":
         if self.dtype.kind != "b":
             raise TypeError(f"invert: ~ negates booleans, not {self.dtype}; compare first, as in ~(x > 0)")
-        return _wrap(~self.data)
+        return wrap(~self.data)
 
     __hash__ = object.__hash__  # by identity: == compares elements
 
@@ -296,11 +296,11 @@ class Tensor:
 
     def argmax(self, axis: int | None = None) -> "Tensor":
         """The index of the first largest element; integers, without gradient."""
-        return _wrap(self.data.argmax(_index_axis("argmax", self, axis)))
+        return wrap(self.data.argmax(_index_axis("argmax", self, axis)))
 
     def argmin(self, axis: int | None = None) -> "Tensor":
         """The index of the first smallest element; integers, without gradient."""
-        return _wrap(self.data.argmin(_index_axis("argmin", self, axis)))
+        return wrap(self.data.argmin(_index_axis("argmin", self, axis)))
 
     # Shapes
 
@@ -442,7 +442,7 @@ def _host_array(data: Any) -> np.ndarray:
     return array
 
 
-def _wrap(array: Array) -> Tensor:
+def wrap(array: Array) -> Tensor:
     """A leaf tensor around an array of a known backend, without a copy or a check."""
     tensor = Tensor.__new__(Tensor)
     tensor.data = array if isinstance(array, np.ndarray) or backend_of_type(type(array)) else np.asarray(array)
@@ -505,7 +505,7 @@ def _compare(name: str, a: Tensor, b: Any) -> Tensor:
     if name.startswith("bitwise") and not a.dtype.kind == getattr(other, "dtype", np.dtype(type(other))).kind == "b":
         raise TypeError(f"{name}: & and | combine booleans, not {a.dtype}; compare first, as in (x > 0) & (x < 1)")
     with backend.current(a.data):
-        return _wrap(getattr(backend.xp, name)(a.data, other))
+        return wrap(getattr(backend.xp, name)(a.data, other))
 
 
 @dataclass(frozen=True)
@@ -575,7 +575,8 @@ class Op:
 
     def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
         """Refuse shapes that do not fit, before anything is computed; return the size of each axis."""
-        return dict(_bind(self._parsed, shapes, tuple((name, getattr(self, name)) for name in self._divisors)))
+        divisors = tuple([(name, getattr(self, name)) for name in self._divisors])
+        return _bind(self._parsed, shapes, divisors).copy()
 
     def forward(self, xp: Any, *arrays: Array) -> Array:
         """Compute the output from arrays of namespace ``xp``."""
@@ -598,10 +599,10 @@ class Op:
         backend = backend_of(*arrays)
         self.check(tuple([x.shape if isinstance(x, Tensor) else () for x in operands]))
         if backend is NUMPY:
-            out = _wrap(self._compute(backend, arrays))
+            out = wrap(self._compute(backend, arrays))
         else:
             with backend.current(*arrays):
-                out = _wrap(self._compute(backend, arrays))
+                out = wrap(self._compute(backend, arrays))
         if anomaly.watching.get():
             out.origin = anomaly.caller()
             names = [operand.name for operand in self._parsed.operands(len(operands))]
@@ -669,7 +670,7 @@ def _seed(caller: str, output: Tensor, gradient: TensorLike | None) -> Tensor:
                 "to start from: reduce it, with .sum() say, or pass one of that shape"
             )
         with backend_of(output.data).current(output.data):
-            return _wrap(backend_of(output.data).xp.ones_like(output.data))
+            return wrap(backend_of(output.data).xp.ones_like(output.data))
     gy = gradient if isinstance(gradient, Tensor) else Tensor(gradient, device=output.device)
     backend_of(output.data, gy.data)
     if gy.shape != output.shape:
@@ -690,11 +691,12 @@ def _backpropagate(
         while order:
             y = order.pop()
             gy = pending.pop(id(y))
-            for hook in (y.hooks or {}).copy().values():
-                gy = _replaced(gy, hook(gy))
+            if y.hooks:
+                for hook in list(y.hooks.values()):
+                    gy = _replaced(gy, hook(gy))
             if id(y) in wanted if wanted is not None else y.op is None:
                 found.append((y, gy))
-            if y.op is None or not any(id(x) in leads_to_target for x in y.inputs or ()):
+            if y.op is None or (wanted is not None and not any(id(x) in leads_to_target for x in y.inputs or ())):
                 continue
             for x, gx in _input_gradients(y.op, gy, y, y.inputs or (), leads_to_target, watched):
                 known = pending.get(id(x))
@@ -728,7 +730,7 @@ def _sort(output: Tensor, targets: list[Tensor] | None) -> tuple[list[Tensor], s
                     f"backward: the graph through {y.op.name if y.op else 'this tensor'} has been freed by an earlier "
                     "backward; pass retain_graph=True to that one, or compute the output again"
                 )
-            stack.extend((x, False) for x in y.inputs if isinstance(x, Tensor) and x.requires_grad)
+            stack.extend([(x, False) for x in y.inputs if isinstance(x, Tensor) and x.requires_grad])
     for i, target in enumerate(targets or ()):
         if id(target) not in leading:
             raise ValueError(f"grad: input {i}, of shape {target.shape}, was not used to compute the output")

@@ -26,7 +26,10 @@ class Reshape(Op):
     )
 
     def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
-        sizes = [integer("reshape", "an axis of shape", size, minimum=-1) for size in self.shape]
+        sizes = [
+            size if type(size) is int and size >= 0 else integer("reshape", "an axis of shape", size, minimum=-1)
+            for size in self.shape
+        ]
         known = math.prod(size for size in sizes if size != -1)
         total = math.prod(shapes[0])
         fits = total == known if -1 not in sizes else known > 0 and total % known == 0

@@ -48,10 +48,10 @@ class AvgPool2d(Op):
 
     def forward(self, xp: Any, x: Array) -> Array:
         x = pad_images(xp, x, self.padding)
-        (_, _, first), *others = _pixels(self, x.shape)
-        y = xp.array(x[first])
-        for _, _, window in others:
-            y += x[window]
+        first, *others = [x[window] for _, _, window in _pixels(self, x.shape)]
+        y = first + others[0] if others else xp.array(first)
+        for pixels in others[1:]:
+            y += pixels
         y *= 1 / (self.kernel_size[0] * self.kernel_size[1])
         return y
 

@@ -1,0 +1,140 @@
+"""The benchmark commands run, on a slice so small that the numbers mean nothing, and report what they should."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import lenet5, machine, processes
+
+ROOT = Path(__file__).resolve().parents[1]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+
+
+def run(module: str, *options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.benchmarks.{module}", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_lenet5_reports_every_round(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    pytest.importorskip("tqdm")
+    cores = [str(count) for count in (1, 2) if count <= len(machine.cores())]
+    printed = run(
+        "lenet5", "--quick", "--rounds", "2", "--batch", "1", "32", "--cores", *cores, "--only", "ours",
+        "--json", str(tmp_path / "report.json"), "--table", str(tmp_path / "table.md"),
+    )  # fmt: skip
+
+    text = (tmp_path / "report.json").read_text()
+    report = json.loads(text)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", report["machine"]["date"])
+    assert report["machine"]["processor"]
+    assert {"python", "numpy", "tinygrad_lenet"} <= report["machine"]["versions"].keys()
+    assert str(ROOT) not in text, "a report is public"
+    assert os.uname().nodename not in report["machine"].values()
+
+    found = {(result["what"], result["batch"], result["cores"]): result for result in report["results"]}
+    most = int(cores[-1])
+    timed = {(what, batch, int(c)) for c in cores for batch in (1, 32) for what in ("train", "infer")}
+    timed |= {(what, 1, int(c)) for c in cores for what in ("forward", "step")}
+    assert found.keys() == timed | {("import", None, most), ("memory", 256, most), ("size", None, None)}
+    assert report["failed"].keys() == {"cold start"}, "it needs MNIST"
+    for place in timed:
+        ours = found[place]["contestants"]["ours"]
+        assert len(ours["rounds"]) == 2
+        assert 0 < ours["min"] <= ours["median"] <= ours["max"]
+        assert ours["by_round"] == [1.0, 1.0]
+    assert {"python", "numpy", "ours"} == found["import", None, most]["contestants"].keys()
+
+    table = (tmp_path / "table.md").read_text()
+    assert table in printed
+    assert report["machine"]["date"] in table
+    assert report["machine"]["processor"] in table
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + len(found)
+
+
+def test_ops_times_each_op() -> None:
+    printed = run("ops", "--quick", "--batch", "4")
+    rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("|")]
+    named = {row[1].strip() for row in rows}
+    assert {"conv2d", "conv2d_weight_grad", "conv_transpose2d", "avg_pool2d_grad", "tanh_grad", "linear"} <= named
+    for row in rows[2:]:
+        assert float(row[3]) > 0
+        assert row[4].split()[1] in ("GFLOP/s", "GB/s")
+        assert row[5].strip().endswith("%")
+    assert "fastest matrix product" in printed
+    assert "copy, read and written" in printed
+
+
+def test_environment_is_the_same_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in machine.REMOVED:
+        monkeypatch.setenv(name, "Haswell")
+    ours, peer, tuned = (machine.environment(*options) for options in ((1,), (2,), (2, True)))
+    assert not set(machine.REMOVED) & (ours.keys() | peer.keys())
+    assert ours["OPENBLAS_NUM_THREADS"] == "1"
+    assert peer["OMP_NUM_THREADS"] == "2"
+    assert tuned == peer | machine.TUNED_MALLOC
+
+
+def test_who_computes_something_else_is_refused() -> None:
+    wanted: list[float] = []
+    assert lenet5.agree([2.0, 1.0], wanted, 0.001) == 0
+    assert lenet5.agree([2.0, 1.0005], wanted, 0.001) == pytest.approx(0.0005)
+    for losses in ([2.0, 1.002], [2.0, float("nan")]):
+        with pytest.raises(processes.ChildError, match="something else"):
+            lenet5.agree(losses, wanted, 0.001)
+
+
+def test_a_program_that_fails_is_reported_with_its_reason() -> None:
+    with pytest.raises(processes.ChildError, match="no such thing"):
+        processes.run(["-c", "import sys; sys.exit('no such thing')"], machine.environment(1), machine.cores()[:1])
+
+
+def test_a_contestant_that_fails_is_reported_with_its_reason() -> None:
+    with contextlib.ExitStack() as stack:
+        command = ["-c", "input(); raise SystemExit('out of luck')"]
+        child = processes.Child(stack, command, machine.environment(1), machine.cores()[:1])
+        with pytest.raises(processes.ChildError, match="out of luck"):
+            child.ask({}, limit=30)
+
+
+@linux
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_children_die_with_their_parent(end: signal.Signals) -> None:
+    code = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
+from tests.benchmarks import machine, processes
+with processes.started(["-c", "import time; time.sleep(60)"], machine.environment(1), machine.cores()) as child:
+    print(child.pid, flush=True)
+    child.wait()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.send_signal(end)
+        parent.wait(timeout=30)
+    for _ in range(100):
+        state = Path(f"/proc/{child}/stat")
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {child} outlived its parent")
