@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -44,28 +45,28 @@ def initial_weights() -> dict[str, Any]:
     return weights
 
 
-class Contestant:
+class Contestant(ABC):
     """What the measurements need of a framework; all batches are whole."""
 
     notes: dict[str, str]  # what was chosen, by batch size
 
+    @abstractmethod
     def reset(self, batch: int) -> None:
         """Go back to the initial weights, with a fresh optimiser."""
-        raise NotImplementedError
 
+    @abstractmethod
     def train(self, batch: int, count: int, shuffle: bool = True) -> list[float]:
         """Train on ``count`` images; the loss of each step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def infer(self, batch: int, count: int) -> int:
         """Classify ``count`` test images; how many are taken for a 0, so that no work can be left out."""
-        raise NotImplementedError
 
+    @abstractmethod
     def single(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """What classifies one image, and what takes one training step on it; both end when the work is done."""
-        raise NotImplementedError
 
-    def choose(self, batch: int) -> None:
+    def choose(self, batch: int) -> None:  # noqa: B027 - most have but one way
         """Settle on the fastest way of training at this batch size, where there are several."""
 
 
@@ -458,11 +459,13 @@ class Slow(Peer):
         self.moments = {name: (np.zeros_like(w), np.zeros_like(w)) for name, w in self.weights.items()}
         self.steps = 0
 
+    @abstractmethod
     def loss_and_gradients(self, x: Any, y: Any) -> tuple[float, dict[str, Any]]:
-        raise NotImplementedError
+        """What the subclass computes."""
 
+    @abstractmethod
     def classes(self, x: Any) -> Any:
-        raise NotImplementedError
+        """What the subclass computes."""
 
     def _step(self, x: Any, y: Any) -> float:
         import numpy as np
