@@ -10,7 +10,7 @@ Tensor([2., 4.])
 from . import backend, checkpoint, data, functional, kernels, nn, ops, optim, parallel, testing
 from .anomaly import AnomalyError, detect_anomaly
 from .shapes import ShapeError
-from .tensor import REAL, Domain, Op, Tensor, grad, no_grad
+from .tensor import REAL, Domain, Op, Tensor, curvature, grad, no_grad
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Tensor",
     "backend",
     "checkpoint",
+    "curvature",
     "data",
     "detect_anomaly",
     "functional",

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, backend_of
-from .ops.conv import Conv2d, ConvTranspose2d
-from .ops.elementwise import Maximum, Minimum, Where
+from .ops.conv import Conv2d, ConvTranspose2d, ScatterKernels
+from .ops.distance import RBF, MSELoss
+from .ops.elementwise import Maximum, Minimum, ScaledTanh, Where
 from .ops.layout import Concatenate, Pad
 from .ops.linalg import Einsum, Linear
-from .ops.pool import AvgPool2d, MaxPool2d
+from .ops.pool import AvgPool2d, MaxPool2d, Subsample2d
 from .ops.softmax import CrossEntropy
-from .shapes import ShapeError, broadcast_shape, integer, normalize_axis, pair
+from .shapes import ShapeError, broadcast_shape, connection_table, integer, normalize_axis, number, pair
 from .tensor import Tensor, TensorLike, _as_tensor
 
 __all__ = [
@@ -42,11 +43,15 @@ __all__ = [
     "nll_loss",
     "one_hot",
     "pad",
+    "penalty_loss",
+    "rbf",
     "relu",
     "scaled_tanh",
+    "scatter_kernels",
     "sigmoid",
     "softmax",
     "stack",
+    "subsample2d",
     "tanh",
     "where",
 ]
@@ -139,6 +144,34 @@ def max_pool2d(x: TensorLike, kernel_size: Size, stride: Size | None = None, pad
     return MaxPool2d(*parameters)(x)
 
 
+def subsample2d(x: TensorLike, weight: TensorLike, bias: TensorLike, kernel_size: Size) -> Tensor:
+    """weight[C] times the sum of each window, plus bias[C]: x[N C H W] -> y[N C OH OW], OH = floor(H / KH).
+
+    The subsampling of LeCun et al. (1998), Section II.B. Windows touch and do not overlap; pixels that do not fill one
+    are left out. Formula: `tinygrad_lenet.ops.pool.Subsample2d`.
+
+    >>> subsample2d([[[[1, 2], [3, 6]]]], [0.25], [1.0], 2).item()
+    4.0
+    """
+    return Subsample2d(pair("subsample2d", "kernel_size", kernel_size, minimum=1))(x, weight, bias)
+
+
+def scatter_kernels(weight: TensorLike, connections: Sequence[Sequence[int]], in_channels: int) -> Tensor:
+    """Kernels for the connected pairs of maps, 0 for all others: weight[K KH KW] -> y[F C KH KW], to convolve with.
+
+    ``connections`` lists, for each of F output maps, which of the C ``in_channels`` it sees; the k-th pair, read row by
+    row, gets weight[k]. ValueError for a map that does not exist, for one listed twice, and for a row without any.
+
+    >>> scatter_kernels(np.full((3, 1, 1), 7), [[0], [0, 1]], in_channels=2).numpy()[:, :, 0, 0]
+    array([[7, 0],
+           [7, 7]])
+    """
+    channels = integer("scatter_kernels", "in_channels", in_channels, minimum=1)
+    rows = connection_table("scatter_kernels", connections, channels)
+    places = tuple(f * channels + c for f, row in enumerate(rows) for c in row)
+    return ScatterKernels(places, (len(rows), channels))(weight)
+
+
 def _pool_parameters(op: str, kernel_size: Any, stride: Any, padding: Any) -> tuple[tuple[int, int], ...]:
     return (
         pair(op, "kernel_size", kernel_size, minimum=1),
@@ -189,7 +222,9 @@ def scaled_tanh(x: TensorLike, amplitude: float = 1.7159, slope: float = 2 / 3) 
     >>> round(scaled_tanh(1.0).item(), 4)
     1.0
     """
-    return amplitude * (slope * _as_tensor(x)).tanh()
+    return ScaledTanh(
+        number("scaled_tanh", "amplitude", amplitude, low=0, low_allowed=False), number("scaled_tanh", "slope", slope)
+    )(x)
 
 
 def softmax(x: TensorLike, axis: int = -1) -> Tensor:
@@ -323,8 +358,49 @@ def mse_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tens
     x, target = _as_tensor(x), _as_tensor(target)
     if x.shape != target.shape:
         raise ShapeError(f"mse_loss: x has shape {x.shape} and target {target.shape}; expected the same")
-    difference = x - target
-    return _REDUCTIONS[reduction](difference * difference)
+    return _REDUCTIONS[reduction](MSELoss()(x, target))
+
+
+def rbf(x: TensorLike, centers: TensorLike) -> Tensor:
+    """The squared Euclidean distance of each x from each center: x[N J], centers[K J] -> y[N K], at least 0.
+
+    The output layer of LeCun et al. (1998), Eq. 7: a penalty for each class. Formula: `ops.distance.RBF`.
+
+    >>> rbf([[1.0, -1.0]], [[1.0, 1.0], [1.0, -1.0]])
+    Tensor([[4., 0.]])
+    """
+    return RBF()(x, centers)
+
+
+def penalty_loss(penalties: TensorLike, target: TensorLike, j: float | None = None, reduction: str = "mean") -> Tensor:
+    """The penalty y_D of the right class, and with ``j`` the competition of the wrong ones: penalties[N K], target[N].
+
+    Without j, y_D (LeCun et al., 1998, Eq. 8). With it, y_D + log(e**-j + sum_k e**-y_k) (Eq. 9), where e**-j stands
+    for a class of rubbish, so that penalties that are large already are not pushed on. It is the `cross_entropy` of the
+    logits -y_1 ... -y_K, -j, and so it neither overflows nor loses digits. ``target`` holds integers in [0, K);
+    ``reduction`` is "mean" or "sum" over N, or "none" -> y[N]. ValueError for labels out of range, and for j that is
+    not positive.
+
+    >>> penalty_loss([[1.0, 8.0]], [1]).item()
+    8.0
+    >>> round(penalty_loss([[1.0, 8.0]], [1], j=4.0).item(), 3)
+    7.049
+    """
+    _check_reduction("penalty_loss", reduction)
+    penalties = _as_tensor(penalties)
+    if penalties.ndim != 2:
+        raise ShapeError(f"penalty_loss: penalties have shape {penalties.shape}; expected [N K]")
+    labels = _labels("penalty_loss", target, penalties.shape[1], penalties.device)
+    if labels.shape != penalties.shape[:1]:
+        raise ShapeError(
+            f"penalty_loss: axis N is {penalties.shape[0]} in penalties and {labels.shape[0]} in target"
+        )  # fmt: skip
+    if j is None:
+        return _REDUCTIONS[reduction]((penalties * _one_hot(labels, penalties.shape[1], penalties.dtype)).sum(1))
+    rubbish = number("penalty_loss", "j", j, low=0, low_allowed=False)
+    constant = Tensor(np.full((penalties.shape[0], 1), -rubbish, penalties.dtype), device=penalties.device)
+    logits = Concatenate(1)(-penalties, constant)  # (N, K) -> (N, K + 1)
+    return _REDUCTIONS[reduction](CrossEntropy()(logits, _one_hot(labels, logits.shape[1], logits.dtype)))
 
 
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"mean": Tensor.mean, "sum": Tensor.sum, "none": lambda y: y}

@@ -6,8 +6,9 @@ few over each of many small ones. The parameters' own arrays are only ever writt
 share with them stays shared.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ import numpy as np
 from .backend import Array, backend_of, transfer
 from .nn.state import copy_into
 from .shapes import integer, number
-from .tensor import Tensor
+from .tensor import Tensor, curvature
 
-__all__ = ["SGD", "Adam", "AdamW", "OneCycle", "Optimizer", "StepLR"]
+__all__ = ["SGD", "Adam", "AdamW", "OneCycle", "Optimizer", "PassRates", "StepLR", "StochasticDiagonalLM"]
 
 
 @dataclass
@@ -82,12 +83,16 @@ class Optimizer:
 
     def step(self) -> None:
         """Update each parameter that has a gradient, in place; ValueError if a gradient does not fit its parameter."""
-        pairs = ((p, array) for group in self._groups for p, array in zip(group.params, group.arrays, strict=True))
-        if any(p.data is not array for p, array in pairs):  # replaced, by module.to(device) say
-            self._lay_out()
+        self._follow()
         for group, runs in [(group, self._gather(group)) for group in self._groups]:
             for first, last in runs:
                 self._update_run(group, first, last)
+
+    def _follow(self) -> None:
+        """Lay the vectors out again if a parameter's array has been replaced, by module.to(device) say."""
+        pairs = ((p, array) for group in self._groups for p, array in zip(group.params, group.arrays, strict=True))
+        if any(p.data is not array for p, array in pairs):
+            self._lay_out()
 
     def _update_run(self, group: _Group, first: int, last: int) -> None:
         """Update parameters first..last-1 of a group, which have all been updated equally often."""
@@ -317,6 +322,67 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay)
 
 
+class StochasticDiagonalLM(Optimizer):
+    """Stochastic diagonal Levenberg-Marquardt: p -= lr / (mu + h) g, h being an estimate of d2(loss)/dp2.
+
+    h comes from `estimate`, which is called before the first step and now and then after, and is kept in between
+    (LeCun et al., 1998, Section III.C and Eqs. 18-21, who call lr eta and estimate on 500 samples before each pass).
+    Errors: see `Optimizer`; ValueError if ``mu`` is not positive, and for a step before the first estimate.
+
+    >>> from tinygrad_lenet.functional import mse_loss
+    >>> p = Tensor(1.0, requires_grad=True)
+    >>> optimizer = StochasticDiagonalLM([p], lr=1.0, mu=1e-9)
+    >>> optimizer.estimate(mse_loss(3.0 * p, 0.0))
+    >>> mse_loss(3.0 * p, 0.0).backward()
+    >>> optimizer.step()  # with the exact curvature and lr=1, one step to the minimum
+    >>> round(p.item(), 6)
+    0.0
+    """
+
+    _state = ("inverse",)  # 1 / (mu + h); 0 while h is unknown
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.0005, mu: float = 0.02) -> None:
+        self.mu = number("StochasticDiagonalLM", "mu", mu, low=0, low_allowed=False)
+        super().__init__(params, lr)
+        self._estimated = False
+
+    def estimate(self, loss: Tensor) -> None:
+        """Take h from ``loss``, a mean over samples (see `tinygrad_lenet.curvature`, whose errors this has)."""
+        diagonals = curvature(loss, self.params)
+        for member, h in enumerate(diagonals):
+            if not np.isfinite(h.sum().item()):
+                raise ValueError(
+                    f"StochasticDiagonalLM: the curvature of parameter {member} is not finite; expected a loss that is"
+                )
+        self._follow()
+        tensors = self._tensors()
+        for member, h in enumerate(diagonals):
+            tensors[f"{member}.inverse"][...] = 1 / (self.mu + h.data)
+        self._estimated = True
+
+    def step(self) -> None:
+        """Update as `Optimizer.step` does; ValueError before the first estimate."""
+        if not self._estimated:
+            raise ValueError(
+                "StochasticDiagonalLM: no curvature is known yet; call estimate(loss) before the first step"
+            )
+        super().step()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._estimated = all(bool((inverse > 0).all()) for inverse in self._tensors().values())
+
+    def rates(self) -> list[Array]:
+        """Each parameter's own learning rates, lr / (mu + h), in its shape; 0 before the first estimate."""
+        tensors = self._tensors()
+        return [self.lr * tensors[f"{member}.inverse"] for member in range(len(self.params))]
+
+    def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
+        (inverse,) = state
+        gradient *= inverse
+        gradient *= self.lr
+
+
 class _Schedule:
     """Sets an optimiser's learning rate to a function of how many steps were taken, from 0 at construction."""
 
@@ -423,6 +489,39 @@ class StepLR(_Schedule):
 
     def _lr_at(self, count: int) -> float:
         return self.base_lr * self.gamma ** (count // self.step_size)
+
+
+class PassRates(_Schedule):
+    """One learning rate for a number of passes, then the next, and the last one from then on; `step` after each pass.
+
+    ``rates`` lists (passes, rate), by default those of LeCun et al. (1998, Section III.C) for 20 passes. TypeError or
+    ValueError for passes that are not integers of at least 1, and for rates that are not positive.
+
+    >>> optimizer = SGD([Tensor(1.0, requires_grad=True)], lr=1.0)
+    >>> schedule = PassRates(optimizer, [(1, 0.5), (2, 0.1)])
+    >>> schedule.step(); optimizer.lr
+    0.1
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        rates: Sequence[tuple[int, float]] = ((2, 5e-4), (3, 2e-4), (3, 1e-4), (4, 5e-5), (8, 1e-5)),
+    ) -> None:
+        self.rates = [
+            [
+                integer("PassRates", "each count of passes", passes, minimum=1),
+                number("PassRates", "each rate", rate, low=0, low_allowed=False),
+            ]
+            for passes, rate in rates
+        ]
+        if not self.rates:
+            raise ValueError("PassRates: rates is empty; expected at least one (passes, rate)")
+        super().__init__(optimizer)
+
+    def _lr_at(self, count: int) -> float:
+        ends = itertools.accumulate(passes for passes, _ in self.rates)
+        return next((rate for end, (_, rate) in zip(ends, self.rates, strict=True) if count < end), self.rates[-1][1])
 
 
 def _vectors(xp: Any, count: int, size: int, dtype: np.dtype[Any]) -> list[Array]:

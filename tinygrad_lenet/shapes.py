@@ -14,7 +14,7 @@ import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from numbers import Real
 from typing import Any
 
@@ -194,6 +194,44 @@ def pair(op: str, name: str, value: Any, minimum: int) -> tuple[int, int]:
         return integer(op, name, value[0], minimum), integer(op, name, value[1], minimum)
     both = integer(op, name, value, minimum)
     return both, both
+
+
+def connection_table(op: str, connections: Any, channels: int) -> tuple[tuple[int, ...], ...]:
+    """``connections`` as a tuple, for each output map, of the input maps that it sees, all from 0 to channels - 1.
+
+    TypeError for what is not rows of integers; ValueError for no row, a row without a map, a map that does not exist,
+    or one that a row names twice.
+
+    >>> connection_table("Conv2d", [[0], [0, 1]], channels=2)
+    ((0,), (0, 1))
+    """
+    try:
+        return _connection_table(op, tuple([tuple(row) for row in connections]), channels)
+    except TypeError as error:
+        raise TypeError(
+            f"{op}: connections are {connections!r}; expected for each output map a list of input maps, such as "
+            f"[[0], [0, 1]] ({error})"
+        ) from None
+
+
+@lru_cache(maxsize=64)  # a layer asks in each forward pass
+def _connection_table(op: str, rows: tuple[tuple[Any, ...], ...], channels: int) -> tuple[tuple[int, ...], ...]:
+    if not rows:
+        raise ValueError(f"{op}: connections is empty; expected a row for each output map")
+    checked = []
+    for f, row in enumerate(rows):
+        maps = tuple([integer(op, f"each map in row {f} of connections", c, minimum=0) for c in row])
+        if not maps:
+            raise ValueError(f"{op}: row {f} of connections is empty; expected at least one input map")
+        if max(maps) >= channels:
+            raise ValueError(
+                f"{op}: row {f} of connections names input map {max(maps)}, which is missing; "
+                f"there are {channels}, counted from 0"
+            )
+        if len(set(maps)) != len(maps):
+            raise ValueError(f"{op}: row {f} of connections, {maps}, names an input map twice")
+        checked.append(maps)
+    return tuple(checked)
 
 
 def normalize_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ back to the leaf; `grad` has no such cycle.)
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -543,6 +543,7 @@ class Op:
     parameters: ClassVar[dict[str, tuple[Any, ...]]] = {}
     sizes: ClassVar[dict[str, Sequence[int]]] = {}
     cases: ClassVar[tuple[tuple[tuple[Shape, ...], dict[str, Any]], ...]] = ()
+    curved: ClassVar[bool] = False  # whether `curvature` keeps the op's own second derivative, as losses do
 
     name: ClassVar[str]
     _parsed: ClassVar[Signature]
@@ -585,6 +586,13 @@ class Op:
     def backward(self, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
         """The gradient for each input, given d(loss)/dy: a tensor, None, or a function that is called if needed."""
         raise TypeError(f"op {type(self).__name__} lacks backward")
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
+        """For each input x_j, sum_i hy_i (dy_i/dx_j)^2; a ``curved`` op adds gy_i d2y_i/dx_j2, where that is positive.
+
+        An op need not have this second rule; see the function `curvature`.
+        """
+        raise ValueError(f"curvature: op {self.name} has no curvature rule")
 
     def _compute(self, backend: Backend, arrays: list[Array]) -> Array:
         """The output, by a faster kernel if there is one and it covers these inputs."""
@@ -646,17 +654,70 @@ def grad(
     >>> grad(gx, [x])
     (Tensor(18.),)
     """
-    if not isinstance(output, Tensor):
-        raise TypeError(f"grad: output is {type(output).__name__}, not a Tensor")
-    targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    for i, x in enumerate(targets):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"grad: input {i} is {type(x).__name__}, not a Tensor")
-        if not x.requires_grad:
-            raise ValueError(f"grad: input {i}, of shape {x.shape}, does not require a gradient")
+    targets = _targets("grad", output, inputs)
     gy = _seed("grad", output, grad_output)
     found = {id(x): gx for x, gx in _backpropagate(output, gy, targets, create_graph, create_graph)}
     return tuple(found[id(x)] for x in targets)
+
+
+def curvature(loss: Tensor, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The diagonal Gauss-Newton approximation of d2(loss)/d(input)2 for each of ``inputs``, never negative.
+
+    This is the backward pass with every local derivative squared: hx = sum of hy (dy/dx)^2 over the uses y of x. It
+    begins at the losses (`functional.cross_entropy`, `mse_loss`, `penalty_loss`, `rbf`), which add their own second
+    derivative times their gradient; that of all other ops is left out, and so is what lies off the diagonal (LeCun et
+    al., 1998, Eqs. 22-27). A mean over N samples gives the mean of their curvatures. Hooks are not called, the graph is
+    kept, and the results cannot be differentiated.
+
+    ValueError if ``loss`` has more than one element, or was computed by an op without a curvature rule, or by none with
+    a second derivative; and for the reasons that `grad` has.
+
+    >>> from tinygrad_lenet.functional import mse_loss
+    >>> x = Tensor([3.0, -1.0], requires_grad=True)
+    >>> curvature(mse_loss(5.0 * x, [0.0, 0.0], reduction="sum"), x)  # d2/dx2 of 25 x^2
+    (Tensor([50., 50.]),)
+    """
+    targets = _targets("curvature", loss, inputs)
+    seed = _seed("curvature", loss, None)
+    order, leading = _sort("curvature", loss, targets)
+    ops = [y.op for y in order if y.op is not None]
+    for op in ops:
+        if type(op).curvature is Op.curvature:
+            raise ValueError(f"curvature: op {op.name} has no curvature rule; define `curvature` beside its `backward`")
+    if not any(op.curved for op in ops):
+        raise ValueError(
+            "curvature: nothing on the way from the inputs is a loss, so that all curvatures would be 0; end with "
+            "functional.cross_entropy, mse_loss or penalty_loss"
+        )
+    inner = {id(y) for y in order if y.op is not None}  # only these hand a gradient on
+    wanted = {id(x) for x in targets}
+    gradients, curvatures = {id(loss): seed}, {id(loss): 0.0 * seed}
+    found = {}
+    with _recording_set(False), anomaly.watch(False):
+        while order:
+            y = order.pop()
+            hy = curvatures.pop(id(y))
+            if id(y) in wanted:
+                found[id(y)] = hy
+            if y.op is None or not any(id(x) in leading for x in y.inputs or ()):
+                continue
+            gy, inputs_ = gradients.pop(id(y)), y.inputs or ()
+            _accumulate(gradients, _input_gradients(y, inputs_, inner, False, y.op.backward, gy))
+            _accumulate(curvatures, _input_gradients(y, inputs_, leading, False, y.op.curvature, hy, gy))
+    return tuple(found[id(x)] for x in targets)
+
+
+def _targets(caller: str, output: Any, inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """``inputs`` as a list of tensors that require a gradient; TypeError or ValueError otherwise."""
+    if not isinstance(output, Tensor):
+        raise TypeError(f"{caller}: output is {type(output).__name__}, not a Tensor")
+    targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    for i, x in enumerate(targets):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{caller}: input {i} is {type(x).__name__}, not a Tensor")
+        if not x.requires_grad:
+            raise ValueError(f"{caller}: input {i}, of shape {x.shape}, does not require a gradient")
+    return targets
 
 
 def _seed(caller: str, output: Tensor, gradient: TensorLike | None) -> Tensor:
@@ -682,7 +743,7 @@ def _backpropagate(
     output: Tensor, gy: Tensor, targets: list[Tensor] | None, retain_graph: bool, create_graph: bool
 ) -> list[tuple[Tensor, Tensor]]:
     """The gradient of each target (default: each leaf that requires one), in the order in which they are reached."""
-    order, leads_to_target = _sort(output, targets)
+    order, leads_to_target = _sort("grad", output, targets)
     wanted = {id(x) for x in targets} if targets is not None else None
     pending = {id(output): gy}  # gradients of tensors that all their users have not yet been visited for
     found = []
@@ -698,15 +759,19 @@ def _backpropagate(
                 found.append((y, gy))
             if y.op is None or (wanted is not None and not any(id(x) in leads_to_target for x in y.inputs or ())):
                 continue
-            for x, gx in _input_gradients(y.op, gy, y, y.inputs or (), leads_to_target, watched):
-                known = pending.get(id(x))
-                pending[id(x)] = gx if known is None else known + gx  # a new tensor: gx may be shared
+            _accumulate(pending, _input_gradients(y, y.inputs or (), leads_to_target, watched, y.op.backward, gy))
             if not retain_graph:
                 y.inputs = None
     return found
 
 
-def _sort(output: Tensor, targets: list[Tensor] | None) -> tuple[list[Tensor], set[int]]:
+def _accumulate(pending: dict[int, Tensor], found: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for x, gx in found:
+        known = pending.get(id(x))
+        pending[id(x)] = gx if known is None else known + gx  # a new tensor: gx may be shared
+
+
+def _sort(caller: str, output: Tensor, targets: list[Tensor] | None) -> tuple[list[Tensor], set[int]]:
     """The tensors that lead from the targets to the output, inputs before outputs, as a list and as a set of ids.
 
     An explicit stack, so that the depth of a graph is bounded by memory only.
@@ -733,23 +798,33 @@ def _sort(output: Tensor, targets: list[Tensor] | None) -> tuple[list[Tensor], s
             stack.extend([(x, False) for x in y.inputs if isinstance(x, Tensor) and x.requires_grad])
     for i, target in enumerate(targets or ()):
         if id(target) not in leading:
-            raise ValueError(f"grad: input {i}, of shape {target.shape}, was not used to compute the output")
+            raise ValueError(f"{caller}: input {i}, of shape {target.shape}, was not used to compute the output")
     return order, leading
 
 
 def _input_gradients(
-    op: Op, gy: Tensor, y: Tensor, inputs: tuple[Tensor | Number, ...], wanted: set[int], watched: bool
+    y: Tensor,
+    inputs: tuple[Tensor | Number, ...],
+    wanted: set[int],
+    watched: bool,
+    rule: Callable[..., Gradient | tuple[Gradient, ...]],
+    *flows: Tensor,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each wanted input of one op with its gradient, checked and brought to the input's shape and dtype."""
+    """Each wanted input of the op that made y with what ``rule`` of that op makes of the gradients ``flows`` for it.
+
+    It is checked and brought to the input's shape and dtype.
+    """
+    op = y.op
+    assert op is not None
     try:
-        gradients = op.backward(gy, y, *inputs)
+        gradients = rule(*flows, y, *inputs)
         if not isinstance(gradients, tuple):
             gradients = (gradients,)
         if len(gradients) != len(inputs):
-            raise ValueError(f"{op.name}: backward returned {len(gradients)} gradients; expected {len(inputs)}")
+            raise ValueError(f"{op.name}: {rule.__name__} returned {len(gradients)} gradients; expected {len(inputs)}")
         for operand, x, gradient in zip(op._parsed.operands(len(inputs)), inputs, gradients, strict=True):
             if isinstance(x, Tensor) and id(x) in wanted:
-                gx = _fitted(op, operand, gradient() if callable(gradient) else gradient, x, y)
+                gx = _fitted(op, rule.__name__, operand, gradient() if callable(gradient) else gradient, x, y)
                 if watched:
                     anomaly.check_backward(op.name, operand.name, gx.data, y.origin)
                 yield x, gx
@@ -759,17 +834,17 @@ def _input_gradients(
         raise
 
 
-def _fitted(op: Op, operand: Operand, gx: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
+def _fitted(op: Op, rule: str, operand: Operand, gx: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
     """The gradient for one operand, checked and brought to the operand's shape and dtype."""
     if gx is None:
         raise ValueError(f"{op.name}: no gradient is defined for {operand.name}; detach() it if that is meant")
     if not isinstance(gx, Tensor):
-        raise TypeError(f"{op.name}: backward returned {type(gx).__name__} for {operand.name}; expected a Tensor")
+        raise TypeError(f"{op.name}: {rule} returned {type(gx).__name__} for {operand.name}; expected a Tensor")
     if gx.shape != x.shape and operand.any_rank and gx.ndim >= x.ndim:
         gx = _unbroadcast(gx, x.shape)
     if gx.shape != x.shape or gx.dtype != y.dtype:
         raise ValueError(
-            f"{op.name}: backward returned {gx.dtype} of shape {gx.shape} for {operand.name}; "
+            f"{op.name}: {rule} returned {gx.dtype} of shape {gx.shape} for {operand.name}; "
             f"expected {y.dtype} of shape {x.shape}"
         )
     return gx if gx.dtype == x.dtype else gx.astype(x.dtype)

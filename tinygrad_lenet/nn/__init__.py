@@ -1,6 +1,7 @@
 """Modules: layers that hold their parameters, and models made of them. Names and layouts follow PyTorch's."""
 
 from .layers import (
+    RBF,
     AvgPool2d,
     BatchNorm1d,
     BatchNorm2d,
@@ -13,11 +14,13 @@ from .layers import (
     ReLU,
     ScaledTanh,
     Sigmoid,
+    Subsample2d,
     Tanh,
 )
 from .module import Module, Parameter, Sequential
 
 __all__ = [
+    "RBF",
     "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",
@@ -33,5 +36,6 @@ __all__ = [
     "ScaledTanh",
     "Sequential",
     "Sigmoid",
+    "Subsample2d",
     "Tanh",
 ]

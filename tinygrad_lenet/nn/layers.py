@@ -7,12 +7,13 @@ None for fresh values.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import functional as F
-from ..shapes import ShapeError, integer, number, pair
+from ..shapes import ShapeError, connection_table, integer, number, pair
 from ..tensor import Tensor, TensorLike, _as_tensor
 from .module import Activation, Module, Parameter
 
@@ -63,11 +64,15 @@ class _Convolution(Module):
 class Conv2d(_Convolution):
     """`functional.conv2d` with weight[F C/groups KH KW] and bias[F]: x[N C H W] -> y[N F OH OW].
 
-    F is ``out_channels``, C ``in_channels``. TypeError or ValueError for sizes that are not integers in range and for
-    channels that do not split into ``groups``.
+    F is ``out_channels``, C ``in_channels``. ``connections`` lists, for each output map, which input maps it sees, as
+    does Table I of LeCun et al. (1998); there are then kernels for these K pairs of maps only, weight[K KH KW], row by
+    row, and none for the others. TypeError or ValueError for sizes that are not integers in range, for channels that do
+    not split into ``groups``, and for a table with a missing map, without a row for each output map, or with groups.
 
     >>> Conv2d(1, 6, 5)
     Conv2d(1, 6, kernel_size=(5, 5), stride=(1, 1))
+    >>> Conv2d(3, 2, 5, connections=[[0, 1], [1, 2]]).weight.shape
+    (4, 5, 5)
     """
 
     def __init__(
@@ -82,12 +87,39 @@ class Conv2d(_Convolution):
         bias: bool = True,
         rng: Random = None,
         dtype: Any = np.float32,
+        connections: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        self._draw(self.out_channels, self.in_channels // self.groups, bias, rng, dtype)
+        self.connections = None
+        if connections is None:
+            self._draw(self.out_channels, self.in_channels // self.groups, bias, rng, dtype)
+            return
+        self.connections = connection_table("Conv2d", connections, self.in_channels)
+        if len(self.connections) != self.out_channels:
+            raise ValueError(
+                f"Conv2d: connections has {len(self.connections)} rows; expected one for each of the "
+                f"{self.out_channels} output maps"
+            )
+        if self.groups != 1:
+            raise ValueError(f"Conv2d: groups is {self.groups}, and connections are given; expected only one of them")
+        # Each output map has a fan-in of its own, so each is drawn as a layer of one map.
+        rng = _generator("Conv2d", rng)
+        kernels = [(len(maps), *self.kernel_size) for maps in self.connections]
+        drawn = [_initial("Conv2d", shape, math.prod(shape), 1 if bias else None, rng, dtype) for shape in kernels]
+        self.weight = Parameter(np.concatenate([weight.data for weight, _ in drawn]))
+        self.bias = Parameter(np.concatenate([b.data for _, b in drawn if b is not None])) if bias else None
 
     def forward(self, x: TensorLike) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        weight: Tensor = self.weight
+        if self.connections is not None:
+            weight = F.scatter_kernels(weight, self.connections, self.in_channels)  # (K, KH, KW) -> (F, C, KH, KW)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def extra_repr(self) -> str:
+        if self.connections is None:
+            return super().extra_repr()
+        pairs = sum(map(len, self.connections))
+        return f"{super().extra_repr()}, connections={pairs} of {self.in_channels * self.out_channels}"
 
 
 class ConvTranspose2d(_Convolution):
@@ -194,6 +226,59 @@ class MaxPool2d(_Pool):
 
     def forward(self, x: TensorLike) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class Subsample2d(Module):
+    """A trainable coefficient times the sum of each window, plus a trainable bias: x[N C H W] -> y[N C OH OW].
+
+    C is ``channels``; weight[C] starts at 1 / (KH KW), which makes it a mean, and bias[C] at 0. The subsampling of
+    LeCun et al. (1998), Section II.B, without its squashing function. TypeError or ValueError for sizes out of range.
+
+    >>> Subsample2d(1, 2)([[[[1, 2], [3, 6]]]]).item()
+    3.0
+    """
+
+    def __init__(self, channels: int, kernel_size: Size = 2, dtype: Any = np.float32) -> None:
+        self.channels = integer("Subsample2d", "channels", channels, minimum=1)
+        self.kernel_size = pair("Subsample2d", "kernel_size", kernel_size, minimum=1)
+        dtype = _float_dtype("Subsample2d", dtype)
+        self.weight = Parameter(np.full(self.channels, 1 / math.prod(self.kernel_size), dtype))
+        self.bias = Parameter(np.zeros(self.channels, dtype))
+
+    def forward(self, x: TensorLike) -> Tensor:
+        return F.subsample2d(x, self.weight, self.bias, self.kernel_size)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, kernel_size={self.kernel_size}"
+
+
+class RBF(Module):
+    """Euclidean radial basis functions: the squared distance of x[N J] from each of the centers[K J] -> y[N K].
+
+    The output layer of LeCun et al. (1998): a penalty for each class, at least 0. The centers are fixed, a buffer, or a
+    parameter if ``trainable``. ValueError if they are not floats or numbers in rows of equal length.
+
+    >>> RBF([[1.0, 1.0], [1.0, -1.0]])([[1.0, -1.0]])
+    Tensor([[4., 0.]])
+    """
+
+    centers: Tensor
+
+    def __init__(self, centers: Any, trainable: bool = False, dtype: Any = np.float32) -> None:
+        given = Tensor(centers, dtype=_float_dtype("RBF", dtype)).detach().copy()
+        if given.ndim != 2 or not given.size:
+            raise ValueError(f"RBF: centers have shape {given.shape}; expected a row for each class, [K J]")
+        if trainable:
+            self.centers = Parameter(given.data)
+        else:
+            self.register_buffer("centers", given)
+
+    def forward(self, x: TensorLike) -> Tensor:
+        return F.rbf(x, self.centers)
+
+    def extra_repr(self) -> str:
+        classes, features = self.centers.shape
+        return f"{features}, {classes}, trainable={isinstance(self.centers, Parameter)}"
 
 
 class Tanh(Activation):

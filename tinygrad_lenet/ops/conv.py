@@ -75,6 +75,11 @@ class Conv2d(Op):
 
         return gx, gw, *(lambda: gy.sum((0, 2, 3)) for _ in bias)
 
+    def curvature(
+        self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor, weight: Tensor, *bias: Tensor
+    ) -> tuple[Gradient, ...]:
+        return self.backward(hy, y, x * x, weight * weight, *bias)
+
 
 @dataclass(frozen=True)
 class ConvTranspose2d(Op):
@@ -208,6 +213,65 @@ class Conv2dWeightGrad(Op):
         conv = Conv2d(self.stride, self.padding, self.dilation, self.groups)
         to_x, _ = conv.backward(gy, gy, x, g)
         return to_x, lambda: conv(x, g)
+
+
+@dataclass(frozen=True)
+class ScatterKernels(Op):
+    """y[f, c] = weight[k] where places[k] = f C + c, and 0 at all other f, c: kernels for some pairs of maps only.
+
+    The gradient gathers (`GatherKernels`): gw[k] = gy[f, c].
+    """
+
+    places: tuple[int, ...]  # all different
+    channels: Pair  # F, C
+
+    signature = "scatter_kernels(weight[K KH KW]) -> y[F C KH KW]"
+    domains = {"weight": REAL}
+    cases = (
+        (((3, 2, 2),), {"places": (0, 5, 3), "channels": (2, 3)}),
+        (((2, 1, 3),), {"places": (0, 1), "channels": (1, 2)}),
+    )
+
+    def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
+        sizes = super().check(shapes)
+        if sizes["K"] != len(self.places):
+            raise ShapeError(f"scatter_kernels: axis K is {sizes['K']} in weight; there are {len(self.places)} places")
+        return sizes | {"F": self.channels[0], "C": self.channels[1]}
+
+    def forward(self, xp: Any, weight: Array) -> Array:
+        f, c = self.channels
+        y = xp.zeros((f * c, *weight.shape[1:]), weight.dtype)
+        y[xp.asarray(self.places)] = weight
+        return y.reshape(f, c, *weight.shape[1:])
+
+    def backward(self, gy: Tensor, y: Tensor, weight: Tensor) -> Gradient:
+        return GatherKernels(self.places)(gy)
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, weight: Tensor) -> Gradient:
+        return self.backward(hy, y, weight)
+
+
+@dataclass(frozen=True)
+class GatherKernels(Op):
+    """The transpose of `ScatterKernels`: y[k] = x[f, c] where places[k] = f C + c; the gradient scatters."""
+
+    places: tuple[int, ...]
+
+    signature = "gather_kernels(x[F C KH KW]) -> y[K KH KW]"
+    domains = {"x": REAL}
+    cases = (
+        (((2, 3, 2, 2),), {"places": (0, 5, 3)}),
+        (((1, 2, 1, 3),), {"places": (1,)}),
+    )
+
+    def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
+        return super().check(shapes) | {"K": len(self.places)}
+
+    def forward(self, xp: Any, x: Array) -> Array:
+        return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[xp.asarray(self.places)]
+
+    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+        return ScatterKernels(self.places, (x.shape[0], x.shape[1]))(gy)
 
 
 def _columns(xp: Any, x: Array, kernel: Pair, op: Conv2d | Conv2dWeightGrad) -> tuple[Array, Pair]:

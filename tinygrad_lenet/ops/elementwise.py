@@ -1,11 +1,17 @@
-"""Ops that act on each element by itself. Inputs broadcast; the engine sums gradients back to each input's shape."""
+"""Ops that act on each element by itself. Inputs broadcast; the engine sums gradients back to each input's shape.
 
+Backward multiplies by the slope of each element, so applying it twice multiplies by the slope squared: `curvature`.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
 from ..backend import Array
 from ..tensor import POSITIVE, REAL, Domain, Gradient, Number, Op, Tensor
 
 Operand = Tensor | Number
+
+_SCALES = {"amplitude": (1.0, 1.7159), "slope": (1.0, 2 / 3)}
 
 
 class Add(Op):
@@ -20,6 +26,9 @@ class Add(Op):
     def backward(self, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
         return gy, gy
 
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
+        return hy, hy
+
 
 class Subtract(Op):
     """y = a - b; dy/da = 1, dy/db = -1."""
@@ -33,6 +42,9 @@ class Subtract(Op):
     def backward(self, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
         return gy, lambda: -gy
 
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
+        return hy, hy
+
 
 class Multiply(Op):
     """y = a b; dy/da = b, dy/db = a."""
@@ -45,6 +57,14 @@ class Multiply(Op):
 
     def backward(self, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
         return lambda: gy * b, lambda: gy * a
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
+        if a is b:
+            raise ValueError(
+                "multiply: curvature takes the factors for different tensors, and x * x is a square, whose second "
+                "derivative would be lost; use functional.mse_loss for a loss"
+            )
+        return self.backward(hy, y, a * a, b * b)
 
 
 class Divide(Op):
@@ -61,6 +81,9 @@ class Divide(Op):
             return gy / b, None
         finite = where((gy == 0) & ((y != y) | (abs(y) == float("inf"))), 0.0, y)
         return lambda: _quotient(gy, b), lambda: -_quotient(gy, b) * finite
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
+        return lambda: hy / b / b, lambda: hy * (y / b) * (y / b)
 
 
 class Power(Op):
@@ -103,6 +126,9 @@ class Negative(Op):
     def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
         return -gy
 
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+        return hy
+
 
 class Absolute(Op):
     """y = |x|; dy/dx = sign x, which is 0 at 0."""
@@ -113,8 +139,11 @@ class Absolute(Op):
     def forward(self, xp: Any, x: Array) -> Array:
         return xp.absolute(x)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
         return where(x > 0, gy, where(x < 0, -gy, 0.0))
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        return self.backward(self.backward(hy, y, x), y, x)
 
 
 class Exp(Op):
@@ -126,8 +155,11 @@ class Exp(Op):
     def forward(self, xp: Any, x: Array) -> Array:
         return xp.exp(x)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
         return gy * y
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        return self.backward(self.backward(hy, y, x), y, x)
 
 
 class Log(Op):
@@ -139,8 +171,11 @@ class Log(Op):
     def forward(self, xp: Any, x: Array) -> Array:
         return xp.log(x)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
         return _quotient(gy, x)
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        return self.backward(self.backward(hy, y, x), y, x)
 
 
 class Sqrt(Op):
@@ -152,8 +187,11 @@ class Sqrt(Op):
     def forward(self, xp: Any, x: Array) -> Array:
         return xp.sqrt(x)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
         return _quotient(gy, 2.0 * y)
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        return self.backward(self.backward(hy, y, x), y, x)
 
 
 class Tanh(Op):
@@ -165,21 +203,55 @@ class Tanh(Op):
     def forward(self, xp: Any, x: Array) -> Array:
         return xp.tanh(x)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
         return TanhGrad()(gy, y)
 
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        return self.backward(self.backward(hy, y, x), y, x)
 
+
+@dataclass(frozen=True)
+class ScaledTanh(Op):
+    """y = A tanh(S x) with amplitude A and slope S; dy/dx = S (A - y^2 / A) (see `TanhGrad`)."""
+
+    amplitude: float
+    slope: float
+
+    signature = "scaled_tanh(x[...]) -> y[...]"
+    domains = {"x": REAL}
+    parameters = _SCALES
+
+    def forward(self, xp: Any, x: Array) -> Array:
+        y = xp.tanh(self.slope * x)
+        y *= self.amplitude
+        return y
+
+    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        return TanhGrad(self.amplitude, self.slope)(gy, y)
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        return self.backward(self.backward(hy, y, x), y, x)
+
+
+@dataclass(frozen=True)
 class TanhGrad(Op):
-    """gx = gy (1 - y^2), tanh's gradient, one op so that a kernel can fuse it; d/dgy = 1 - y^2, d/dy = -2 gy y."""
+    """gx = gy S (A - y^2 / A), the gradient of A tanh(S x), one op so that a kernel can fuse it.
+
+    d/dgy = S (A - y^2 / A), d/dy = -2 S / A gy y.
+    """
+
+    amplitude: float = 1.0
+    slope: float = 1.0
 
     signature = "tanh_grad(gy[...], y[...]) -> gx[...]"
     domains = {"gy": REAL, "y": REAL}
+    parameters = _SCALES
 
     def forward(self, xp: Any, gy: Array, y: Array) -> Array:
-        return gy * (1 - y * y)
+        return gy * (self.slope * self.amplitude - self.slope / self.amplitude * (y * y))
 
     def backward(self, ggx: Tensor, gx: Tensor, gy: Tensor, y: Tensor) -> tuple[Gradient, ...]:
-        return lambda: TanhGrad()(ggx, y), lambda: -2.0 * ggx * gy * y
+        return lambda: self(ggx, y), lambda: -2 * self.slope / self.amplitude * ggx * gy * y
 
 
 class Sigmoid(Op):
@@ -192,8 +264,11 @@ class Sigmoid(Op):
         e = xp.exp(-xp.absolute(x))
         return xp.where(x >= 0, 1 / (1 + e), e / (1 + e))
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
         return gy * (y * (1 - y))
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        return self.backward(self.backward(hy, y, x), y, x)
 
 
 class ReLU(Op):
@@ -205,8 +280,11 @@ class ReLU(Op):
     def forward(self, xp: Any, x: Array) -> Array:
         return xp.maximum(x, 0)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
         return where(y > 0, gy, 0.0)
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        return self.backward(self.backward(hy, y, x), y, x)
 
 
 class Maximum(Op):

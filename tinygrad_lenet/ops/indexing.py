@@ -1,4 +1,4 @@
-"""Reading elements by index, and its transpose, adding elements at an index."""
+"""Reading elements by index, and its transpose, adding elements at an index. Every slope is 1 or 0, also squared."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +52,9 @@ class GetItem(Op):
     def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
         return AddAt(self.index, x.shape)(gy)
 
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+        return self.backward(hy, y, x)
+
 
 @dataclass(frozen=True)
 class AddAt(Op):
@@ -78,6 +81,9 @@ class AddAt(Op):
 
     def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
         return gy[self.index]
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+        return self.backward(hy, y, x)
 
 
 def _kind(part: Any) -> str:

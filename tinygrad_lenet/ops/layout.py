@@ -1,4 +1,7 @@
-"""Ops that move elements without changing them: shape, order, dtype, device, joining and padding."""
+"""Ops that move elements without changing them: shape, order, dtype, device, joining and padding.
+
+Every slope is 1 or 0, which squaring does not change, so curvatures move as gradients do.
+"""
 
 import math
 from dataclasses import dataclass
@@ -45,6 +48,9 @@ class Reshape(Op):
     def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
         return gy.reshape(x.shape)
 
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+        return self.backward(hy, y, x)
+
 
 @dataclass(frozen=True)
 class Transpose(Op):
@@ -73,6 +79,9 @@ class Transpose(Op):
         axes = normalize_axes("transpose", self.axes, x.ndim)
         return gy.transpose(tuple(axes.index(a) for a in range(x.ndim)))
 
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+        return self.backward(hy, y, x)
+
 
 @dataclass(frozen=True)
 class BroadcastTo(Op):
@@ -100,6 +109,9 @@ class BroadcastTo(Op):
 
     def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
         return gy
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+        return hy
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,9 @@ class Concatenate(Op):
             start += each.shape[axis]
         return tuple(gradients)
 
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, *x: Tensor) -> tuple[Gradient, ...]:
+        return self.backward(hy, y, *x)
+
 
 @dataclass(frozen=True)
 class Pad(Op):
@@ -169,6 +184,9 @@ class Pad(Op):
             tuple(slice(before, before + size) for (before, _), size in zip(self.pad_width, x.shape, strict=True))
         ]
 
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+        return self.backward(hy, y, x)
+
 
 class Copy(Op):
     """y = x in memory of its own; dy/dx = 1."""
@@ -181,6 +199,9 @@ class Copy(Op):
 
     def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
         return gy
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+        return hy
 
 
 @dataclass(frozen=True)
@@ -199,6 +220,9 @@ class AsType(Op):
     def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
         return gy
 
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+        return hy
+
 
 @dataclass(frozen=True)
 class Transfer(Op):
@@ -215,3 +239,6 @@ class Transfer(Op):
 
     def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
         return gy.to(x.device)
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+        return self.backward(hy, y, x)

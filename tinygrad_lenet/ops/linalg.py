@@ -21,6 +21,9 @@ class MatMul(Op):
     def backward(self, gy: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Gradient, ...]:
         return lambda: gy @ _transposed(b), lambda: _transposed(a) @ gy
 
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Gradient, ...]:
+        return self.backward(hy, y, a * a, b * b)
+
 
 class Linear(Op):
     """y = x w^T + b; gx = gy w, gw = gy^T x and gb = sum of gy, the leading axes taken as one."""
@@ -37,6 +40,11 @@ class Linear(Op):
             return _rows(gy).T @ _rows(x)  # (O, rows) @ (rows, I)
 
         return lambda: gy @ weight, gw, *(lambda: _rows(gy).sum(0) for _ in bias)
+
+    def curvature(
+        self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor, weight: Tensor, *bias: Tensor
+    ) -> tuple[Gradient, ...]:
+        return self.backward(hy, y, x * x, weight * weight, *bias)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ class CrossEntropy(Op):
     signature = "cross_entropy(logits[N K], target[N K]) -> y[N]"
     domains = {"logits": REAL, "target": Domain(low=0.05, high=1.0)}
     sizes = {"K": range(1, 5)}
+    curved = True
 
     def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
         sizes = super().check(shapes)
@@ -118,6 +119,21 @@ class CrossEntropy(Op):
             return gy * (logits.softmax(1) * target.sum(1, keepdims=True) - target)
 
         return g_logits, lambda: -gy * logits.log_softmax(1)
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, logits: Tensor, target: Tensor) -> tuple[Gradient, ...]:
+        """d2/dlogit_k2 = p_k (1 - p_k) sum_k target_nk, with p = softmax(logits)."""
+        hy, gy = hy.expand_dims(1), gy.expand_dims(1).relu()  # (N,) -> (N, 1)
+
+        def h_logits() -> Tensor:
+            p, total = logits.softmax(1), target.sum(1, keepdims=True)
+            slope = p * total - target
+            return hy * slope * slope + gy * total * p * (1 - p)
+
+        def h_target() -> Tensor:
+            log_p = logits.log_softmax(1)
+            return hy * log_p * log_p
+
+        return h_logits, h_target
 
 
 def _log_softmax(xp: Any, x: Array, axis: int) -> Array:
