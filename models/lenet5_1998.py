@@ -1,0 +1,174 @@
+"""LeNet-5 as it was published: LeCun, Bottou, Bengio, Haffner, Gradient-Based Learning Applied to Document Recognition,
+Proceedings of the IEEE 86(11), 1998, Section II.B.
+
+================  =============  ==========  ===========
+layer             output         parameters  connections
+================  =============  ==========  ===========
+input             1 x 32 x 32
+C1 convolution    6 x 28 x 28           156      122,304
+S2 subsampling    6 x 14 x 14            12        5,880
+C3 convolution    16 x 10 x 10        1,516      151,600
+S4 subsampling    16 x 5 x 5             32        2,000
+C5 convolution    120 x 1 x 1        48,120       48,120
+F6 full           84                 10,164       10,164
+OUTPUT RBF        10                      0          840
+                         total       60,000      340,908
+================  =============  ==========  ===========
+
+What the paper does not say, or says twice, and what is done here:
+
+- S2 and S4 add their four inputs (Section II.B) or average them (II.A). Here they are added, and the coefficients start
+  at 1/4, with which a unit takes the mean of its inputs; their biases start at 0.
+- Weights start uniform in +-2.4 / F_i, F_i being the number of inputs of the unit, and here biases do, too. From there
+  the paper's own recipe of learning rates does not learn: activations shrink from layer to layer, curvatures are a
+  thousandth of what they will be, and the first steps are far too long. ``init="sqrt-fan-in"``, +-sqrt(3 / F_i), gives
+  weighted sums of unit variance, as the same authors recommend in Efficient BackProp (1998, Section 4.6), and rates of
+  the paper's size. examples/results/README.md has the figures.
+- The codes of Figure 3 are drawn here after its usual rendering in other implementations.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinygrad_lenet import Tensor, nn, no_grad
+from tinygrad_lenet import functional as F
+
+# Table I: which maps of S2 each of the 16 maps of C3 sees. Every triple and every quadruple of neighbours, three
+# quadruples with a gap, and all six: no two maps of C3 see the same, so they have to become different.
+TABLE_I = (
+    (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5),
+    (0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5),
+    (0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5),
+    (0, 1, 2, 3, 4, 5),
+)  # fmt: skip
+
+# Figure 3: what the 84 units of F6 should be for each digit, a picture of 7 x 12 pixels, # for +1 and . for -1.
+_BITMAPS = """
+.#####. ...##.. .#####. ####### .#####. .#####. ..####. ####### .#####. .#####.
+....... ..###.. ....... .....## ....... ....... .##.... .....## ##...## ##..###
+..###.. .####.. .#####. ....##. ....... ####### ##..... .....## ##...## ##...##
+.##.##. ...##.. ##...## ...##.. .##..## ##..... ##..... ....##. ##...## ##...##
+##...## ...##.. #....## ..####. .##..## ##..... ######. ...##.. .#####. ##..###
+##...## ...##.. ....##. .....## ###..## .####.. ###..## ...##.. ##...## .######
+##...## ...##.. ..###.. .....## ##...## ..####. ##...## ..##... ##...## .....##
+##...## ...##.. .##.... .....## ##...## .....## ##...## ..##... ##...## .....##
+.##.##. ...##.. ##..... ##...## ##..### ##...## ###..## ..##... ##...## ....##.
+..###.. .###### ####### .#####. .###### .#####. .#####. ..##... .#####. .####..
+....... ....... ....... ....... .....## ....... ....... ....... ....... .......
+....... ....... ....... ....... .....## ....... ....... ....... ....... .......
+"""
+_ROWS = np.array([[list(digit) for digit in row.split()] for row in _BITMAPS.split("\n")[1:-1]])  # (12, 10, 7)
+CODES = np.where(_ROWS.transpose(1, 0, 2) == "#", 1.0, -1.0).astype(np.float32)  # (10, 12, 7)
+
+# The bound of the uniform distribution of the initial weights of units with that many inputs.
+_BOUNDS: dict[str, Callable[[Any], Any]] = {"fan-in": lambda f: 2.4 / f, "sqrt-fan-in": lambda f: np.sqrt(3 / f)}
+
+
+class LeNet5_1998(nn.Module):  # noqa: N801
+    """Images x[N 1 32 32] -> penalties[N 10], the squared distances of F6 from the ten codes: the smallest one wins.
+
+    Pixels are -0.1 (background) to 1.175 (foreground), see `tinygrad_lenet.data.to_input`. ``rng`` (a NumPy generator
+    or a seed) draws the initial weights, by ``init`` "fan-in", +-2.4 / F_i, or "sqrt-fan-in", +-sqrt(3 / F_i), where
+    F_i is how many inputs a unit has; ``trainable_codes`` makes parameters of the 840 elements of the codes. ValueError
+    for another ``init``.
+
+    >>> model = LeNet5_1998(rng=0)
+    >>> sum(p.size for p in model.parameters()), sum(count_connections(model).values())
+    (60000, 340908)
+    """
+
+    def __init__(
+        self,
+        init: str = "fan-in",
+        trainable_codes: bool = False,
+        rng: np.random.Generator | int | None = None,
+    ) -> None:
+        if init not in _BOUNDS:
+            raise ValueError(f"LeNet5_1998: init is {init!r}; expected {' or '.join(map(repr, _BOUNDS))}")
+        rng = np.random.default_rng(rng)
+
+        self.c1 = nn.Conv2d(1, 6, kernel_size=5)
+        self.s2 = nn.Subsample2d(6, kernel_size=2)
+        self.c3 = nn.Conv2d(6, 16, kernel_size=5, connections=TABLE_I)
+        self.s4 = nn.Subsample2d(16, kernel_size=2)
+        self.c5 = nn.Conv2d(16, 120, kernel_size=5)
+        self.f6 = nn.Linear(120, 84)
+        self.output = nn.RBF(CODES.reshape(10, 84), trainable=trainable_codes)
+
+        self.act = nn.ScaledTanh()  # 1.7159 tanh(2/3 x)
+
+        # Weights and biases of a layer belong to the same units.
+        c3_inputs = 25 * np.array([len(maps) for maps in TABLE_I])  # 75, 100 or 150
+        c3_kernels = np.repeat(c3_inputs, c3_inputs // 25)[:, None, None]  # the same, for each kernel of a map
+        fan_ins = (25, 25, c3_kernels, c3_inputs, 400, 400, 120, 120)
+        layers = (self.c1, self.c3, self.c5, self.f6)
+        for p, fan_in in zip((p for layer in layers for p in layer.parameters()), fan_ins, strict=True):
+            p.data[...] = rng.uniform(-1, 1, p.shape) * _BOUNDS[init](fan_in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.c1(x))  # (N, 6, 28, 28)
+        x = self.act(self.s2(x))  # (N, 6, 14, 14)
+        x = self.act(self.c3(x))  # (N, 16, 10, 10)
+        x = self.act(self.s4(x))  # (N, 16, 5, 5)
+        x = self.act(self.c5(x))  # (N, 120, 1, 1): the kernel covers the whole map
+        x = self.act(self.f6(x.reshape(x.shape[0], 120)))  # (N, 84)
+        return self.output(x)  # (N, 10)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """The class with the smallest penalty for each image: x[N 1 32 32] -> integers [N]."""
+        with no_grad():
+            return self(x).argmin(axis=1)
+
+    def reject(self, x: Tensor, threshold: float) -> Tensor:
+        """Where the two smallest penalties differ by less than ``threshold``: x[N 1 32 32] -> booleans [N].
+
+        Those are the images of which the network is least certain. ValueError if ``threshold`` is negative.
+        """
+        if not threshold >= 0:
+            raise ValueError(f"reject: threshold is {threshold!r}; expected a difference of penalties, at least 0")
+        with no_grad():
+            penalties = self(x)
+            best = penalties.min(axis=1, keepdims=True)
+            first = F.one_hot(penalties.argmin(axis=1), 10, dtype=bool)
+            second = F.where(first, float("inf"), penalties).min(axis=1, keepdims=True)
+            return (second - best < threshold).reshape(penalties.shape[0])
+
+
+def count_connections(model: nn.Module, shape: tuple[int, ...] = (1, 32, 32)) -> dict[str, int]:
+    """How many connections each layer of ``model`` has for one input of ``shape``, counted while it runs.
+
+    A connection joins a unit to one of its inputs, or to its bias; those of a convolution that share a weight count
+    each. TypeError for a layer with parameters that is none of Conv2d, Subsample2d, Linear and RBF.
+
+    >>> count_connections(LeNet5_1998(rng=0))["c3"]
+    151600
+    """
+    counts: dict[str, int] = {}
+    names = {module: name for name, module in model.named_modules()}
+
+    def count(module: nn.Module, inputs: Any, y: Tensor) -> None:
+        positions = y.size // y.shape[1]  # at which a convolution applies its weights; 1 for full layers
+        bias = getattr(module, "bias", None)
+        biases = 0 if bias is None else bias.size
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            counts[names[module]] = positions * (module.weight.size + biases)
+        elif isinstance(module, nn.Subsample2d):
+            counts[names[module]] = positions * (
+                module.weight.size * module.kernel_size[0] * module.kernel_size[1] + biases
+            )
+        elif isinstance(module, nn.RBF):
+            counts[names[module]] = module.centers.size
+        elif any(True for _ in module.parameters()):
+            raise TypeError(f"count_connections: layer {names[module]} is {type(module).__name__}, which is not known")
+
+    leaves = [module for module in names if not any(True for _ in module.children())]
+    handles = [module.register_forward_hook(count) for module in leaves]
+    try:
+        with no_grad():
+            model(Tensor(np.zeros((1, *shape), np.float32)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
