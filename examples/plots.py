@@ -6,7 +6,7 @@ with the value, so the pictures also work in grey and for the colour-blind.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from examples.classes import CLASSES, DIGITS
 from tinygrad_lenet import Tensor, data, nn, no_grad
 
+Transform = Callable[[np.ndarray], np.ndarray]
 WIDTH, DPI = 8.0, 150  # inches, dots an inch
 LINES = (("o-", "#0072b2"), ("s--", "#d55e00"), ("^:", "#555555"), ("d-.", "#009e73"))  # Okabe and Ito's colours
 BLUE, GREY, PALE = LINES[0][1], "#555555", "#dddddd"
@@ -215,12 +216,14 @@ def maps(
     probabilities: np.ndarray,
     title: str = "What each layer makes of an image",
     names: Sequence[str] = DIGITS,
+    transform: Transform = data.to_input,
 ) -> Figure:
     """What each layer of ``model`` makes of one image[H W], a row a layer, after its activation.
 
     On top: the image, and the model's probabilities[K] for it. Each row has a scale of its own, symmetric about 0.
+    ``transform`` is what the model takes uint8 images[N H W] through.
     """
-    layers = look_inside(model, image)
+    layers = look_inside(model, image, transform)
     grids = [_grid(y) for _, y in layers]
     figure = new_figure(2.05 + sum(rows * side + 0.16 for rows, _, side in grids))
     heading(figure, title)
@@ -267,7 +270,9 @@ def _grid(y: np.ndarray) -> tuple[int, int, float]:
     return rows, columns, min(6.65 / columns, largest)
 
 
-def look_inside(model: nn.Module, image: np.ndarray) -> list[tuple[str, np.ndarray]]:
+def look_inside(
+    model: nn.Module, image: np.ndarray, transform: Transform = data.to_input
+) -> list[tuple[str, np.ndarray]]:
     """The name and the output, maps[C H W] or units[K], of each layer of ``model`` as it runs on one uint8 image[H W].
 
     Activations and normalisation belong to the layer before them, and maps of one pixel are units.
@@ -293,7 +298,7 @@ def look_inside(model: nn.Module, image: np.ndarray) -> list[tuple[str, np.ndarr
     try:
         device = next(model.parameters()).device
         with no_grad():
-            model.eval()(Tensor(data.to_input(image[None]), device=device))
+            model.eval()(Tensor(transform(image[None]), device=device))
     finally:
         for handle in handles:
             handle.remove()

@@ -37,10 +37,11 @@ class Run:
     args: argparse.Namespace
     model: nn.Module
     optimizer: optim.Optimizer
-    schedule: optim.OneCycle
+    schedule: optim.OneCycle | optim.PassRates
     loader: data.DataLoader
     train_loss: list[float] = field(default_factory=list)  # the mean over each finished epoch
     epoch_seconds: list[float] = field(default_factory=list)
+    history: dict[str, list[float]] = field(default_factory=dict)  # what else was noted, a number an epoch
     loss: float = 0.0  # the sum over the images of this epoch so far
     correct: float = 0.0
     seconds: float = 0.0
@@ -75,8 +76,14 @@ class Run:
             "loader": self.loader.state_dict(),
             "train_loss": self.train_loss,
             "epoch_seconds": self.epoch_seconds,
+            "history": self.history,
             "epoch_so_far": [self.loss, self.correct, self.seconds],
         }
+
+    def note(self, **values: float) -> None:
+        """Add a number of this epoch to each of these lists of `history`."""
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(float(value))
 
     def begin(self) -> None:
         """Save at once, so that a folder that cannot be written to is found now, and drop results of an earlier run."""
@@ -102,9 +109,12 @@ class Run:
             self.loader.load_state_dict(state["loader"])
             self.train_loss = [float(loss) for loss in state["train_loss"]]
             self.epoch_seconds = [float(seconds) for seconds in state["epoch_seconds"]]
+            self.history = {name: [float(value) for value in values] for name, values in state["history"].items()}
             self.loss, self.correct, self.seconds = map(float, state["epoch_so_far"])
-            steps = self.loader.epoch * len(self.loader) + math.ceil(self.loader.position / self.loader.batch_size)
             finished = [self.loader.epoch, len(self.epoch_seconds), len(self.train_loss)]
+            steps = self.loader.epoch
+            if isinstance(self.schedule, optim.OneCycle):  # which counts batches
+                steps = steps * len(self.loader) + math.ceil(self.loader.position / self.loader.batch_size)
             if steps != self.schedule.count or finished != finished[:1] * 3:
                 raise ValueError(f"it counts {self.schedule.count} steps and finished epochs {finished}")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -121,7 +131,7 @@ def refuse_differences(own: dict[str, Any], state: dict[str, Any]) -> None:
         raise ValueError(f"it holds {sorted(state)}; expected {sorted(own)}")
     mine, theirs = own["arguments"], dict(state["arguments"])
     # On another device the last bits differ anyhow, and the CPU's workers are not to be had there.
-    free = MAY_CHANGE if theirs.get("backend") == mine["backend"] else MAY_CHANGE | {"workers"}
+    free = MAY_CHANGE if theirs.get("backend") == mine.get("backend") else MAY_CHANGE | {"workers"}
     differences = [
         f"--{name.replace('_', '-')} is {mine.get(name)} here and {theirs.get(name)} there"
         for name in sorted((mine.keys() | theirs.keys()) - free)

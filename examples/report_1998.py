@@ -1,0 +1,249 @@
+"""The report of `examples/reproduce_1998.py`: a table beside the paper's figures, and pictures after four of its own.
+
+`write` takes the parts that are finished, whichever these are.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
+
+from examples import plots
+from tinygrad_lenet import checkpoint, nn
+
+MOST_SHOWN = 120  # misclassified digits in the picture
+
+
+@dataclass
+class Trained:
+    """A finished part: the model, what it takes images through, and what was noted while it was trained."""
+
+    model: nn.Module
+    transform: plots.Transform
+    outputs: Callable[[Any], Any]  # uint8 images[N 32 32] -> logits, or penalties with the sign turned, [N 10]
+    metrics: dict[str, Any]
+
+
+def write(folder: Path, parts: Mapping[str, Trained], images: Any, labels: Any) -> None:
+    """Write table.md and the pictures of these parts into ``folder``; test images[N 32 32] and labels[N]."""
+    outputs = {name: part.outputs(images) for name, part in parts.items()}
+    checkpoint.replace(folder / "table.md", table(parts, outputs, labels).encode())
+    pictures = {"learning_curves": learning_curves({name: part.metrics for name, part in parts.items()})}
+    shown = next((name for name in ("eq8-distorted", "eq9-distorted", "eq8", "eq9") if name in parts), None)
+    if shown is not None:
+        part, probabilities = parts[shown], softmax(outputs[shown])
+        pictures["misclassified"] = plots.misclassified(images, labels, probabilities, most=MOST_SHOWN)
+        n = int(np.flatnonzero(labels == 4)[0])
+        title = "What each layer makes of a 4"
+        pictures["maps"] = plots.maps(part.model, images[n], probabilities[n], title, transform=part.transform)
+    compared = [name for name in ("eq8", "eq8-distorted", "today", "today-distorted") if name in parts]
+    if compared:
+        errors = errors_under({name: parts[name].outputs for name in compared}, images, labels)
+        pictures["robustness"] = robustness(errors)
+    for name, figure in pictures.items():
+        plots.save(figure, folder / f"{name}.png")
+
+
+# The table
+
+
+def table(parts: Mapping[str, Trained], outputs: Mapping[str, Any], labels: Any) -> str:
+    """The paper's figures and those of the finished parts, as a Markdown table.
+
+    The paper's figures of fewer images are read off a picture; its rejections are those of LeNet-4.
+    """
+
+    def error(part: str) -> str:
+        if part not in parts:
+            return ""
+        wrong = int((outputs[part].argmax(axis=1) != labels).sum())
+        return f"{wrong / len(labels):.2%} ({wrong})"
+
+    def noted(part: str, text: Callable[[dict[str, Any]], str]) -> str:
+        return text(parts[part].metrics) if part in parts else ""
+
+    def on_the_fly(metrics: dict[str, Any]) -> str:
+        return f"{metrics['train_error'][:19][-1]:.2%}"
+
+    def rates(metrics: dict[str, Any]) -> str:
+        return f"{metrics['smallest_rate'][0]:.1g} to {metrics['largest_rate'][0]:.2g}"
+
+    def parameters(part: str) -> str:
+        return f"{sum(p.size for p in parts[part].model.parameters()):,}" if part in parts else ""
+
+    def rejections(part: str) -> str:
+        return f"{rejected(outputs[part], labels):.1%}" if part in parts else ""
+
+    rows = [
+        ("test error, 60,000 images", "0.95%", error("eq8"), error("eq9"), error("today")),
+        (
+            "test error, with distortions",
+            "0.8% (82)",
+            *map(error, ("eq8-distorted", "eq9-distorted", "today-distorted")),
+        ),
+        ("test error, 30,000 images", "about 1.2%", error("eq8-30000"), "", ""),
+        ("test error, 15,000 images", "about 1.7%", error("eq8-15000"), "", ""),
+        ("training error on the fly, pass 19", "0.35%", *(noted(part, on_the_fly) for part in ("eq8", "eq9", "today"))),
+        ("rejected, to leave 0.5% error", "1.8% (LeNet-4)", *map(rejections, ("eq8", "eq9", "today"))),
+        ("rates in the first pass", "7e-05 to 0.016", noted("eq8", rates), noted("eq9", rates), ""),
+        ("trainable parameters", "60,000", *map(parameters, ("eq8", "eq9", "today"))),
+    ]
+    lines = ["| | paper | Eq. 8 | Eq. 9 | today's LeNet-5 |", "|---|---:|---:|---:|---:|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
+
+
+def rejected(outputs: Any, labels: Any, goal: float = 0.005) -> float:
+    """The least share of patterns to refuse so that at most ``goal`` of those that are kept are wrong.
+
+    The first to go are those whose two best classes are closest: outputs[N K], the highest one wins; labels[N].
+    """
+    best = np.sort(outputs, axis=1)
+    order = np.argsort(best[:, -2] - best[:, -1], kind="stable")  # the most certain one first
+    wrong = np.cumsum(outputs.argmax(axis=1)[order] != labels[order])
+    kept = np.flatnonzero(wrong <= goal * np.arange(1, len(labels) + 1))
+    return 1 - (int(kept[-1]) + 1 if len(kept) else 0) / len(labels)
+
+
+def softmax(outputs: Any) -> Any:
+    e = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+# The pictures
+
+
+@mpl.rc_context(plots.STYLE)
+def learning_curves(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Test error, and training error on the fly, after each pass: the paper's Figure 5, and with distortions."""
+    panels = {
+        "60,000 images": ("0.95%", 0.95, ("eq8", "eq9", "today")),
+        "with distortions": ("0.8%", 0.8, ("eq8-distorted", "eq9-distorted", "today-distorted")),
+    }
+    names = {"eq8": "Eq. 8", "eq9": "Eq. 9", "today": "today's"}
+    figure = plots.new_figure(4.2, layout="constrained")
+    for k, (title, (text, level, parts)) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, 2, k + 1)
+        axes.axhline(level, color=plots.GREY, linewidth=0.8)
+        axes.text(0.6, level, f"paper {text}", ha="left", va="top", fontsize=8, color=plots.GREY)
+        for part, (line, colour) in zip(parts, plots.LINES, strict=False):
+            if part not in metrics:
+                continue
+            label, passes = names[part.partition("-")[0]], range(1, len(metrics[part]["train_error"]) + 1)
+            share = 100 / metrics[part]["test_images"]
+            test = [errors * share for errors in metrics[part]["test_errors"]]
+            axes.plot(passes, test, line, color=colour, label=f"{label}, test", markersize=4)
+            train = [100 * error for error in metrics[part]["train_error"]]
+            axes.plot(passes, train, color=colour, linewidth=0.9, alpha=0.8, label=f"{label}, training")
+        axes.set(title=title, xlabel="passes through the training set", ylim=(0, 3.0))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+        finish(axes)
+    figure.suptitle("Errors of LeNet-5 as it was trained in 1998, and of today's", fontsize=11)
+    return figure
+
+
+@mpl.rc_context(plots.STYLE)
+def robustness(errors: Mapping[str, Mapping[str, list[tuple[float, float]]]]) -> Figure:
+    """The test error as images are changed, a panel for each change: what the paper shows examples of in Figure 13.
+
+    ``errors`` maps a change to parts, and these to (how much, share of errors).
+    """
+    labels = {
+        "eq8": "1998, Eq. 8", "eq8-distorted": "1998, with distortions",
+        "today": "today's", "today-distorted": "today's, with distortions",
+    }  # fmt: skip
+    figure = plots.new_figure(6.4, layout="constrained")
+    for k, (change, parts) in enumerate(errors.items()):
+        axes = figure.add_subplot(2, 2, k + 1)
+        for (part, points), (line, colour) in zip(parts.items(), plots.LINES, strict=False):
+            x, y = np.array(points).T
+            axes.plot(x, 100 * y, line, color=colour, label=labels[part], markersize=4)
+        axes.set(xlabel=change, ylim=(0, 60))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+        finish(axes, legend=k == 0)
+    figure.suptitle("Test error on images that were moved, scaled, turned or damaged", fontsize=11)
+    return figure
+
+
+def finish(axes: Any, legend: bool = True) -> None:
+    axes.grid(color=plots.PALE, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        axes.legend(frameon=False, fontsize=8)
+
+
+# The changed images
+
+
+def errors_under(
+    outputs: Mapping[str, Callable[[Any], Any]], images: Any, labels: Any
+) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """For each change the share of test images that each part gets wrong, by how much they are changed."""
+    errors: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for change, (amounts, alter) in CHANGES.items():
+        errors[change] = {name: [] for name in outputs}
+        for amount in amounts:
+            changed = alter(images, amount)
+            for name, output in outputs.items():
+                wrong = float((output(changed).argmax(axis=1) != labels).mean())
+                errors[change][name].append((amount, wrong))
+    return errors
+
+
+def moved(images: Any, pixels: float) -> Any:
+    """Every other image moved down by so many pixels, the others up."""
+    down = np.array([[1, 0, 0], [0, 1, -pixels]])
+    up = np.array([[1, 0, 0], [0, 1, pixels]])
+    return alternating(images, down, up)
+
+
+def scaled(images: Any, factor: float) -> Any:
+    return alternating(images, *[np.array([[1 / factor, 0, 0], [0, 1 / factor, 0]])] * 2)
+
+
+def turned(images: Any, degrees: float) -> Any:
+    """Every other image turned to the left about its centre, the others to the right."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return alternating(images, np.array([[c, s, 0], [-s, c, 0]]), np.array([[c, -s, 0], [s, c, 0]]))
+
+
+def damaged(images: Any, share: float) -> Any:
+    """That share of the pixels black or white, at random (always the same ones)."""
+    rng = np.random.default_rng(0)
+    hit = rng.random(images.shape, dtype=np.float32) < share
+    white = rng.random(images.shape, dtype=np.float32) < 0.5
+    return np.where(hit, np.where(white, np.uint8(255), np.uint8(0)), images)
+
+
+CHANGES: dict[str, tuple[tuple[float, ...], Callable[[Any, float], Any]]] = {
+    "shift up or down, pixels": ((0, 1, 2, 3, 4, 5, 6, 8, 10), moved),
+    "scale": ((0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.6), scaled),
+    "rotation, degrees": ((0, 5, 10, 15, 20, 25, 30, 40, 50), turned),
+    "pixels turned black or white": ((0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3), damaged),
+}
+
+
+def alternating(images: Any, first: Any, second: Any) -> Any:
+    """uint8 images[N H W], of which every other one is taken through one of two maps of the plane, bilinearly.
+
+    A map[2 3] says, in pixels from the centre, to the right and down, where in the old image a pixel of the new one is.
+    """
+    height, width = images.shape[1:]
+    center = np.array([width / 2, height / 2])
+    coefficients = []
+    for matrix in (first, second):
+        offset = center + matrix[:, 2] - matrix[:, :2] @ center
+        coefficients.append((*matrix[0, :2], offset[0], *matrix[1, :2], offset[1]))
+    affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(image).transform((width, height), affine, coefficients[i % 2], bilinear))
+            for i, image in enumerate(images)
+        ]
+    )

@@ -1,0 +1,330 @@
+"""Repeat the experiment of LeCun et al. (1998) on MNIST: `python -m examples.reproduce_1998 --help`.
+
+LeNet-5 as published, trained with the published recipe: 20 passes, one update for each pattern in a constant random
+order, a rate for each parameter from the curvature of the loss (Sections II.B, III.B and III.C, Eqs. 8, 9 and 18-27).
+It is run in parts, each in a folder of its own, and any of them can be stopped and gone on with; the report is drawn
+from the parts that are finished. Read from top to bottom: the parts, the data, the training, the report.
+"""
+
+import os
+import signal
+
+if __name__ == "__main__":  # a Ctrl-C while modules are imported just ends the program; main() does better
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# Before NumPy is imported, which reads it: one image at a time is too little work for two threads.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import argparse
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError:
+    sys.exit('reproduce_1998: the example needs more packages than the framework; run pip install -e ".[example]"')
+
+import tinygrad_lenet
+from examples.runs import Run, ctrl_c_deferred, own_folder
+from models import LeNet5, LeNet5_1998
+from tinygrad_lenet import Tensor, checkpoint, data, nn, no_grad, optim, parallel
+from tinygrad_lenet import functional as F
+
+SAMPLES = 500  # from which the curvature is estimated before each pass; also the patterns that are drawn at a time
+VERSIONS = 10  # of each image: itself and nine distortions of it, which make 60,000 + 540,000 patterns
+J = 1.0  # of Eq. 9; the paper gives no value
+
+
+@dataclass(frozen=True)
+class Part:
+    """One training run of the experiment."""
+
+    title: str
+    j: float | None = None  # of Eq. 9, or None for Eq. 8
+    images: int = 60_000  # of the training set: so many, the first of the constant order
+    distorted: bool = False
+    init: str = "sqrt-fan-in"
+    passes: int = 20
+    today: bool = False  # today's LeNet-5 instead: softmax, cross-entropy, Adam, 50 images an update
+
+
+PARTS = {
+    "eq8": Part("Eq. 8"),
+    "eq9": Part("Eq. 9", j=J),
+    "eq8-distorted": Part("Eq. 8, distortions", distorted=True),
+    "eq9-distorted": Part("Eq. 9, distortions", j=J, distorted=True),
+    "eq8-15000": Part("Eq. 8, 15,000 images", images=15_000),
+    "eq8-30000": Part("Eq. 8, 30,000 images", images=30_000),
+    "eq8-fan-in": Part("Eq. 8, weights from ±2.4/F", init="fan-in", passes=1),
+    "today": Part("today's LeNet-5", today=True),
+    "today-distorted": Part("today's LeNet-5, distortions", distorted=True, today=True),
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.reproduce_1998",
+        description="Train the LeNet-5 of 1998 as published, in parts, and report on those that are finished. The same "
+        "command goes on where it was stopped. A part takes about 15 minutes of one core; two commands with different "
+        "parts can run at the same time.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: the cache)")
+    parser.add_argument("--download", action="store_true", help="fetch MNIST into --data-dir if it is missing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a minute, to see it work: 3 passes, digits of the package"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights, order and distortions")
+    parser.add_argument("--out", type=Path, default=Path("runs/lenet5-1998"), help="folder for parts and report")
+    parser.add_argument(
+        "--checkpoint-every", type=float, default=60, metavar="SECONDS", help="between checkpoints within a pass"
+    )
+    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
+    return parser.parse_args()
+
+
+# Data
+
+
+def load(args: argparse.Namespace, split: str) -> tuple[Any, Any]:
+    """Images[N 32 32], with the border into which distorted ink may move, and labels[N]."""
+    images, labels = data.digits(split) if args.quick else data.mnist(args.data_dir, split, download=args.download)
+    return np.pad(images, ((0, 0), (2, 2), (2, 2))), labels
+
+
+def input_1998(images: Any) -> Any:
+    """Pixels from -0.1, background, to 1.175, and each image in one stretch of memory, since it is used by itself."""
+    return np.ascontiguousarray(data.to_input(images, background=-0.1, foreground=1.175))
+
+
+class Distortions:
+    """The distorted set: in each of ten passes every image once, nine times distorted and once as it is.
+
+    The kinds are those of Section III.A, whose ranges the paper does not give. These are `data.Affine`'s, shifts of up
+    to 2 pixels, scales of 0.85 to 1.15, squeezes of 0.9 to 1.1 and shears of up to 0.2. From pass 11 on the same
+    600,000 patterns come again.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.affine = data.Affine(seed=seed)
+
+    def __call__(self, images: Any, epoch: int, position: int) -> Any:
+        version = epoch % VERSIONS
+        distorted = self.affine(images, version, position)
+        itself = (position + np.arange(len(images))) % VERSIONS == version
+        distorted[itself] = images[itself]
+        return distorted
+
+
+def loader_of(part: Part, images: Any, labels: Any, seed: int) -> data.DataLoader:
+    """The patterns in their constant order, which is random, and the same in every pass."""
+    order = np.random.default_rng(seed).permutation(len(images))[: part.images]
+    return data.DataLoader(
+        images[order],
+        labels[order],
+        batch_size=50 if part.today else SAMPLES,  # today's batch; in 1998, how many are drawn at a time
+        shuffle=False,
+        transform=data.to_input if part.today else input_1998,
+        augment=Distortions(seed) if part.distorted else None,
+    )
+
+
+# Training
+
+
+def build(part: Part, seed: int) -> nn.Module:
+    return LeNet5(rng=seed) if part.today else LeNet5_1998(init=part.init, rng=seed)
+
+
+def loss_of(part: Part, output: Tensor, labels: Any) -> Tensor:
+    return F.cross_entropy(output, labels) if part.today else F.penalty_loss(output, labels, part.j)
+
+
+def train(part: Part, run: Run, no_progress: bool, test: Callable[[], int], interrupted: Callable[[], bool]) -> None:
+    """All passes that are left, until the end, Ctrl-C or a loss of nan."""
+    model, optimizer, schedule, loader = run.model, run.optimizer, run.schedule, run.loader
+    batch = loader.batch_size if part.today else 1
+    saved = time.monotonic()
+    with tqdm(
+        total=part.passes * len(loader.images),
+        initial=loader.epoch * len(loader.images) + loader.position,
+        unit=" images",
+        unit_scale=True,
+        disable=no_progress,
+    ) as bar:
+        for epoch in range(loader.epoch, part.passes):
+            start = time.perf_counter() - run.seconds
+            if isinstance(optimizer, optim.StochasticDiagonalLM) and not loader.position:
+                x, y = loader.batch(epoch, 0)
+                optimizer.estimate(loss_of(part, model(Tensor(x)), y))
+                rates = np.concatenate([rate.ravel() for rate in optimizer.rates()])
+                run.note(smallest_rate=rates.min(), largest_rate=rates.max())
+            for x, y in loader:
+                for i in range(0, len(y), batch):
+                    labels = y[i : i + batch]
+                    output = model(Tensor(x[i : i + batch]))
+                    loss = loss_of(part, output, labels)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    if isinstance(schedule, optim.OneCycle):
+                        schedule.step()
+                    run.loss += loss.item() * len(labels)
+                    run.correct += float((best(part, output.numpy()) == labels).sum())
+                if not math.isfinite(run.loss):
+                    run.trouble = f"the loss became {run.loss} in pass {epoch + 1}"
+                    return
+                run.seconds = time.perf_counter() - start
+                bar.update(len(y))
+                if interrupted() or time.monotonic() - saved >= run.args.checkpoint_every:
+                    run.save()
+                    saved = time.monotonic()
+                if interrupted():
+                    return
+            n = len(loader.images)
+            run.train_loss.append(run.loss / n)
+            run.epoch_seconds.append(run.seconds)
+            run.note(train_error=1 - run.correct / n, test_errors=test())
+            run.loss = run.correct = run.seconds = 0.0
+            if isinstance(schedule, optim.PassRates):
+                schedule.step()
+            run.save()
+            saved = time.monotonic()
+            bar.set_postfix_str(f"pass {epoch + 1}/{part.passes}, {run.history['test_errors'][-1]:.0f} test errors")
+
+
+def best(part: Part, output: Any) -> Any:
+    """The class with the highest logit, or with the smallest penalty: output[N 10] -> [N]."""
+    return output.argmax(axis=1) if part.today else output.argmin(axis=1)
+
+
+def outputs(part: Part, model: nn.Module, images: Any) -> Any:
+    """Logits or penalties[N 10] of uint8 images[N H W]."""
+    transform = data.to_input if part.today else input_1998
+    model.eval()
+    with no_grad():
+        blocks = [model(Tensor(transform(images[i : i + 256]))).numpy() for i in range(0, len(images), 256)]
+    model.train()
+    return np.concatenate(blocks)
+
+
+def scores(part: Part, model: nn.Module, images: Any) -> Any:
+    """The higher, the likelier: logits, or penalties with the sign turned, [N 10] for uint8 images[N H W]."""
+    y = outputs(part, model, images)
+    return y if part.today else -y
+
+
+def run_part(name: str, part: Part, args: argparse.Namespace, interrupted: Callable[[], bool]) -> bool:
+    """Train one part to its end, unless it is finished, and write its results; whether it came to its end."""
+    folder = args.out / name
+    settings = argparse.Namespace(
+        **asdict(part), part=name, seed=args.seed, quick=args.quick, out=folder, checkpoint_every=args.checkpoint_every
+    )
+    images, labels = load(args, "train")
+    test_images, test_labels = load(args, "test")
+    with own_folder(folder, make=True):
+        model = build(part, args.seed)
+        loader = loader_of(part, images, labels, args.seed)
+        optimizer: optim.Optimizer
+        schedule: optim.OneCycle | optim.PassRates
+        if part.today:
+            optimizer = optim.Adam(model.parameters(), lr=0.004)
+            schedule = optim.OneCycle(optimizer, max_lr=0.004, total_steps=part.passes * len(loader))
+        else:
+            optimizer = optim.StochasticDiagonalLM(model.parameters(), lr=0.0005, mu=0.02)
+            schedule = optim.PassRates(optimizer)  # the paper's
+        run = Run(settings, model, optimizer, schedule, loader)
+        if run.path.exists():
+            run.resume()
+            print(f"{name}: {'is finished' if loader.epoch >= part.passes else f'goes on in pass {loader.epoch + 1}'}")
+        else:
+            run.begin()
+            print(f"{name}: {part.title}, {part.passes} passes over {len(loader.images):,} images")
+
+        def test() -> int:
+            return int((best(part, outputs(part, model, test_images)) != test_labels).sum())
+
+        train(part, run, args.no_progress, test, interrupted)
+        if run.trouble:
+            raise ValueError(f"{name}: {run.trouble} (the checkpoint of before is kept)")
+        if loader.epoch < part.passes:
+            return False
+        checkpoint.save(folder / "model.safetensors", model.state_dict())
+        metrics = {
+            "test_errors": run.history["test_errors"][-1],
+            "test_images": len(test_labels),
+            "train_loss": run.train_loss,
+            **run.history,
+            "epoch_seconds": run.epoch_seconds,
+            "versions": {
+                "tinygrad_lenet": tinygrad_lenet.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            "arguments": run.arguments,
+        }
+        checkpoint.replace(folder / "metrics.json", f"{json.dumps(metrics, indent=2)}\n".encode())
+    return True
+
+
+def main() -> None:
+    args = arguments()
+    if args.seed < 0:
+        raise ValueError(f"--seed is {args.seed}; expected at least 0")
+    if not args.checkpoint_every >= 0:
+        raise ValueError(f"--checkpoint-every is {args.checkpoint_every}; expected seconds, at least 0")
+    parallel.tune_process()
+    parts = {name: PARTS[name] for name in args.parts}
+    if args.quick:
+        parts = {
+            name: replace(part, passes=min(3, part.passes), images=part.images // 100) for name, part in parts.items()
+        }
+    with ctrl_c_deferred() as interrupted:
+        for name, part in parts.items():
+            if not run_part(name, part, args, interrupted):
+                print("the same command goes on from here")
+                raise KeyboardInterrupt
+    report(args)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write the table and the pictures from all parts in --out that are finished, also by other commands."""
+    from examples import report_1998  # only now: matplotlib takes a while to import
+
+    images, labels = load(args, "test")
+    parts = {}
+    for name, part in PARTS.items():
+        folder = args.out / name
+        if (folder / "metrics.json").exists():
+            model = build(part, args.seed)
+            model.load_state_dict(checkpoint.load(folder / "model.safetensors")[0])
+            parts[name] = report_1998.Trained(
+                model,
+                data.to_input if part.today else input_1998,
+                partial(scores, part, model),
+                json.loads((folder / "metrics.json").read_text()),
+            )
+    report_1998.write(args.out, parts, images, labels)
+    print(f"\n{(args.out / 'table.md').read_text()}\ntable.md and pictures are in {args.out}")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main()
+    except (ValueError, TypeError, OSError) as error:
+        what = "standard output was closed" if isinstance(error, BrokenPipeError) else error
+        sys.exit(f"reproduce_1998: {what}")
+    except KeyboardInterrupt:
+        print("reproduce_1998: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)  # what shells expect
