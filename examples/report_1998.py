@@ -174,7 +174,7 @@ def robustness(errors: Mapping[str, Mapping[str, list[tuple[float, float]]]]) ->
 def finish(axes: Any, legend: bool = True) -> None:
     axes.grid(color=plots.PALE, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    if legend:
+    if legend and axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
 
 

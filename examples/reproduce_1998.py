@@ -53,6 +53,7 @@ class Part:
     images: int = 60_000  # of the training set: so many, the first of the constant order
     distorted: bool = False
     init: str = "sqrt-fan-in"
+    mu: float = 0.02
     passes: int = 20
     today: bool = False  # today's LeNet-5 instead: softmax, cross-entropy, Adam, 50 images an update
 
@@ -64,6 +65,8 @@ PARTS = {
     "eq9-distorted": Part("Eq. 9, distortions", j=J, distorted=True),
     "eq8-15000": Part("Eq. 8, 15,000 images", images=15_000),
     "eq8-30000": Part("Eq. 8, 30,000 images", images=30_000),
+    "eq8-mu": Part("Eq. 8, mu = 0.1", mu=0.1),
+    "eq8-mu-distorted": Part("Eq. 8, mu = 0.1, distortions", mu=0.1, distorted=True),
     "eq8-fan-in": Part("Eq. 8, weights from ±2.4/F", init="fan-in", passes=1),
     "today": Part("today's LeNet-5", today=True),
     "today-distorted": Part("today's LeNet-5, distortions", distorted=True, today=True),
@@ -241,7 +244,7 @@ def run_part(name: str, part: Part, args: argparse.Namespace, interrupted: Calla
             optimizer = optim.Adam(model.parameters(), lr=0.004)
             schedule = optim.OneCycle(optimizer, max_lr=0.004, total_steps=part.passes * len(loader))
         else:
-            optimizer = optim.StochasticDiagonalLM(model.parameters(), lr=0.0005, mu=0.02)
+            optimizer = optim.StochasticDiagonalLM(model.parameters(), lr=0.0005, mu=part.mu)
             schedule = optim.PassRates(optimizer)  # the paper's
         run = Run(settings, model, optimizer, schedule, loader)
         if run.path.exists():

@@ -138,3 +138,12 @@ with processes.started(["-c", "import time; time.sleep(60)"], machine.environmen
             return
         time.sleep(0.05)
     pytest.fail(f"process {child} outlived its parent")
+
+
+@linux
+def test_step_1998_times_both_networks() -> None:
+    printed = run("step_1998", "--rounds", "2", "--steps", "3")
+    rows = re.findall(r"^(.+?) +(\d+\.\d{3}) ms   \((\d+\.\d{3}) to (\d+\.\d{3})\)$", printed, re.MULTILINE)
+    assert [name for name, *_ in rows][:3] == ["1998, Eq. 8", "1998, Eq. 9", "today's, Adam"]
+    for _, median, fastest, slowest in rows:
+        assert 0 < float(fastest) <= float(median) <= float(slowest)

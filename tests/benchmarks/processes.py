@@ -25,7 +25,7 @@ class ChildError(RuntimeError):
     """A child that did not do what it was asked; the message says why, in one line."""
 
 
-def _as_child(parent: int, cores: list[int]) -> Callable[[], None]:
+def as_child(parent: int, cores: list[int]) -> Callable[[], None]:
     """What a child does before its program begins: it will die with its parent, which alone decides on Ctrl-C."""
 
     def begin() -> None:
@@ -49,7 +49,7 @@ def started(
         # Python 3.12 warns of threads of the parent; OpenBLAS's, which are the only ones, survive a fork.
         warnings.simplefilter("ignore", DeprecationWarning)
         process = subprocess.Popen(
-            [sys.executable, *command], env=environment, cwd=ROOT, preexec_fn=_as_child(os.getpid(), cores), **streams
+            [sys.executable, *command], env=environment, cwd=ROOT, preexec_fn=as_child(os.getpid(), cores), **streams
         )
     try:
         yield process

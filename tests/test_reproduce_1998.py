@@ -1,0 +1,270 @@
+"""The paper's experiment: its parts run, stop and go on, its data are what it says, and its report says what it saw."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tqdm", reason="the example's packages are not installed")
+pytest.importorskip("matplotlib", reason="the example's packages are not installed")
+pytest.importorskip("PIL", reason="the example's packages are not installed")
+pytest.importorskip("safetensors", reason="the example's packages are not installed")
+
+from PIL import Image
+from safetensors.numpy import load_file
+
+from examples import report_1998, reproduce_1998
+from examples.reproduce_1998 import PARTS, Distortions, Part, build, loader_of, loss_of
+from models import LeNet5_1998
+from tests.test_example import MNIST
+from tinygrad_lenet import Tensor, data, optim
+
+ROOT = Path(__file__).parents[1]
+PICTURES = {"learning_curves.png", "misclassified.png", "maps.png", "robustness.png"}
+
+
+def reproduce(*words: object) -> str:
+    """Run the quick form in a process of its own, as a person does, and return what it prints."""
+    command = [sys.executable, "-m", "examples.reproduce_1998", "--no-progress", "--quick", *map(str, words)]
+    environment = os.environ | {"PYTHONWARNINGS": "error"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+# The whole
+
+
+def test_quick(tmp_path: Path) -> None:
+    """Two parts and the report; the command again repeats nothing and reports the same; a part more joins them."""
+    said = reproduce("--parts", "eq8", "today-distorted", "--out", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"eq8", "today-distorted", "table.md"} | PICTURES
+    metrics = json.loads((tmp_path / "eq8" / "metrics.json").read_text(), parse_constant=pytest.fail)
+    chance = 0.9 * metrics["test_images"]
+    assert metrics["test_errors"][-1] < min(metrics["test_errors"][0], 0.25 * chance)
+    assert metrics["train_error"] == sorted(metrics["train_error"], reverse=True)
+    assert all(len(metrics[name]) == 3 for name in ("train_loss", "epoch_seconds", "smallest_rate", "largest_rate"))
+    table = (tmp_path / "table.md").read_text()
+    assert table in said
+    assert f"{metrics['test_errors'][-1] / 360:.2%} ({metrics['test_errors'][-1]:.0f})" in table
+    for picture in PICTURES:
+        with Image.open(tmp_path / picture) as opened:
+            assert opened.size[0] == 1200
+
+    weights = (tmp_path / "eq8" / "model.safetensors").stat().st_mtime_ns
+    again = reproduce("--parts", "eq8", "today-distorted", "--out", tmp_path)
+    assert again.startswith("eq8: is finished\ntoday-distorted: is finished\n")
+    assert (tmp_path / "table.md").read_text() == table
+    reproduce("--parts", "eq8-15000", "--out", tmp_path)
+    assert table != (tmp_path / "table.md").read_text()
+    assert (tmp_path / "eq8" / "checkpoint.safetensors").stat().st_mtime_ns <= weights
+
+
+def test_stopped_and_gone_on_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Stopped within a pass, and between the estimate of the curvature and the next, the weights end up the same."""
+    monkeypatch.setattr(reproduce_1998, "SAMPLES", 100)
+    part = replace(PARTS["eq9-distorted"], images=400, passes=2)
+    args = arguments(tmp_path / "whole")
+    assert reproduce_1998.run_part("a", part, args, lambda: False)
+    whole = load_file(tmp_path / "whole" / "a" / "model.safetensors")
+    args = arguments(tmp_path / "stopped")
+    for _ in range(8):  # the program looks for a Ctrl-C after every 100 patterns
+        assert not reproduce_1998.run_part("a", part, args, lambda: True)
+    assert reproduce_1998.run_part("a", part, args, lambda: True)
+    stopped = load_file(tmp_path / "stopped" / "a" / "model.safetensors")
+    assert all(stopped[name].tobytes() == whole[name].tobytes() for name in whole)
+    found, expected = (
+        json.loads((tmp_path / kind / "a" / "metrics.json").read_text()) for kind in ("stopped", "whole")
+    )
+    for name in ("test_errors", "train_error", "train_loss", "smallest_rate", "largest_rate"):
+        assert found[name] == expected[name]
+
+
+def arguments(out: Path, **changes: Any) -> Any:
+    values = {"quick": True, "seed": 0, "out": out, "checkpoint_every": 60.0, "no_progress": True}
+    return reproduce_1998.argparse.Namespace(**values | changes)
+
+
+def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    part = Part("", images=50, passes=1)
+    assert reproduce_1998.run_part("a", part, arguments(tmp_path), lambda: False)
+    weights = (tmp_path / "a" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is of another run: --seed is 1 here and 0 there"):
+        reproduce_1998.run_part("a", part, arguments(tmp_path, seed=1), lambda: False)
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == weights
+
+
+def test_loss_of_nan_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    part = Part("", images=50, passes=1)
+    monkeypatch.setattr(reproduce_1998, "best", lambda part, output: output.argmin(axis=1))
+    monkeypatch.setattr(reproduce_1998, "loss_of", lambda *a: loss_of(*a) * 1e38 * 1e38)
+    monkeypatch.setattr(optim.StochasticDiagonalLM, "estimate", lambda self, loss: setattr(self, "_estimated", True))
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"a: the loss became (inf|nan) in pass 1"):
+        reproduce_1998.run_part("a", part, arguments(tmp_path), lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--seed", "-1"), "--seed is -1; expected at least 0"),
+        (("--checkpoint-every", "nan"), "--checkpoint-every is nan; expected seconds"),
+        (("--data-dir", "nowhere"), "nowhere"),
+        (("--parts", "eq10"), "invalid choice: 'eq10'"),
+    ],
+)
+def test_bad_input_ends_in_a_sentence(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "examples.reproduce_1998", "--out", str(tmp_path / "out"), *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# The recipe
+
+
+def test_parts() -> None:
+    """The paper's recipe, where a part does not say that it differs."""
+    part = PARTS["eq8"]
+    assert (part.j, part.images, part.distorted, part.passes, part.today) == (None, 60_000, False, 20, False)
+    assert PARTS["eq9"].j == reproduce_1998.J > 0
+    schedule = optim.PassRates(optim.StochasticDiagonalLM([Tensor(1.0, requires_grad=True)]))
+    rates = [schedule._lr_at(count) for count in range(part.passes)]
+    assert rates == [5e-4] * 2 + [2e-4] * 3 + [1e-4] * 3 + [5e-5] * 4 + [1e-5] * 8
+
+
+def test_constant_order() -> None:
+    """Random, the same in every pass, and the first 15,000 of the 60,000 are the 15,000."""
+    images, labels = np.zeros((900, 32, 32), np.uint8), np.arange(900)
+    loader = loader_of(Part("", images=600), images, labels, seed=3)
+    first, second = ([y for _, block in loader for y in block] for _ in range(2))
+    assert first == second
+    assert sorted(first) != first
+    assert len(set(first)) == 600
+    few = loader_of(Part("", images=100), images, labels, seed=3)
+    assert [y for _, block in few for y in block] == first[:100]
+
+
+def test_input_is_that_of_1998() -> None:
+    images = np.array([[[0, 255], [51, 0]]], np.uint8).repeat(16, axis=1).repeat(16, axis=2)
+    x = reproduce_1998.input_1998(images)
+    assert (x.shape, x.dtype, x.flags.c_contiguous) == ((1, 1, 32, 32), np.float32, True)
+    np.testing.assert_allclose(np.unique(x), [-0.1, 51 / 255 * 1.275 - 0.1, 1.175], rtol=1e-5)
+
+
+def test_distorted_set() -> None:
+    """In ten passes each image once as it is and nine times distorted, each time in another way; then all again."""
+    images, _ = data.digits("test")
+    images = np.pad(images[:40], ((0, 0), (2, 2), (2, 2)))
+    distort = Distortions(seed=0)
+    passes = np.stack([distort(images, epoch, 0) for epoch in range(10)])
+    assert ((passes == images).all(axis=(2, 3)).sum(axis=0) == 1).all()
+    assert all(len(np.unique(passes[:, n].reshape(10, -1), axis=0)) == 10 for n in range(40))
+    np.testing.assert_array_equal(distort(images, 13, 0), passes[3])
+    np.testing.assert_array_equal(distort(images[7:], 3, 7), passes[3][7:])
+    assert (Distortions(seed=1)(images, 3, 0) != passes[3]).any()
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="MNIST is not there")
+def test_rates_of_the_first_pass() -> None:
+    """On MNIST, 500 patterns: the published initial weights make nearly all rates eta / mu, the others span decades."""
+    images, labels = data.mnist(MNIST, "train")
+    images = np.pad(images[:1000], ((0, 0), (2, 2), (2, 2)))
+    spread = {}
+    for init in ("fan-in", "sqrt-fan-in"):
+        part = Part("", images=500, init=init)
+        model, loader = build(part, 0), loader_of(part, images, labels[:1000], 0)
+        optimizer = optim.StochasticDiagonalLM(model.parameters(), lr=0.0005, mu=0.02)
+        x, y = loader.batch(0, 0)
+        optimizer.estimate(loss_of(part, model(Tensor(x)), y))
+        rates = np.concatenate([rate.ravel() for rate in optimizer.rates()])
+        spread[init] = rates.min(), np.median(rates), rates.max()
+    assert spread["fan-in"][1] > 0.0248  # of at most 0.0005 / 0.02 = 0.025
+    assert 3e-6 < spread["sqrt-fan-in"][0] < 7e-5
+    assert 5e-3 < spread["sqrt-fan-in"][2] < 0.02
+    assert spread["sqrt-fan-in"][1] < 0.01
+
+
+# The report
+
+
+def test_rejected() -> None:
+    """By hand: the two wrong ones are certain by 0.5 and by 3, so all that are less certain than 3 have to go."""
+    certainty = np.array([5.0, 4.0, 3.0, 2.0, 0.5, 0.1])
+    outputs = np.stack([certainty, np.zeros(6), np.full(6, -9.0)], axis=1)
+    labels = np.array([0, 0, 1, 0, 2, 0])
+    assert report_1998.rejected(outputs, labels, goal=0.0) == pytest.approx(4 / 6)
+    assert report_1998.rejected(outputs, labels, goal=0.25) == pytest.approx(2 / 6)  # 1 wrong of 4 is kept
+    assert report_1998.rejected(outputs, labels, goal=1.0) == 0.0
+    assert report_1998.rejected(outputs, np.ones(6, int), goal=0.0) == 1.0
+
+
+def test_rejected_agrees_with_the_model() -> None:
+    """The share that the model itself rejects at the difference at which the last one is kept."""
+    images, labels = data.digits("test")
+    x = Tensor(reproduce_1998.input_1998(images[:64]))
+    model = LeNet5_1998(init="sqrt-fan-in", rng=0)
+    penalties = model(x).numpy()
+    share = report_1998.rejected(-penalties, labels[:64], goal=0.8)
+    differences = np.sort(np.diff(np.sort(penalties, axis=1)[:, :2], axis=1).ravel())
+    threshold = differences[round(share * 64)]
+    assert 0 < share < 1
+    assert model.reject(x, float(threshold)).numpy().mean() == pytest.approx(share)
+
+
+def test_changes() -> None:
+    """No change leaves images as they are; each change does what its name says, in both directions by turns."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((4, 32, 32), np.uint8)
+    images[:, 8:24, 8:24] = rng.integers(1, 256, (4, 16, 16))
+    for nothing in (report_1998.moved(images, 0), report_1998.scaled(images, 1), report_1998.turned(images, 0)):
+        np.testing.assert_array_equal(nothing, images)
+    np.testing.assert_array_equal(report_1998.damaged(images, 0), images)
+
+    moved = report_1998.moved(images, 3)
+    np.testing.assert_array_equal(moved[::2, 3:], images[::2, :-3])
+    np.testing.assert_array_equal(moved[1::2, :-3], images[1::2, 3:])
+    turned = report_1998.turned(images, 90).astype(int)
+    first = -1 if np.abs(turned[0] - np.rot90(images[0], -1)).max() <= 1 else 1  # 1: from rounding
+    assert np.abs(turned[0] - np.rot90(images[0], first)).max() <= 1
+    assert np.abs(turned[1] - np.rot90(images[1], -first)).max() <= 1
+    twice = report_1998.scaled(np.uint8(200) * (images > 0), 2)
+    assert (twice[:, 1:-1, 1:-1] == 200).all()  # 16 pixels become the 32 of the whole image, whose rim is blended
+    half = report_1998.scaled(np.uint8(200) * (images > 0), 0.5)
+    assert (half[:, 12:20, 12:20] == 200).all()
+    assert not half[:, :11].any()
+    damaged = report_1998.damaged(np.full((50, 32, 32), 100, np.uint8), 0.2)
+    values, counts = np.unique(damaged, return_counts=True)
+    assert values.tolist() == [0, 100, 255]
+    np.testing.assert_allclose(counts / damaged.size, [0.1, 0.8, 0.1], atol=0.01)
+
+
+def test_errors_under_changes() -> None:
+    """A classifier that sees where the ink is, is right on unmoved images only."""
+    images = np.zeros((10, 32, 32), np.uint8)
+    images[:, 10:14] = 255
+    labels = np.zeros(10, int)
+
+    def upright(x: Any) -> Any:
+        hit = x[:, 10:14].mean(axis=(1, 2)) > 200
+        return np.stack([hit, ~hit], axis=1).astype(float)
+
+    errors = report_1998.errors_under({"eq8": upright}, images, labels)
+    points = dict(errors["shift up or down, pixels"]["eq8"])
+    assert points[0] == 0
+    assert points[4] == points[10] == 1
+    assert all(0 <= share <= 1 for parts in errors.values() for _, share in parts["eq8"])
+
+
+def test_report_of_no_part(tmp_path: Path) -> None:
+    """A table with the paper's figures alone, and a picture without lines."""
+    images, labels = data.digits("test")
+    report_1998.write(tmp_path, {}, images, labels)
+    assert "| test error, 60,000 images | 0.95% |  |  |  |" in (tmp_path / "table.md").read_text()
