@@ -17,13 +17,15 @@ OUTPUT RBF        10                      0          840
 
 What the paper does not say, or says twice, and what is done here:
 
-- S2 and S4 add their four inputs (Section II.B) or average them (II.A). Here they are added, and the coefficients start
-  at 1/4, with which a unit takes the mean of its inputs; their biases start at 0.
+- S2 and S4 add their four inputs (Section II.B) or average them (II.A). Here they are added; the coefficients start at
+  1/4, with which a unit takes the mean of its inputs, the biases at 0.
 - Weights start uniform in +-2.4 / F_i, F_i being the number of inputs of the unit, and here biases do, too. From there
-  the paper's own recipe of learning rates does not learn: activations shrink from layer to layer, curvatures are a
-  thousandth of what they will be, and the first steps are far too long. ``init="sqrt-fan-in"``, +-sqrt(3 / F_i), gives
-  weighted sums of unit variance, as the same authors recommend in Efficient BackProp (1998, Section 4.6), and rates of
-  the paper's size. examples/results/README.md has the figures.
+  the published learning rates, with mu = 0.02, do not learn: activations shrink from layer to layer, curvatures are a
+  thousandth of what they will be, and the first steps are far too long. With mu = 0.3, or with Adam, they do.
+- ``init="sqrt-fan-in"``, +-sqrt(3 / F_i), gives weighted sums of unit variance, as the same authors recommend in
+  Efficient BackProp (1998, Section 4.6), and learns with mu = 0.02.
+- ``init="paper-rates"``, +-1 / sqrt(F_i) and coefficients of 2.4 / 4, gives the rates that the paper quotes for the
+  first pass. examples/results/README.md compares them all.
 - The codes of Figure 3 are drawn here after its usual rendering in other implementations.
 """
 
@@ -34,6 +36,7 @@ import numpy as np
 
 from tinygrad_lenet import Tensor, nn, no_grad
 from tinygrad_lenet import functional as F
+from tinygrad_lenet.shapes import number
 
 # Table I: which maps of S2 each of the 16 maps of C3 sees. Every triple and every quadruple of neighbours, three
 # quadruples with a gap, and all six: no two maps of C3 see the same, so they have to become different.
@@ -62,17 +65,20 @@ _BITMAPS = """
 _ROWS = np.array([[list(digit) for digit in row.split()] for row in _BITMAPS.split("\n")[1:-1]])  # (12, 10, 7)
 CODES = np.where(_ROWS.transpose(1, 0, 2) == "#", 1.0, -1.0).astype(np.float32)  # (10, 12, 7)
 
-# The bound of the uniform distribution of the initial weights of units with that many inputs.
-_BOUNDS: dict[str, Callable[[Any], Any]] = {"fan-in": lambda f: 2.4 / f, "sqrt-fan-in": lambda f: np.sqrt(3 / f)}
+# The bound of the initial weights of units with so many inputs, and where the coefficients of S2 and S4 start.
+_INITS: dict[str, tuple[Callable[[Any], Any], float]] = {
+    "fan-in": (lambda inputs: 2.4 / inputs, 1 / 4),
+    "sqrt-fan-in": (lambda inputs: np.sqrt(3 / inputs), 1 / 4),
+    "paper-rates": (lambda inputs: 1 / np.sqrt(inputs), 2.4 / 4),
+}
 
 
 class LeNet5_1998(nn.Module):  # noqa: N801
     """Images x[N 1 32 32] -> penalties[N 10], the squared distances of F6 from the ten codes: the smallest one wins.
 
     Pixels are -0.1 (background) to 1.175 (foreground), see `tinygrad_lenet.data.to_input`. ``rng`` (a NumPy generator
-    or a seed) draws the initial weights, by ``init`` "fan-in", +-2.4 / F_i, or "sqrt-fan-in", +-sqrt(3 / F_i), where
-    F_i is how many inputs a unit has; ``trainable_codes`` makes parameters of the 840 elements of the codes. ValueError
-    for another ``init``.
+    or a seed) draws the initial weights, by ``init`` "fan-in", as published, "sqrt-fan-in" or "paper-rates", see above;
+    ``trainable_codes`` makes parameters of the 840 elements of the codes. ValueError for another ``init``.
 
     >>> model = LeNet5_1998(rng=0)
     >>> sum(p.size for p in model.parameters()), sum(count_connections(model).values())
@@ -85,8 +91,8 @@ class LeNet5_1998(nn.Module):  # noqa: N801
         trainable_codes: bool = False,
         rng: np.random.Generator | int | None = None,
     ) -> None:
-        if init not in _BOUNDS:
-            raise ValueError(f"LeNet5_1998: init is {init!r}; expected {' or '.join(map(repr, _BOUNDS))}")
+        if init not in _INITS:
+            raise ValueError(f"LeNet5_1998: init is {init!r}; expected {' or '.join(map(repr, _INITS))}")
         rng = np.random.default_rng(rng)
 
         self.c1 = nn.Conv2d(1, 6, kernel_size=5)
@@ -99,13 +105,15 @@ class LeNet5_1998(nn.Module):  # noqa: N801
 
         self.act = nn.ScaledTanh()  # 1.7159 tanh(2/3 x)
 
+        bound, coefficient = _INITS[init]
         # Weights and biases of a layer belong to the same units.
         c3_inputs = 25 * np.array([len(maps) for maps in TABLE_I])  # 75, 100 or 150
         c3_kernels = np.repeat(c3_inputs, c3_inputs // 25)[:, None, None]  # the same, for each kernel of a map
         fan_ins = (25, 25, c3_kernels, c3_inputs, 400, 400, 120, 120)
         layers = (self.c1, self.c3, self.c5, self.f6)
         for p, fan_in in zip((p for layer in layers for p in layer.parameters()), fan_ins, strict=True):
-            p.data[...] = rng.uniform(-1, 1, p.shape) * _BOUNDS[init](fan_in)
+            p.data[...] = rng.uniform(-1, 1, p.shape) * bound(fan_in)
+        self.s2.weight.data[...] = self.s4.weight.data[...] = coefficient
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.c1(x))  # (N, 6, 28, 28)
@@ -124,10 +132,10 @@ class LeNet5_1998(nn.Module):  # noqa: N801
     def reject(self, x: Tensor, threshold: float) -> Tensor:
         """Where the two smallest penalties differ by less than ``threshold``: x[N 1 32 32] -> booleans [N].
 
-        Those are the images of which the network is least certain. ValueError if ``threshold`` is negative.
+        Those are the images of which the network is least certain. TypeError or ValueError if ``threshold`` is not a
+        number of at least 0.
         """
-        if not threshold >= 0:
-            raise ValueError(f"reject: threshold is {threshold!r}; expected a difference of penalties, at least 0")
+        threshold = number("reject", "threshold", threshold, low=0)
         with no_grad():
             penalties = self(x)
             best = penalties.min(axis=1, keepdims=True)

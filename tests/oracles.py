@@ -14,13 +14,13 @@ Array = np.ndarray
 
 
 def _each(function: Callable[..., float]) -> Callable[..., Array]:
-    """Apply a function of Python numbers to each element of broadcast arrays."""
+    """Apply a function of Python numbers, and of the op's parameters, to each element of broadcast arrays."""
 
-    def oracle(*inputs: Array) -> Array:
+    def oracle(*inputs: Array, **parameters: Any) -> Array:
         inputs = np.broadcast_arrays(*inputs)
         y = np.empty(inputs[0].shape)
         for index in np.ndindex(y.shape):
-            y[index] = function(*(float(x[index]) for x in inputs))
+            y[index] = function(*(float(x[index]) for x in inputs), **parameters)
         return y
 
     return oracle
@@ -131,6 +131,20 @@ def conv2d_weight_grad(x: Array, gy: Array, *, kernel_size, stride, padding, dil
     return gw
 
 
+def scatter_kernels(weight: Array, *, places: tuple[int, ...], channels: tuple[int, int]) -> Array:
+    y = np.zeros((*channels, *weight.shape[1:]))
+    for k, place in enumerate(places):
+        y[place // channels[1]][place % channels[1]] = weight[k]
+    return y
+
+
+def gather_kernels(x: Array, *, places: tuple[int, ...]) -> Array:
+    y = np.zeros((len(places), *x.shape[2:]))
+    for k, place in enumerate(places):
+        y[k] = x[place // x.shape[1]][place % x.shape[1]]
+    return y
+
+
 # Pooling: for each window the list of the pixels (h, w) that it has on the image, row by row.
 
 
@@ -192,6 +206,40 @@ def max_pool2d_grad(x: Array, gy: Array, *, kernel_size, stride, padding) -> Arr
     return gx
 
 
+def subsample2d(x: Array, weight: Array, bias: Array | None = None, *, kernel_size) -> Array:
+    y = np.zeros((*x.shape[:2], *_positions(x.shape[2:], kernel_size, kernel_size, (0, 0))))
+    for oh, ow, pixels in _windows(x.shape[2:], kernel_size, kernel_size, (0, 0)):
+        for n, c in np.ndindex(x.shape[:2]):
+            y[n, c, oh, ow] = weight[c] * sum(x[n, c][pixel] for pixel in pixels) + (0 if bias is None else bias[c])
+    return y
+
+
+def subsample2d_transpose(gy: Array, weight: Array, *, kernel_size, size) -> Array:
+    gx = np.zeros((*gy.shape[:2], *size))
+    for oh, ow, pixels in _windows(size, kernel_size, kernel_size, (0, 0)):
+        for n, c in np.ndindex(gy.shape[:2]):
+            for pixel in pixels:
+                gx[n, c][pixel] += weight[c] * gy[n, c, oh, ow]
+    return gx
+
+
+def subsample2d_weight_grad(x: Array, gy: Array, *, kernel_size) -> Array:
+    gw = np.zeros(x.shape[1])
+    for oh, ow, pixels in _windows(x.shape[2:], kernel_size, kernel_size, (0, 0)):
+        for n, c in np.ndindex(x.shape[:2]):
+            for pixel in pixels:
+                gw[c] += gy[n, c, oh, ow] * x[n, c][pixel]
+    return gw
+
+
+def rbf(x: Array, centers: Array) -> Array:
+    y = np.zeros((len(x), len(centers)))
+    for n, k in np.ndindex(y.shape):
+        for a, b in zip(x[n], centers[k], strict=True):
+            y[n, k] += (a - b) ** 2
+    return y
+
+
 # Softmax and losses, one list of logits at a time. Test values are small, so that nothing overflows.
 
 
@@ -242,7 +290,8 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "log": _each(math.log),
     "sqrt": _each(math.sqrt),
     "tanh": _each(math.tanh),
-    "tanh_grad": _each(lambda gy, y: gy * (1 - y * y)),
+    "scaled_tanh": _each(lambda x, amplitude, slope: amplitude * math.tanh(slope * x)),
+    "tanh_grad": _each(lambda gy, y, amplitude, slope: gy * amplitude * slope * (1 - (y / amplitude) ** 2)),
     "sigmoid": _each(lambda x: 1 / (1 + math.exp(-x))),
     "relu": _each(lambda x: max(x, 0.0)),
     "maximum": _each(max),
@@ -263,11 +312,16 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "conv2d": conv2d,
     "conv_transpose2d": conv_transpose2d,
     "conv2d_weight_grad": conv2d_weight_grad,
+    "scatter_kernels": scatter_kernels,
+    "gather_kernels": gather_kernels,
     "avg_pool2d": avg_pool2d,
     "avg_pool2d_grad": avg_pool2d_grad,
     "max_pool2d": max_pool2d,
     "max_pool2d_grad": max_pool2d_grad,
     "max_pool2d_pick": max_pool2d_pick,
+    "subsample2d": subsample2d,
+    "subsample2d_transpose": subsample2d_transpose,
+    "subsample2d_weight_grad": subsample2d_weight_grad,
     "sum": np.sum,
     "max": np.max,
     "min": np.min,
@@ -275,4 +329,6 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "log_softmax": log_softmax,
     "logsumexp": logsumexp,
     "cross_entropy": cross_entropy,
+    "mse_loss": _each(lambda x, target: (x - target) ** 2),
+    "rbf": rbf,
 }

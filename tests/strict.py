@@ -58,6 +58,7 @@ class StrictArray:
     nbytes = property(lambda self: self._host.nbytes)
     flags = property(lambda self: self._host.flags)
     T = property(lambda self: StrictArray(self._host.T))
+    base = property(lambda self: None if self._host.base is None else StrictArray(self._host.base))
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to convert.")

@@ -3,6 +3,7 @@
 Everywhere else gradients are checked numerically, away from these points (tests/test_ops.py).
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -198,6 +199,122 @@ def test_cross_entropy_of_an_impossible_label_is_infinite() -> None:
     loss = F.cross_entropy(x, np.array([0]))
     assert loss.item() == INF
     assert grad(loss, x)[0].numpy().tolist() == [[-1.0, 1.0]]
+
+
+# Penalties, small and large. As above, nothing on the way overflows or is invalid.
+
+
+def eq_8(penalties: np.ndarray, label: int) -> float:
+    """LeCun et al. (1998): the penalty of the right class."""
+    return float(penalties[label])
+
+
+def eq_9(penalties: np.ndarray, label: int, j: float) -> float:
+    """y_D + log(e^-j + sum e^-y_i), the largest exponent taken out, so that it holds for any size."""
+    low = min(j, *map(float, penalties))
+    total = math.exp(low - j) + sum(math.exp(low - float(y)) for y in penalties)
+    return float(penalties[label]) - low + math.log(total)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("j", [None, 1e-3, 0.5, 4.0, 50.0])
+def test_penalty_loss_is_its_formula(j: float | None, reduction: str) -> None:
+    penalties = np.random.default_rng(0).uniform(0, 9, (5, 4))
+    labels = np.array([0, 3, 1, 1, 2])
+    y = F.penalty_loss(penalties, labels, j, reduction)
+    each = [eq_8(p, d) if j is None else eq_9(p, d, j) for p, d in zip(penalties, labels, strict=True)]
+    expected = {"mean": sum(each) / 5, "sum": sum(each), "none": each}[reduction]
+    assert y.dtype == np.float64
+    np.testing.assert_allclose(y.numpy(), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 100.0, 1e4])
+@pytest.mark.parametrize("j", [None, 1e-3, 0.1, 1.0, 50.0])
+def test_penalty_loss_is_stable_in_float32(j: float | None, size: float) -> None:
+    """Penalties of 10,000, and codes that are hit exactly: finite, and right to float32's digits; slopes in [-1, 1]."""
+    penalties = (np.random.default_rng(1).uniform(0, size, (6, 10))).astype(np.float32)
+    penalties[0], penalties[1, 2], penalties[2, 4] = 0, 0, np.float32(1e4)
+    labels = np.array([3, 2, 4, 0, 9, 5])
+    x = Tensor(penalties, requires_grad=True)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        y = F.penalty_loss(x, labels, j, "none")
+        (g,) = grad(y, x, np.ones(6, np.float32))
+    each = [eq_8(p, d) if j is None else eq_9(p, d, j) for p, d in zip(penalties, labels, strict=True)]
+    assert y.dtype == g.dtype == np.float32
+    np.testing.assert_allclose(y.numpy(), each, rtol=2e-6, atol=2e-6 * max(1, size))
+    right = np.eye(10)[labels]
+    if j is None:
+        np.testing.assert_array_equal(g.numpy(), right)
+        return
+    terms = np.exp(-np.append(penalties.astype(float), np.full((6, 1), j), axis=1) + j)  # relative to the rubbish
+    np.testing.assert_allclose(g.numpy(), right - terms[:, :10] / terms.sum(1, keepdims=True), atol=1e-5 + 1e-6 * size)
+    assert np.abs(g.numpy()).max() <= 1
+    assert (g.numpy() * right >= 0).all()  # never is the right class pushed away
+    assert (g.numpy() * (1 - right) <= 0).all()  # nor a wrong one pulled near
+
+
+def test_competition_ends_where_penalties_exceed_the_rubbish() -> None:
+    """Eq. 9 against Eq. 8: a wrong class whose penalty is far above j is pushed no further."""
+    (g,) = gradients(lambda y: F.penalty_loss(y, [0], j=5.0), [[1.0, 4.0, 50.0]])
+    assert g[0][0] > 0
+    assert g[0][1] < -0.01
+    assert -1e-18 < g[0][2] <= 0
+    assert gradients(lambda y: F.penalty_loss(y, [0]), [[1.0, 4.0, 50.0]]) == [[[1, 0, 0]]]
+
+
+@pytest.mark.parametrize("j", [None, 2.0])
+def test_an_infinite_penalty_of_a_wrong_class_does_not_matter(j: float | None) -> None:
+    y = F.penalty_loss(np.array([[1.0, INF, 3.0]]), [0], j)
+    assert y.item() == pytest.approx(F.penalty_loss(np.array([[1.0, 3.0]]), [0], j).item())
+
+
+@pytest.mark.parametrize("j", [None, 0.5])
+def test_penalties_in_integers(j: float | None) -> None:
+    """Give what the same numbers in floats give."""
+    whole = np.array([[1, 8], [3, 0]])
+    expected = F.penalty_loss(whole.astype(np.float64), [1, 0], j).item()
+    assert F.penalty_loss(whole, [1, 0], j).item() == pytest.approx(expected)
+
+
+LOSSES_OF_LABELS: list[tuple[str, Callable[..., Tensor]]] = [
+    ("cross_entropy", F.cross_entropy),
+    ("nll_loss", F.nll_loss),
+    ("penalty_loss", F.penalty_loss),
+    ("penalty_loss with j", lambda x, d, **how: F.penalty_loss(x, d, 1.0, **how)),
+]
+
+
+@pytest.mark.parametrize("loss", [f for _, f in LOSSES_OF_LABELS], ids=[name for name, _ in LOSSES_OF_LABELS])
+def test_losses_of_an_empty_batch(loss: Callable[..., Tensor]) -> None:
+    """No terms, a sum of 0 and a gradient without elements; there is no mean."""
+    x, labels = leaf(np.zeros((0, 3))), np.zeros(0, int)
+    assert loss(x, labels, reduction="none").shape == (0,)
+    total = loss(x, labels, reduction="sum")
+    assert total.item() == 0
+    assert grad(total, x)[0].shape == (0, 3)
+    with np.errstate(invalid="ignore"):
+        assert math.isnan(loss(x, labels, reduction="mean").item())
+
+
+# What lies between 1.7159 tanh(2/3 x) and a distance of 0
+
+
+def test_scaled_tanh_far_out() -> None:
+    """Flat, at its amplitude, without warnings; a negative slope mirrors it."""
+    x = leaf([-1e4, 1e4, 0.0, 1.0, -1.0])
+    y = F.scaled_tanh(x)
+    np.testing.assert_allclose(y.numpy(), [-1.7159, 1.7159, 0, 1, -1], atol=1e-5)
+    first, _ = orders(F.scaled_tanh, [-1e4, 1e4, 0.0])
+    np.testing.assert_allclose(first, [0, 0, 1.7159 * 2 / 3], atol=1e-15)
+    np.testing.assert_array_equal(F.scaled_tanh(x, 2.0, -0.5).numpy(), -F.scaled_tanh(x, 2.0, 0.5).numpy())
+
+
+def test_distance_from_a_centre_far_away_keeps_its_digits() -> None:
+    """|x|^2 - 2 x c + |c|^2 would lose them all: both points are a million away from 0, and a thousandth apart."""
+    x = np.full((1, 4), 1e6)
+    y = F.rbf(x + 1e-3, x)
+    np.testing.assert_allclose(y.numpy(), 4 * ((x[0, 0] + 1e-3) - x[0, 0]) ** 2, rtol=1e-12)
+    assert F.rbf(x, x).item() == 0
 
 
 # A gradient of exactly 0 is a value like any other: what is differentiated again at it must be right

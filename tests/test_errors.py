@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinygrad_lenet import ShapeError, Tensor, backend, grad
+from tinygrad_lenet import ShapeError, Tensor, backend, curvature, grad
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.tensor import REAL, REGISTRY, Domain, Op
 
@@ -39,6 +39,18 @@ def deconv(**how: Any) -> Callable[[], Any]:
 
 def entropy(logits: Any = LOGITS, target: Any = LABELS, **how: Any) -> Callable[[], Any]:
     return lambda: F.cross_entropy(logits, target, **how)
+
+
+def penalties(y: Any = LOGITS, target: Any = LABELS, **how: Any) -> Callable[[], Any]:
+    return lambda: F.penalty_loss(y, target, **how)
+
+
+def subsample(x: Any = IMAGES, weight: Any = ONES, bias: Any = ZEROS, kernel_size: Any = 2) -> Callable[[], Any]:
+    return lambda: F.subsample2d(x, weight, bias, kernel_size)
+
+
+def scatter(connections: Any, k: int = 3, in_channels: Any = 2) -> Callable[[], Any]:
+    return lambda: F.scatter_kernels(np.ones((k, 2, 2)), connections, in_channels)
 
 
 def norm(x: Any = IMAGES, mean: Any = ZEROS, var: Any = ONES, **how: Any) -> Callable[[], Any]:
@@ -125,6 +137,38 @@ CALLS = [
         ),
     ),
     *refusals(
+        "subsample2d",
+        ("rank", ShapeError, subsample(np.ones((8, 8))), r"x has shape \(8, 8\); expected x\[N C H W\]"),
+        ("weight", ShapeError, subsample(weight=np.ones(2)), "axis C is 3 in x and 2 in weight"),
+        ("weight-rank", ShapeError, subsample(weight=np.ones((3, 1))), r"weight has shape \(3, 1\); .* weight\[C\]"),
+        ("bias", ShapeError, subsample(bias=np.ones(4)), "axis C is 3 in x and 4 in bias"),
+        ("bias-number", ShapeError, subsample(bias=1.0), r"bias has shape \(\); expected bias\[C\]"),
+        ("window-high", ShapeError, subsample(kernel_size=(9, 2)), ".* reaches over 9 along axis H, which has 8"),
+        ("window-wide", ShapeError, subsample(kernel_size=(2, 9)), "the window reaches over 9 along axis W"),
+        ("kernel-zero", ValueError, subsample(kernel_size=0), "kernel_size is 0; expected at least 1"),
+        ("kernel-fraction", TypeError, subsample(kernel_size=2.0), r"kernel_size must be an integer, not 2\.0"),
+        ("kernel-none", TypeError, subsample(kernel_size=None), "kernel_size must be an integer, not None"),
+        ("kernel-three", ValueError, subsample(kernel_size=(1, 2, 3)), r"kernel_size is \(1, 2, 3\)"),
+    ),
+    *refusals(
+        "scatter_kernels",
+        ("count", ShapeError, scatter([[0], [0, 1]], k=4), "axis K is 4 in weight; there are 3 places"),
+        (
+            "rank", ShapeError, lambda: F.scatter_kernels(np.ones((1, 2)), [[0]], 1),
+            r"weight has shape \(1, 2\); expected weight\[K KH KW\]",
+        ),
+        ("missing", ValueError, scatter([[0], [0, 2]]), "row 1 of connections names input map 2, which is missing"),
+        ("negative", ValueError, scatter([[0], [0, -1]]), "each map in row 1 of connections is -1; .* at least 0"),
+        ("twice", ValueError, scatter([[0], [1, 1]]), r"row 1 of connections, \(1, 1\), names an input map twice"),
+        ("row-empty", ValueError, scatter([[0, 1], []]), "row 1 of connections is empty; expected at least one"),
+        ("empty", ValueError, scatter([]), "connections is empty; expected a row for each output map"),
+        ("fraction", TypeError, scatter([[0], [0, 0.5]]), ".* row 1 of connections must be an integer, not 0.5"),
+        ("rows", TypeError, scatter([0, 1, 1]), r"connections are \[0, 1, 1\]; expected for each output map a list"),
+        ("none", TypeError, scatter(None), "connections are None; expected for each output map a list"),
+        ("channels-zero", ValueError, scatter([[0]], in_channels=0), "in_channels is 0; expected at least 1"),
+        ("channels-fraction", TypeError, scatter([[0]], in_channels=1.0), "in_channels must be an integer"),
+    ),
+    *refusals(
         "linear",
         ("features", ShapeError, lambda: F.linear(MATRIX, np.ones((4, 5))), "axis I is 3 in x and 5 in weight"),
         (
@@ -205,6 +249,39 @@ CALLS = [
         "mse_loss",
         ("shapes", ShapeError, lambda: F.mse_loss(MATRIX, np.ones(3)), r"x has shape \(2, 3\) and target \(3,\)"),
         ("reduction", ValueError, lambda: F.mse_loss(MATRIX, MATRIX, "avg"), "reduction is 'avg'"),
+    ),
+    *refusals(
+        "rbf",
+        ("features", ShapeError, lambda: F.rbf(MATRIX, np.ones((4, 2))), "axis J is 3 in x and 2 in centers"),
+        ("rank-of-x", ShapeError, lambda: F.rbf(np.ones(3), MATRIX), r"x has shape \(3,\); expected x\[N J\]"),
+        ("rank-of-centers", ShapeError, lambda: F.rbf(MATRIX, np.ones(3)), r"centers has shape \(3,\); expected"),
+        ("number", ShapeError, lambda: F.rbf(MATRIX, 1.0), r"centers has shape \(\); expected centers\[K J\]"),
+    ),
+    *refusals(
+        "penalty_loss",
+        ("rank", ShapeError, penalties(np.ones(3)), r"penalties have shape \(3,\); expected \[N K\]"),
+        ("label-high", ValueError, penalties(target=[0, 3]), "label 3 is out of range; expected 0 to 2"),
+        ("label-high-with-j", ValueError, penalties(target=[0, 3], j=1.0), "label 3 is out of range; expected 0 to 2"),
+        ("label-low", ValueError, penalties(target=[0, -1], j=1.0), "label -1 is out of range; expected 0 to 2"),
+        ("label-dtype", TypeError, penalties(target=np.array([0.0, 1.0])), "labels have dtype float64"),
+        ("label-rank", ShapeError, penalties(target=np.ones((2, 3), int)), r"labels have shape \(2, 3\); .* \[N\]"),
+        ("label-count", ShapeError, penalties(target=[0]), "axis N is 2 in penalties and 1 in target"),
+        ("target-ragged", ValueError, penalties(target=[[1], [0, 1]]), "labels is not a rectangular array"),
+        ("j-zero", ValueError, penalties(j=0), "j is 0; expected a finite number above 0"),
+        ("j-negative", ValueError, penalties(j=-1.0), r"j is -1\.0; expected a finite number above 0"),
+        ("j-nan", ValueError, penalties(j=float("nan")), "j is nan"),
+        ("j-infinite", ValueError, penalties(j=float("inf")), "j is inf"),
+        ("j-string", TypeError, penalties(j="1"), "j is '1'; expected a number"),
+        ("j-bool", TypeError, penalties(j=True), "j is True; expected a number"),
+        ("reduction", ValueError, penalties(reduction="avg"), "reduction is 'avg'; expected 'mean', 'sum' or 'none'"),
+        ("reduction-none", ValueError, penalties(reduction=None, j=1.0), "reduction is None"),
+    ),
+    *refusals(
+        "scaled_tanh",
+        ("amplitude-zero", ValueError, lambda: F.scaled_tanh(MATRIX, 0), "amplitude is 0; expected .* above 0"),
+        ("amplitude-nan", ValueError, lambda: F.scaled_tanh(MATRIX, float("nan")), "amplitude is nan"),
+        ("slope-infinite", ValueError, lambda: F.scaled_tanh(MATRIX, 1.0, float("inf")), "slope is inf"),
+        ("slope-string", TypeError, lambda: F.scaled_tanh(MATRIX, slope="2/3"), "slope is '2/3'; expected a number"),
     ),
     *refusals(
         "one_hot",
@@ -396,7 +473,25 @@ CALLS = [
         ),
     ),
     *refusals(
+        "curvature",
+        ("constant-output", ValueError, lambda: curvature(Tensor(1.0), [parameter(1)]), "the output does not require"),
+        ("output-number", TypeError, lambda: curvature(1.0, [parameter(1)]), "output is float, not a Tensor"),
+        (
+            "constant-input", ValueError, lambda: curvature(parameter(1), [MATRIX]),
+            r"input 0, of shape \(2, 3\), does not require a gradient",
+        ),
+        ("no-tensor", TypeError, lambda: curvature(parameter(1), [np.ones(2)]), "input 0 is ndarray, not a Tensor"),
+        (
+            "unused", ValueError, lambda: curvature(parameter(1), [parameter(3)]),
+            r"input 0, of shape \(3,\), was not used to compute the output",
+        ),
+        ("many", ValueError, lambda: curvature(p := parameter(2), [p]), r"the output has shape \(2,\); only one"),
+        ("no-loss", ValueError, lambda: curvature(p := parameter(1), p), "nothing on the way .* is a loss"),
+    ),
+    *refusals(
         "",
+        ("rbf-no-array", TypeError, lambda: F.rbf(None, MATRIX), "dtype object is not a real number"),
+        ("penalty_loss-string", TypeError, penalties("cat"), "dtype <U3 is not a real number"),
         ("conv2d-no-array", TypeError, lambda: F.conv2d(None, WEIGHT), "dtype object is not a real number"),
         ("cross_entropy-target-string", TypeError, entropy(target="cat"), "(cross_entropy|Tensor): .*"),
         ("multiply-string", TypeError, lambda: MATRIX * "a", "dtype <U1 is not a real number"),
@@ -521,6 +616,9 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Tensor]:
         pytest.param(F.maximum, id="maximum"),
         pytest.param(lambda here, there: F.concatenate([here, there]), id="concatenate"),
         pytest.param(lambda here, there: F.linear(here, there), id="linear"),
+        pytest.param(F.rbf, id="rbf"),
+        pytest.param(F.mse_loss, id="mse_loss"),
+        pytest.param(lambda here, there: F.subsample2d(np.ones((1, 2, 4, 4)), there, here, 2), id="subsample2d"),
         pytest.param(lambda here, there: parameter(2, 3).backward(there), id="backward"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import LeNet5
+from models import LeNet5, LeNet5_1998
 from tinygrad_lenet import Op, Tensor, backend
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.kernels import cpu
@@ -134,6 +134,31 @@ def draw_max_pool2d_grad(draw: Draw) -> tuple[dict[str, Any], list[np.ndarray]]:
     return parameters, [pixels, draw.array(*gy)]
 
 
+def draw_subsampling(draw: Draw) -> tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]:
+    """Parameters and shapes of x and gy: the S2 and S4 of 1998, or any windows, also with pixels left over."""
+    n, (c, h) = draw.pick(*BATCHES), draw.pick(*POOLS)
+    kernel, size = (2, 2), (h, h)
+    if draw.pick(True, True, False):
+        c, kernel, outputs = draw.int(1, 4), draw.pair(1, 4), draw.pair(1, 5)
+        size = tuple(o * k + draw.int(0, k - 1) for o, k in zip(outputs, kernel, strict=True))
+    return {"kernel_size": kernel}, (n, c, *size), (n, c, size[0] // kernel[0], size[1] // kernel[1])
+
+
+def draw_subsample2d(draw: Draw) -> tuple[dict[str, Any], list[np.ndarray]]:
+    parameters, x, _ = draw_subsampling(draw)
+    return parameters, [draw.array(*x), *(draw.array(x[1]) for _ in range(draw.int(1, 2)))]
+
+
+def draw_subsample2d_weight_grad(draw: Draw) -> tuple[dict[str, Any], list[np.ndarray]]:
+    parameters, x, gy = draw_subsampling(draw)
+    return parameters, [draw.array(*x), draw.array(*gy)]
+
+
+def draw_subsample2d_transpose(draw: Draw) -> tuple[dict[str, Any], list[np.ndarray]]:
+    parameters, x, gy = draw_subsampling(draw)
+    return parameters | {"size": x[2:]}, [draw.array(*gy), draw.array(x[1])]
+
+
 def draw_matmul(draw: Draw) -> tuple[dict[str, Any], list[np.ndarray]]:
     (m, n), k = draw.pair(1, 130), draw.pick(1, 1, 2, 33)
     return {}, [draw.array(m, k), draw.array(k, n)]
@@ -141,7 +166,9 @@ def draw_matmul(draw: Draw) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 def draw_tanh_grad(draw: Draw) -> tuple[dict[str, Any], list[np.ndarray]]:
     shape = draw.pick((64, 6, 28, 28), (3, 16, 10, 10), (1, 84), (33, 120), (7,), ())
-    return {}, [draw.array(*shape) if shape else np.asarray(draw.rng.uniform(), draw.dtype) for _ in range(2)]
+    amplitude, slope = draw.pick((1.0, 1.0), (1.7159, 2 / 3), (3.0, 3.0), (0.5, 2.0), (1.0, -0.5))
+    arrays = [draw.array(*shape) if shape else np.asarray(draw.rng.uniform(), draw.dtype) for _ in range(2)]
+    return {"amplitude": amplitude, "slope": slope}, arrays
 
 
 def draw_sum(draw: Draw) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -196,6 +223,7 @@ def small_blocks() -> Iterator[None]:
         patch.setattr(cpu, "_SMALL_PRODUCT", 2000)
         patch.setattr(cpu, "_CACHED", 300)
         patch.setattr(cpu, "_NARROWEST", 3)
+        patch.setattr(cpu, "_FEW", 0)
         yield
 
 
@@ -239,8 +267,33 @@ def test_convolution_cut_into_many_blocks(name: str, data: st.DataObject) -> Non
             agree(y, REGISTRY[name](**parameters), arrays)
 
 
+@given(data=st.data())
+def test_weight_gradient_of_few_images(data: st.DataObject) -> None:
+    """Up to `_FEW` multiplications, and not one more, a product for each kernel row, with the same numbers."""
+    draw = Draw(data)
+    parameters, x, (f, _, *kernel) = draw_convolution(draw)
+    parameters |= {"stride": (1, 1), "kernel_size": tuple(kernel)}
+    oh, ow = positions(parameters, x, kernel)
+    arrays = [draw.array(*x), draw.array(x[0], f, oh, ow)]
+    if max(a.size for a in arrays) > 20_000:
+        return
+    op = REGISTRY["conv2d_weight_grad"](**parameters)
+    blocks, cut = cpu._column_blocks, Counter[str]()
+
+    def counted(*arguments: Any) -> Any:
+        cut["blocks"] += 1
+        return blocks(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "_column_blocks", counted)
+        for room, expected in ((0, 0), (1, 1)):
+            patch.setattr(cpu, "_FEW", f * x[1] * kernel[1] * oh * ow * x[0] - room)
+            agree(run(op, arrays), op, arrays)
+            assert cut["blocks"] == (0 if oh == ow == 1 else expected)
+
+
 def lenet5_calls(n: int, dtype: str = "float32") -> list[tuple[Op, list[np.ndarray]]]:
-    """What the kernels of convolution, pooling and tanh are given in a step of LeNet-5 on n images."""
+    """What kernels of convolution, pooling and tanh are given in a step of LeNet-5, today's and 1998's, on n images."""
     rng = np.random.default_rng(n)
 
     def images(*shape: int) -> np.ndarray:
@@ -255,6 +308,7 @@ def lenet5_calls(n: int, dtype: str = "float32") -> list[tuple[Op, list[np.ndarr
             (REGISTRY["conv2d_weight_grad"](kernel_size=(5, 5)), [x, gy]),
             (REGISTRY["conv_transpose2d"](), [gy, weight]),
             (REGISTRY["tanh_grad"](), [gy, images(n, f, h - 4, h - 4)]),
+            (REGISTRY["tanh_grad"](1.7159, 2 / 3), [gy, images(n, f, h - 4, h - 4)]),
             (REGISTRY["sum"](axis=(0, 2, 3), keepdims=False), [gy]),
         ]
     for c, h in POOLS:
@@ -262,6 +316,9 @@ def lenet5_calls(n: int, dtype: str = "float32") -> list[tuple[Op, list[np.ndarr
         calls += [
             (REGISTRY["avg_pool2d_grad"](**pool, padding=(0, 0), size=(h, h)), [gy]),
             (REGISTRY["max_pool2d_grad"](**pool, padding=(0, 0)), [x, gy]),
+            (REGISTRY["subsample2d"]((2, 2)), [x, x[0, :, 0, 0].copy(), x[0, :, 1, 0].copy()]),
+            (REGISTRY["subsample2d_weight_grad"]((2, 2)), [x, gy]),
+            (REGISTRY["subsample2d_transpose"]((2, 2), (h, h)), [gy, x[0, :, 0, 0].copy()]),
         ]
     return calls
 
@@ -276,9 +333,9 @@ def test_lenet5_shapes_are_accepted(n: int, dtype: str) -> None:
         agree(y, op, arrays)
 
 
-@pytest.mark.parametrize("pool", ["avg", "max"])
+@pytest.mark.parametrize("network", ["avg", "max", "1998"])
 @pytest.mark.parametrize("n", [1, 2, 33])
-def test_lenet5_step_runs_on_kernels(n: int, pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lenet5_step_runs_on_kernels(n: int, network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a real training step, with the memory orders that come up there, no kernel that should serve declines."""
     used: Counter[str] = Counter()
     declined: list[str] = []
@@ -288,7 +345,7 @@ def test_lenet5_step_runs_on_kernels(n: int, pool: str, monkeypatch: pytest.Monk
             y = kernel(op, xp, *arrays)
             if y is not NotImplemented:
                 used[name] += 1
-            elif name not in ("matmul", "sum") or getattr(op, "axis", None) == (0, 2, 3):
+            elif name not in ("matmul", "sum", "broadcast_to") or getattr(op, "axis", None) == (0, 2, 3):
                 declined.append(f"{op} on {[a.shape for a in arrays]}")
             return y
 
@@ -297,19 +354,20 @@ def test_lenet5_step_runs_on_kernels(n: int, pool: str, monkeypatch: pytest.Monk
     kernels = {key: spied(key[1], kernel) for key, kernel in backend._kernels.items()}
     monkeypatch.setattr(backend, "_kernels", kernels)
     images = np.random.default_rng(0).uniform(-0.1, 1.175, (n, 1, 32, 32)).astype(np.float32)
-    model = LeNet5(pool=pool, rng=0)
-    F.cross_entropy(model(Tensor(images)), np.arange(n) % 10).backward()
+    labels = np.arange(n) % 10
+    # A step asks for the gradient of no image, of today's six biases or of those of 1998, and of no code.
+    expected = {"conv2d": 3, "conv2d_weight_grad": 3, "conv_transpose2d": 2}
+    if network == "1998":
+        F.penalty_loss(LeNet5_1998(rng=0)(Tensor(images)), labels, j=1.0).backward()
+        expected |= dict.fromkeys(("subsample2d", "subsample2d_transpose", "subsample2d_weight_grad"), 2)
+        expected |= {"tanh_grad": 6, "sum": 5, "broadcast_to": 1}
+    else:
+        F.cross_entropy(LeNet5(pool=network, rng=0)(Tensor(images)), labels).backward()
+        expected |= {f"{network}_pool2d_grad": 2, "tanh_grad": 4, "sum": 3, "broadcast_to": 1}
     assert declined == []
-    expected = {
-        "conv2d": 3,
-        "conv2d_weight_grad": 3,
-        "conv_transpose2d": 2,  # nobody asks for the images' gradient
-        f"{pool}_pool2d_grad": 2,
-        "tanh_grad": 4,
-        "sum": 3,
-    }
     assert {name: used[name] for name in expected} == expected
-    assert used["matmul"] == (2 if n == 1 else 0)  # F6 and OUTPUT
+    full = 1 if network == "1998" else 2  # F6, and today's OUTPUT
+    assert used["matmul"] == (full if n == 1 else 0)
 
 
 # What a kernel does not cover
@@ -338,6 +396,15 @@ UNCOVERED: list[tuple[str, dict[str, Any], list[Any]]] = [
     ("max_pool2d_grad", {"kernel_size": (2, 2), "stride": (2, 2), "padding": (1, 1)}, [X, X[:, :, :4, :4]]),
     ("max_pool2d_grad", {"kernel_size": (2, 2), "stride": (2, 2), "padding": (0, 0)}, [X[:0], X[:0, :, :3, :3]]),
     ("max_pool2d_grad", {"kernel_size": (2, 2), "stride": (2, 2), "padding": (0, 0)}, [X * np.nan, X[:, :, :3, :3]]),
+    ("subsample2d", {"kernel_size": (2, 2)}, [X[:0], X[0, :, 0, 0]]),
+    ("subsample2d", {"kernel_size": (2, 2)}, [X, X[0, :, 0, 0].astype("float32")]),
+    ("subsample2d", {"kernel_size": (2, 2)}, [X, X[0, :, 0, 0], X[0, :, 0, 0].astype("float32")]),
+    ("subsample2d_weight_grad", {"kernel_size": (2, 2)}, [X[:0], X[:0, :, :3, :3]]),
+    ("subsample2d_weight_grad", {"kernel_size": (2, 2)}, [X, X[:, :, :3, :3].astype("float32")]),
+    ("subsample2d_transpose", {"kernel_size": (2, 2), "size": (12, 13)}, [X, X[0, :, 0, 0]]),
+    ("subsample2d_transpose", {"kernel_size": (2, 2), "size": (13, 12)}, [X, X[0, :, 0, 0]]),
+    ("subsample2d_transpose", {"kernel_size": (2, 2), "size": (12, 12)}, [X[:0], X[0, :, 0, 0]]),
+    ("subsample2d_transpose", {"kernel_size": (2, 2), "size": (12, 12)}, [X, X[0, :, 0, 0].astype("float32")]),
     ("matmul", {}, [X[0, 0], X[0, 0]]),
     ("matmul", {}, [X[..., :1], X[..., :1, :]]),
     ("tanh_grad", {}, [X, X[0]]),
@@ -363,18 +430,19 @@ def test_other_dtypes_are_declined_or_right(dtype: str) -> None:
     for op, arrays in lenet5_calls(2):
         others = [np.round(4 * a).astype(dtype) for a in arrays]
         y = run(op, others)
-        if op.name in ("conv2d", "conv2d_weight_grad", "conv_transpose2d", "avg_pool2d_grad", "max_pool2d_grad"):
+        if op.name.startswith(("conv", "avg_pool2d", "max_pool2d", "subsample2d")):
             assert y is NotImplemented
         elif y is not NotImplemented:
             agree(y, op, others)
 
 
-@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d", "subsample2d"])
 @pytest.mark.parametrize("dtype", ["float64", "int64"])
 def test_bias_of_a_wider_dtype_widens_the_output(name: str, dtype: str) -> None:
     """float32 images and weights with a float64 bias: the dtype does not depend on whether a kernel serves."""
     x, weight, bias = np.ones((2, 1, 4, 4), "float32"), np.ones((1, 1, 2, 2), "float32"), np.ones(1, dtype)
-    op = REGISTRY[name]()
+    op = REGISTRY[name]((2, 2)) if name == "subsample2d" else REGISTRY[name]()
+    weight = weight[:, 0, 0, 0] if name == "subsample2d" else weight
     expected = op.forward(np, x, weight, bias)
     y = op(Tensor(x), Tensor(weight), Tensor(bias))
     assert y.dtype == expected.dtype == np.float64
@@ -396,6 +464,34 @@ def test_nan_gradient_stays_in_its_window() -> None:
     gx = run(op, [x, gy])
     assert np.array_equal(gx, op.forward(np, x, gy), equal_nan=True)
     assert np.count_nonzero(gx[:, :, ::2]) == np.count_nonzero(gx[..., ::2]) == 0
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("n", [1, 2])
+def test_subsampling_keeps_what_is_not_finite_in_its_window(n: int, value: float) -> None:
+    """One infinite pixel or gradient spoils its own window, and no other one, also of a single image."""
+    x, gy, weight = np.ones((n, 2, 5, 7)), np.ones((n, 2, 2, 3)), np.ones(2)
+    x[0, 0, 2, 3] = gy[0, 0, 1, 1] = value
+    rest = np.ones((n, 2, 4, 6))
+    rest[0, 1, 3, 5] = value
+    for op, arrays in (
+        (REGISTRY["subsample2d"]((2, 2)), [x, weight]),
+        (REGISTRY["subsample2d"]((2, 2)), [rest, weight]),
+        (REGISTRY["subsample2d_transpose"]((2, 2), (4, 6)), [gy, weight]),
+    ):
+        y = op(*map(Tensor, arrays)).numpy()
+        np.testing.assert_array_equal(y, op.forward(np, *arrays))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_pixels_in_no_window_do_not_matter(n: int) -> None:
+    """Not even where they are not finite: nothing of them reaches the sums or the weight's gradient."""
+    x = np.ones((n, 2, 5, 7))
+    x[:, :, 4], x[..., 6] = np.inf, np.nan
+    y = F.subsample2d(x, np.ones(2), np.zeros(2), 2)
+    np.testing.assert_array_equal(y.numpy(), np.full((n, 2, 2, 3), 4.0))
+    op = REGISTRY["subsample2d_weight_grad"]((2, 2))
+    np.testing.assert_array_equal(op(Tensor(x), y).numpy(), np.full(2, 16.0 * n * 6))
 
 
 # Buffers that are kept between calls

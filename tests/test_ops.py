@@ -97,7 +97,8 @@ def test_op_is_complete(name: str) -> None:
     method = {"getitem": "__getitem__", "transfer": "to", "absolute": "__abs__", "negative": "__neg__",
               "subtract": "__sub__", "multiply": "__mul__", "divide": "__truediv__", "power": "__pow__"}  # fmt: skip
     is_public = hasattr(Tensor, method.get(name, name)) or hasattr(Tensor, f"__{name}__") or name in F.__all__
-    carries_a_gradient = name.endswith("_grad") or name in {"add_at", "max_pool2d_pick"}
+    carried = {"add_at", "max_pool2d_pick", "gather_kernels", "subsample2d_transpose"}
+    carries_a_gradient = name.endswith("_grad") or name in carried
     assert is_public or carries_a_gradient, f"op {name} can be reached by no method, operator or function"
 
 

@@ -1,5 +1,6 @@
 """Optimisers and schedules: PyTorch's numbers to the last digits, resumable, in place, and clear about bad settings."""
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinygrad_lenet import Tensor, nn
-from tinygrad_lenet.optim import SGD, Adam, AdamW, OneCycle, Optimizer, StepLR
+from tests.strict import no_host_reads
+from tinygrad_lenet import Tensor, curvature, nn
+from tinygrad_lenet import functional as F
+from tinygrad_lenet.optim import SGD, Adam, AdamW, OneCycle, Optimizer, PassRates, StepLR, StochasticDiagonalLM
 
 SHAPES = [(3, 2), (), (4,), (2, 1, 3, 3), (5,)]
 
@@ -213,6 +216,16 @@ P = Tensor(1.0, requires_grad=True)
         (lambda: Adam([P], betas=(0.9, 1.0)), ValueError, "each of betas is 1.0"),
         (lambda: Adam([P], betas=(0.9,)), ValueError, "expected two numbers"),  # type: ignore[arg-type]
         (lambda: AdamW([P], eps=-1e-8), ValueError, "AdamW: eps is -1e-08"),
+        (lambda: StochasticDiagonalLM([P], mu=0), ValueError, "StochasticDiagonalLM: mu is 0; expected .* above 0"),
+        (lambda: StochasticDiagonalLM([P], mu=-0.02), ValueError, "StochasticDiagonalLM: mu is -0.02"),
+        (lambda: StochasticDiagonalLM([P], mu=math.nan), ValueError, "StochasticDiagonalLM: mu is nan"),
+        (lambda: StochasticDiagonalLM([P], mu=math.inf), ValueError, "StochasticDiagonalLM: mu is inf"),
+        (lambda: StochasticDiagonalLM([P], mu="a"), TypeError, "mu is 'a'; expected a number"),  # type: ignore[arg-type]
+        (lambda: StochasticDiagonalLM([P], mu=True), TypeError, "StochasticDiagonalLM: mu is True"),
+        (lambda: StochasticDiagonalLM([P], lr=0), ValueError, "StochasticDiagonalLM: lr is 0; expected .* above 0"),
+        (lambda: StochasticDiagonalLM([P], lr=-1), ValueError, "StochasticDiagonalLM: lr is -1"),
+        (lambda: StochasticDiagonalLM([P], lr=math.nan), ValueError, "StochasticDiagonalLM: lr is nan"),
+        (lambda: StochasticDiagonalLM([]), ValueError, "StochasticDiagonalLM: params is empty"),
     ],
 )
 def test_bad_settings_are_refused(make: Callable[[], Optimizer], error: type[Exception], words: str) -> None:
@@ -232,6 +245,252 @@ def test_bad_changes_are_refused() -> None:
         optimizer.step()
     assert not q.numpy().any()  # nothing was updated
     assert repr(optimizer) == "SGD(2 parameters of 8 elements, lr=0.1)"
+
+
+# Stochastic diagonal Levenberg-Marquardt, on a loss whose second derivatives are plain: of sum (c p)^2 they are 2 c^2
+
+
+def scales(seed: int = 0) -> list[np.ndarray]:
+    return [np.asarray(np.random.default_rng(seed).uniform(0.5, 2, shape)) for shape in SHAPES]
+
+
+def bowl(params: list[Tensor], c: list[np.ndarray]) -> Tensor:
+    """The sum of (c p)^2 over all elements of all parameters, in the dtype of each."""
+    total = Tensor(np.zeros((), params[0].dtype))
+    for p, each in zip(params, c, strict=True):
+        scaled = p * Tensor(each.astype(p.dtype), device=p.device)
+        total = total + F.mse_loss(scaled, Tensor(np.zeros(p.shape, p.dtype), device=p.device), "sum")
+    return total
+
+
+@pytest.mark.parametrize(("mu", "lr"), [(0.02, 0.0005), (1.0, 0.3), (1e-9, 1.0)])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_diagonal_lm_steps_by_its_formula(dtype: Any, mu: float, lr: float) -> None:
+    """p - lr / (mu + h) g, h being kept from one estimate to the next."""
+    params, c = tensors(np.random.default_rng(10), dtype), scales()
+    optimizer = StochasticDiagonalLM(params, lr=lr, mu=mu)
+    tolerance = 1e-12 if dtype is np.float64 else 1e-5
+    for turn in range(3):
+        if turn != 1:
+            c = scales(turn)
+            assert optimizer.estimate(bowl(params, c)) is None
+            assert all(p.grad is None for p in params)
+        g = [np.asarray(np.random.default_rng(turn).normal(size=p.shape), dtype) for p in params]
+        before = [p.numpy().copy() for p in params]
+        rates = optimizer.rates()
+        for p, each in zip(params, g, strict=True):
+            p.grad = Tensor(each)
+        optimizer.step()
+        for k, p in enumerate(params):
+            rate = lr / (mu + 2 * c[k] ** 2)
+            np.testing.assert_allclose(rates[k], rate, rtol=tolerance)
+            assert rates[k].shape == p.shape
+            np.testing.assert_allclose(p.numpy(), before[k] - rate * g[k], rtol=tolerance, atol=tolerance * lr)
+            assert p.dtype == dtype
+            assert p.grad is not None
+            np.testing.assert_array_equal(p.grad.numpy(), g[k])
+        optimizer.zero_grad()
+
+
+def test_diagonal_lm_reaches_the_minimum_in_one_step() -> None:
+    """With the exact second derivatives and mu next to nothing, it is Newton's method."""
+    params, c = tensors(np.random.default_rng(11)), scales()
+    optimizer = StochasticDiagonalLM(params, lr=1.0, mu=1e-12)
+    optimizer.estimate(bowl(params, c))
+    bowl(params, c).backward()
+    optimizer.step()
+    assert max(np.abs(p.numpy()).max() for p in params) < 1e-10
+
+
+def test_a_step_before_the_first_estimate_is_refused() -> None:
+    params = tensors(np.random.default_rng(12))
+    optimizer = StochasticDiagonalLM(params)
+    give_gradients(params, np.random.default_rng(13))
+    before = [p.numpy().copy() for p in params]
+    with pytest.raises(ValueError, match=r"StochasticDiagonalLM: no curvature is known yet; call estimate\(loss\)"):
+        optimizer.step()
+    for p, old in zip(params, before, strict=True):
+        np.testing.assert_array_equal(p.numpy(), old)
+    assert optimizer.state_dict()["steps"] == [0] * len(params)
+    assert all(not rate.any() for rate in optimizer.rates())
+    optimizer.estimate(bowl(params, scales()))
+    optimizer.step()
+    assert optimizer.state_dict()["steps"] == [1] * len(params)
+
+
+def test_diagonal_lm_leaves_parameters_without_gradient_alone() -> None:
+    params = tensors(np.random.default_rng(14))
+    optimizer = StochasticDiagonalLM(params, lr=0.1)
+    optimizer.estimate(bowl(params, scales()))
+    give_gradients(params, np.random.default_rng(15))
+    params[1].grad = params[3].grad = None
+    before, rates = [p.numpy().copy() for p in params], optimizer.rates()
+    optimizer.step()
+    changed = [bool((p.numpy() != old).any()) for p, old in zip(params, before, strict=True)]
+    assert changed == [True, False, True, False, True]
+    assert optimizer.state_dict()["steps"] == [1, 0, 1, 0, 1]
+    for rate, again in zip(rates, optimizer.rates(), strict=True):
+        np.testing.assert_array_equal(rate, again)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda loss, params: loss + params[0].exp().sum() ** 2, "curvature: op power has no curvature rule"),
+        (lambda loss, params: F.mse_loss(params[0], params[1]), "input 2, of shape .* was not used"),
+        (lambda loss, params: sum((p.sum() for p in params), start=Tensor(0.0)), "nothing on the way .* is a loss"),
+        (lambda loss, params: loss.detach(), "the output does not require a gradient"),
+        (lambda loss, params: loss * Tensor(np.ones(2)), r"the output has shape \(2,\)"),
+    ],
+)
+def test_an_estimate_that_fails_keeps_the_old_one(spoil: Callable[..., Tensor], sentence: str) -> None:
+    params = tensors(np.random.default_rng(16))
+    params[1] = Tensor(np.ones((3, 2)), requires_grad=True)
+    optimizer, c = StochasticDiagonalLM(params), [np.full(p.shape, 2.0) for p in params]
+    with pytest.raises(ValueError, match=sentence):
+        optimizer.estimate(spoil(bowl(params, c), params))
+    assert all(not rate.any() for rate in optimizer.rates())
+    give_gradients(params, np.random.default_rng(17))
+    with pytest.raises(ValueError, match="no curvature is known yet"):
+        optimizer.step()
+    optimizer.estimate(bowl(params, c))
+    with pytest.raises(ValueError, match=sentence):
+        optimizer.estimate(spoil(bowl(params, c), params))
+    for rate in optimizer.rates():
+        np.testing.assert_allclose(rate, 0.0005 / (0.02 + 8))
+    optimizer.step()
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_an_estimate_that_is_not_finite_is_refused(value: float) -> None:
+    """It names the parameter; the old estimate stays, for all of them."""
+    params = tensors(np.random.default_rng(24))
+    optimizer, c = StochasticDiagonalLM(params), scales()
+    optimizer.estimate(bowl(params, c))
+    rates = optimizer.rates()
+    c[2][1] = value
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(ValueError, match="StochasticDiagonalLM: the curvature of parameter 2 is not finite"),
+    ):
+        optimizer.estimate(bowl(params, c))
+    for rate, again in zip(rates, optimizer.rates(), strict=True):
+        np.testing.assert_array_equal(rate, again)
+
+
+def test_diagonal_lm_resumes_bit_for_bit() -> None:
+    rng = np.random.default_rng(18)
+    params, c = tensors(rng), scales()
+    optimizer = StochasticDiagonalLM(params, lr=0.3, mu=0.1)
+    optimizer.estimate(bowl(params, c))
+    give_gradients(params, rng, missing=0.3)
+    optimizer.step()
+    optimizer.lr = 0.07
+    state = optimizer.state_dict()
+    assert sorted(state["tensors"]) == [f"{k}.inverse" for k in range(len(params))]
+    state |= json.loads(json.dumps({name: value for name, value in state.items() if name != "tensors"}))
+    copies = [Tensor(p.numpy().copy(), requires_grad=True) for p in params]
+    resumed = StochasticDiagonalLM(copies, mu=0.1)
+    resumed.load_state_dict(state)
+    assert resumed.lr == 0.07
+    for _ in range(3):
+        give_gradients(params, rng, missing=0.3)
+        for p, q in zip(params, copies, strict=True):
+            q.grad = p.grad
+        optimizer.step()
+        resumed.step()
+    for p, q, a, b in zip(params, copies, optimizer.rates(), resumed.rates(), strict=True):
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
+        np.testing.assert_array_equal(a, b)
+    assert optimizer.state_dict()["steps"] == resumed.state_dict()["steps"]
+
+
+def test_a_state_without_estimate_is_one_without_estimate() -> None:
+    """Also where an estimate was there before it was loaded; a state that does not fit changes nothing."""
+    params = tensors(np.random.default_rng(19))
+    optimizer = StochasticDiagonalLM(params)
+    fresh = optimizer.state_dict()
+    optimizer.estimate(bowl(params, scales()))
+    give_gradients(params, np.random.default_rng(20))
+    rates = optimizer.rates()
+    with pytest.raises(ValueError, match="the state is that of 'SGD'"):
+        optimizer.load_state_dict(fresh | {"algorithm": "SGD"})
+    with pytest.raises(ValueError, match=r"1\.inverse is missing"):
+        optimizer.load_state_dict(
+            fresh | {"tensors": {name: a for name, a in fresh["tensors"].items() if name != "1.inverse"}}
+        )
+    for rate, again in zip(rates, optimizer.rates(), strict=True):
+        np.testing.assert_array_equal(rate, again)
+    optimizer.step()
+    optimizer.load_state_dict(fresh)
+    with pytest.raises(ValueError, match="no curvature is known yet"):
+        optimizer.step()
+    assert all(not rate.any() for rate in optimizer.rates())
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the estimate", "after the estimate"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_an_estimate_follows_a_parameter_whose_array_is_replaced(dtype: Any, before: bool) -> None:
+    params, others, c = tensors(np.random.default_rng(21)), tensors(np.random.default_rng(21)), scales()
+    ours, plain = StochasticDiagonalLM(params, lr=0.1), StochasticDiagonalLM(others, lr=0.1)
+    for where in (True, False):
+        if where:
+            ours.estimate(bowl(params, c))
+            plain.estimate(bowl(others, c))
+        if where is before:
+            for k in (1, 3):
+                params[k].data = params[k].data.astype(dtype)  # a new array, as after module.to(device)
+            if before:
+                ours.estimate(bowl(params, c))
+    bowl(params, c).backward()
+    bowl(others, c).backward()
+    ours.step()
+    plain.step()
+    for p, q, a, b in zip(params, others, ours.rates(), plain.rates(), strict=True):
+        np.testing.assert_allclose(p.numpy(), q.numpy(), rtol=1e-12 if dtype is np.float64 else 1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-12 if dtype is np.float64 else 1e-5)
+    assert [p.dtype for p in params] == [np.float64, dtype, np.float64, dtype, np.float64]
+
+
+def test_diagonal_lm_moves_with_a_module() -> None:
+    """To another device and back, with what is remembered; a step reads nothing back (an estimate may)."""
+    layers = [nn.Linear(3, 2, rng=0, dtype=np.float64) for _ in range(2)]
+    optimizers = [StochasticDiagonalLM(layer.parameters(), lr=0.5) for layer in layers]
+    x, target = np.random.default_rng(22).normal(size=(4, 3)), np.zeros((4, 2))
+
+    def loss(layer: nn.Linear) -> Tensor:
+        device = layer.weight.device
+        return F.mse_loss(layer(Tensor(x, device=device)), Tensor(target, device=device))
+
+    for layer, optimizer in zip(layers, optimizers, strict=True):
+        optimizer.estimate(loss(layer))
+    for device in ("strict", "cpu"):
+        layers[0].to(device)
+        for layer, optimizer in zip(layers, optimizers, strict=True):
+            if device == "cpu":
+                optimizer.estimate(loss(layer))
+            for _ in range(2):
+                with no_host_reads():
+                    loss(layer).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+        for p, q in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+            assert p.device == device
+            np.testing.assert_allclose(p.numpy(), q.numpy(), rtol=1e-12)
+
+
+def test_an_estimate_is_the_curvature_of_the_loss() -> None:
+    """1 / (mu + h), to the bit, with the h that `curvature` gives; rates lie between 0 and lr / mu."""
+    net = nn.Sequential(nn.Linear(4, 3, rng=0), nn.Tanh(), nn.Linear(3, 2, rng=1))
+    optimizer = StochasticDiagonalLM(net.parameters(), lr=0.3, mu=0.05)
+    x = np.random.default_rng(23).normal(size=(6, 4)).astype(np.float32)
+    loss = F.cross_entropy(net(x), [0, 1, 1, 0, 1, 0])
+    optimizer.estimate(loss)
+    tensors = optimizer.state_dict()["tensors"]
+    for k, h in enumerate(curvature(loss, list(net.parameters()))):
+        np.testing.assert_array_equal(tensors[f"{k}.inverse"], 1 / (0.05 + h.numpy()))
+    assert all(((rate > 0) & (rate <= np.float32(0.3 / 0.05))).all() for rate in optimizer.rates())
+    assert repr(optimizer) == "StochasticDiagonalLM(4 parameters of 23 elements, lr=0.3)"
 
 
 # Schedules
@@ -285,8 +544,87 @@ def test_one_cycle_has_a_rate_for_every_length(total: int, warmup: float) -> Non
         schedule.step()
 
 
-@pytest.mark.parametrize("make", [lambda o: OneCycle(o, 0.4, 20), lambda o: StepLR(o, 4, 0.5)])
-def test_a_schedule_can_be_resumed(make: Callable[[Optimizer], OneCycle | StepLR]) -> None:
+def test_the_rates_of_1998() -> None:
+    """LeCun et al. (1998): 0.0005 for 2 passes, 0.0002 for 3, 0.0001 for 3, 0.00005 for 4, 0.00001 for 8."""
+    optimizer = SGD([Tensor(1.0, requires_grad=True)], lr=1.0)
+    schedule = PassRates(optimizer)
+    seen = []
+    for _ in range(23):
+        seen.append(optimizer.lr)
+        schedule.step()
+    assert seen[:20] == [5e-4, 5e-4, *[2e-4] * 3, *[1e-4] * 3, *[5e-5] * 4, *[1e-5] * 8]
+    assert seen[20:] == [1e-5] * 3  # the last one holds
+    assert optimizer.lr == 1e-5
+    assert schedule.count == 23
+
+
+def test_pass_rates_of_ones_own() -> None:
+    optimizer = StochasticDiagonalLM([Tensor(1.0, requires_grad=True)])
+    schedule = PassRates(optimizer, [(1, 0.5), (3, 2), (1, 0.25)])  # also upwards
+    seen = []
+    for _ in range(7):
+        seen.append(optimizer.lr)
+        schedule.step()
+    assert seen == [0.5, 2, 2, 2, 0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("rates", "error", "words"),
+    [
+        ([], ValueError, "rates is empty; expected at least one"),
+        ([(0, 0.1)], ValueError, "each count of passes is 0; expected at least 1"),
+        ([(1, 0.1), (-1, 0.1)], ValueError, "each count of passes is -1"),
+        ([(1.5, 0.1)], TypeError, "each count of passes must be an integer, not 1.5"),
+        ([(True, 0.1)], TypeError, "each count of passes must be an integer, not True"),
+        ([("a", 0.1)], TypeError, "each count of passes must be an integer, not 'a'"),
+        ([(1, 0)], ValueError, "each rate is 0; expected a finite number above 0"),
+        ([(1, -0.1)], ValueError, "each rate is -0.1"),
+        ([(1, 0.1), (1, math.nan)], ValueError, "each rate is nan"),
+        ([(1, math.inf)], ValueError, "each rate is inf"),
+        ([(1, "fast")], TypeError, "each rate is 'fast'"),
+        ([5], (TypeError, ValueError), ""),
+        ([(1,)], (TypeError, ValueError), ""),
+        ([(1, 2, 3)], (TypeError, ValueError), ""),
+        (5, (TypeError, ValueError), ""),
+    ],
+)
+def test_bad_pass_rates_are_refused(rates: Any, error: Any, words: str) -> None:
+    """By a sentence of their own, and the optimiser keeps its rate."""
+    optimizer = SGD([Tensor(1.0, requires_grad=True)], lr=0.125)
+    with pytest.raises(error, match=f"^PassRates: {words}"):
+        PassRates(optimizer, rates)
+    assert optimizer.lr == 0.125
+
+
+def test_pass_rates_survive_json() -> None:
+    """A state goes through JSON, in which tuples become lists, and back; other rates are refused."""
+    first, second = (SGD([Tensor(1.0, requires_grad=True)], lr=1.0) for _ in range(2))
+    rates = [(2, 5e-4), (1, 1 / 3), (2, 0.1)]
+    schedule, resumed = PassRates(first, rates), PassRates(second, rates)
+    for _ in range(2):
+        schedule.step()
+    state = json.loads(json.dumps(schedule.state_dict()))
+    resumed.load_state_dict(state)
+    assert (second.lr, resumed.count) == (first.lr, 2) == (1 / 3, 2)
+    resumed.load_state_dict(schedule.state_dict())
+    for _ in range(3):
+        schedule.step()
+        resumed.step()
+        assert second.lr == first.lr
+    other = SGD([Tensor(1.0, requires_grad=True)], lr=1.0)
+    different = PassRates(other, [(2, 5e-4), (1, 1 / 3)])
+    before = json.dumps(different.state_dict())
+    with pytest.raises(ValueError, match=r"PassRates: rates is .* in the state; expected .*, as given here"):
+        different.load_state_dict(state)
+    with pytest.raises(ValueError, match="PassRates: count is -1"):
+        resumed.load_state_dict(state | {"count": -1})
+    assert (json.dumps(different.state_dict()), other.lr) == (before, 5e-4)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda o: OneCycle(o, 0.4, 20), lambda o: StepLR(o, 4, 0.5), lambda o: PassRates(o, [(4, 0.5), (9, 2)])]
+)
+def test_a_schedule_can_be_resumed(make: Callable[[Optimizer], OneCycle | StepLR | PassRates]) -> None:
     first, second = (SGD([Tensor(1.0, requires_grad=True)], lr=1.0) for _ in range(2))
     schedule = make(first)
     for _ in range(9):
@@ -310,6 +648,7 @@ def test_a_schedule_refuses_what_does_not_fit() -> None:
         (lambda: StepLR(optimizer, 0), ValueError, "StepLR: step_size is 0"),
         (lambda: StepLR(optimizer, 1, gamma=-1), ValueError, "StepLR: gamma is -1"),
         (lambda: StepLR(None, 1), TypeError, "StepLR: optimizer is NoneType"),  # type: ignore[arg-type]
+        (lambda: PassRates(None), TypeError, "PassRates: optimizer is NoneType"),  # type: ignore[arg-type]
     ):
         with pytest.raises(error, match=words):
             make()

@@ -86,10 +86,12 @@ def test_modules_in_commands_exist(document: str) -> None:
 
 
 def test_options_in_commands_exist() -> None:
-    """What README.md passes to the training example, or mentions of it, the example takes."""
+    """What README.md passes to the training programs, or mentions of them, one of them takes."""
     pytest.importorskip("tqdm", reason="the example's packages are not installed")
-    command = [sys.executable, "-m", "examples.train_lenet5", "--help"]
-    usage = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    usage = ""
+    for program in ("train_lenet5", "reproduce_1998"):
+        command = [sys.executable, "-m", f"examples.{program}", "--help"]
+        usage += subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     options = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text_of("README.md")))
     assert "--dataset" in options
     assert [option for option in sorted(options) if option not in usage] == []

@@ -195,6 +195,41 @@ def max_pool2d(draw: Draw) -> Case:
     return pooling(draw, F.max_pool2d, TF.max_pool2d, draw.values_or_tied)
 
 
+@case
+def subsample2d(draw: Draw) -> Case:
+    """Windows of any size, also with pixels left over: their mean, times their size, times a coefficient a channel."""
+    (n, c), (kh, kw) = draw.pair(1, 3), draw.pair(1, 3)
+    h, w = kh * draw.int(1, 3) + draw.int(0, kh - 1), kw * draw.int(1, 3) + draw.int(0, kw - 1)
+
+    def theirs(t: Any, weight: Any, bias: Any) -> Any:
+        return TF.avg_pool2d(t, (kh, kw)) * (kh * kw * weight)[:, None, None] + bias[:, None, None]
+
+    arrays = [draw.values(n, c, h, w), draw.values(c), draw.values(c)]
+    return Case(lambda x, weight, bias: F.subsample2d(x, weight, bias, (kh, kw)), theirs, arrays)
+
+
+@case
+def scatter_kernels(draw: Draw) -> Case:
+    """A convolution over chosen pairs of maps is a masked dense one; the kernels lie in it row by row."""
+    (f, c), (kh, kw) = draw.pair(1, 3), draw.pair(1, 2)
+    table = [draw.data.draw(st.permutations(range(c)))[: draw.int(1, c)] for _ in range(f)]
+
+    def theirs(t: Any, weight: Any) -> Any:
+        dense, k = torch.zeros(f, c, kh, kw, dtype=weight.dtype), 0
+        for row, maps in enumerate(table):
+            for one in maps:
+                mask = torch.zeros(f, c, 1, 1, dtype=weight.dtype)
+                mask[row, one] = 1
+                dense, k = dense + mask * weight[k], k + 1
+        return TF.conv2d(t, dense)
+
+    return Case(
+        lambda x, weight: F.conv2d(x, F.scatter_kernels(weight, table, c)),
+        theirs,
+        [draw.values(draw.int(1, 2), c, 3, 3), draw.values(sum(map(len, table)), kh, kw)],
+    )
+
+
 # Products
 
 
@@ -300,6 +335,16 @@ def test_operators_broadcast_as_torch(function: Callable[..., Any], low: float, 
     agree(Case(function, function, [a, b]), draw.rng)
     agree(Case(lambda x: function(x, number), lambda t: function(t, number), [a]), draw.rng)
     agree(Case(lambda x: function(number, x), lambda t: function(number, t), [b]), draw.rng)
+
+
+@case
+def scaled_tanh(draw: Draw) -> Case:
+    amplitude, slope = draw.pick(1.7159, 1.0, 0.3), draw.pick(2 / 3, 1.0, -2.0, 0.0)
+    return Case(
+        lambda x: F.scaled_tanh(x, amplitude, slope),
+        lambda t: amplitude * torch.tanh(slope * t),
+        [draw.values(*draw.shape())],
+    )
 
 
 @pytest.mark.parametrize("exponent", [0, 1, 2, 3, 4, -1, -2, 0.0, 2.0])
@@ -430,6 +475,33 @@ def mse_loss(draw: Draw) -> Case:
         lambda s, t: TF.mse_loss(s, t, reduction=reduction),
         [draw.values(*shape), draw.values(*shape)],
     )
+
+
+@case
+def rbf(draw: Draw) -> Case:
+    """The squared distances; both the points and the centers have a gradient."""
+    n, k, j = draw.int(1, 4), draw.int(1, 4), draw.int(1, 5)
+    return Case(
+        F.rbf, lambda t, c: ((t[:, None] - c[None]) ** 2).sum(2), [draw.values(n, j), draw.values(k, j)]
+    )  # fmt: skip
+
+
+@case
+def penalty_loss(draw: Draw) -> Case:
+    """Eqs. 8 and 9 of LeCun et al. (1998), with logsumexp over the classes and the rubbish."""
+    n, k, reduction = draw.int(1, 4), draw.int(1, 5), draw.pick("mean", "sum", "none")
+    j = draw.pick(None, 0.001, 0.5, 3.0, 50.0)
+    labels = draw.rng.integers(0, k, n)
+    target = draw.pick(labels, labels.tolist(), Tensor(labels), labels.astype(np.uint8))
+
+    def theirs(t: Any) -> Any:
+        y = t[torch.arange(n), torch.tensor(labels)]
+        if j is not None:
+            y = y + torch.logsumexp(torch.cat([-t, torch.full((n, 1), -j, dtype=t.dtype)], 1), 1)
+        return {"mean": torch.mean, "sum": torch.sum, "none": lambda y: y}[reduction](y)
+
+    far = draw.pick(1.0, 1.0, 100.0)
+    return Case(lambda x: F.penalty_loss(x, target, j, reduction), theirs, [draw.values(n, k, low=0.0, high=9.0) * far])
 
 
 @given(data=st.data())

@@ -222,9 +222,10 @@ def scaled_tanh(x: TensorLike, amplitude: float = 1.7159, slope: float = 2 / 3) 
     >>> round(scaled_tanh(1.0).item(), 4)
     1.0
     """
-    return ScaledTanh(
-        number("scaled_tanh", "amplitude", amplitude, low=0, low_allowed=False), number("scaled_tanh", "slope", slope)
-    )(x)
+    amplitude, slope = number("scaled_tanh", "amplitude", amplitude), number("scaled_tanh", "slope", slope)
+    if not amplitude:
+        raise ValueError("scaled_tanh: amplitude is 0; expected another number")
+    return ScaledTanh(amplitude, slope)(x)
 
 
 def softmax(x: TensorLike, axis: int = -1) -> Tensor:
@@ -388,6 +389,8 @@ def penalty_loss(penalties: TensorLike, target: TensorLike, j: float | None = No
     """
     _check_reduction("penalty_loss", reduction)
     penalties = _as_tensor(penalties)
+    if penalties.dtype.kind != "f":
+        penalties = penalties.astype("float64")
     if penalties.ndim != 2:
         raise ShapeError(f"penalty_loss: penalties have shape {penalties.shape}; expected [N K]")
     labels = _labels("penalty_loss", target, penalties.shape[1], penalties.device)
@@ -396,7 +399,7 @@ def penalty_loss(penalties: TensorLike, target: TensorLike, j: float | None = No
             f"penalty_loss: axis N is {penalties.shape[0]} in penalties and {labels.shape[0]} in target"
         )  # fmt: skip
     if j is None:
-        return _REDUCTIONS[reduction]((penalties * _one_hot(labels, penalties.shape[1], penalties.dtype)).sum(1))
+        return _REDUCTIONS[reduction](penalties[np.arange(penalties.shape[0]), labels.data])
     rubbish = number("penalty_loss", "j", j, low=0, low_allowed=False)
     constant = Tensor(np.full((penalties.shape[0], 1), -rubbish, penalties.dtype), device=penalties.device)
     logits = Concatenate(1)(-penalties, constant)  # (N, K) -> (N, K + 1)

@@ -508,12 +508,15 @@ class PassRates(_Schedule):
         optimizer: Optimizer,
         rates: Sequence[tuple[int, float]] = ((2, 5e-4), (3, 2e-4), (3, 1e-4), (4, 5e-5), (8, 1e-5)),
     ) -> None:
+        pairs = rates if isinstance(rates, (tuple, list)) else [rates]
+        if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+            raise TypeError(f"PassRates: rates are {rates!r}; expected a list of pairs (passes, rate)")
         self.rates = [
             [
                 integer("PassRates", "each count of passes", passes, minimum=1),
                 number("PassRates", "each rate", rate, low=0, low_allowed=False),
             ]
-            for passes, rate in rates
+            for passes, rate in pairs
         ]
         if not self.rates:
             raise ValueError("PassRates: rates is empty; expected at least one (passes, rate)")

@@ -14,7 +14,7 @@ import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -214,7 +214,6 @@ def connection_table(op: str, connections: Any, channels: int) -> tuple[tuple[in
         ) from None
 
 
-@lru_cache(maxsize=64)  # a layer asks in each forward pass
 def _connection_table(op: str, rows: tuple[tuple[Any, ...], ...], channels: int) -> tuple[tuple[int, ...], ...]:
     if not rows:
         raise ValueError(f"{op}: connections is empty; expected a row for each output map")

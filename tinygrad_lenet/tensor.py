@@ -680,7 +680,7 @@ def curvature(loss: Tensor, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, 
     targets = _targets("curvature", loss, inputs)
     seed = _seed("curvature", loss, None)
     order, leading = _sort("curvature", loss, targets)
-    ops = [y.op for y in order if y.op is not None]
+    ops = [y.op for y in order if y.op is not None and any(id(x) in leading for x in y.inputs or ())]
     for op in ops:
         if type(op).curvature is Op.curvature:
             raise ValueError(f"curvature: op {op.name} has no curvature rule; define `curvature` beside its `backward`")

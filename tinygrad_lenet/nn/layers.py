@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
+from ..ops.conv import ScatterKernels
 from ..shapes import ShapeError, connection_table, integer, number, pair
 from ..tensor import Tensor, TensorLike, _as_tensor
 from .module import Activation, Module, Parameter
@@ -94,7 +95,9 @@ class Conv2d(_Convolution):
         if connections is None:
             self._draw(self.out_channels, self.in_channels // self.groups, bias, rng, dtype)
             return
-        self.connections = connection_table("Conv2d", connections, self.in_channels)
+        self.connections = rows = connection_table("Conv2d", connections, self.in_channels)
+        places = tuple(f * self.in_channels + c for f, row in enumerate(rows) for c in row)
+        self._scatter = ScatterKernels(places, (self.out_channels, self.in_channels))
         if len(self.connections) != self.out_channels:
             raise ValueError(
                 f"Conv2d: connections has {len(self.connections)} rows; expected one for each of the "
@@ -112,7 +115,7 @@ class Conv2d(_Convolution):
     def forward(self, x: TensorLike) -> Tensor:
         weight: Tensor = self.weight
         if self.connections is not None:
-            weight = F.scatter_kernels(weight, self.connections, self.in_channels)  # (K, KH, KW) -> (F, C, KH, KW)
+            weight = self._scatter(weight)  # (K, KH, KW) -> (F, C, KH, KW), with 0 for all other pairs
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
@@ -324,6 +327,8 @@ class ScaledTanh(Activation):
     def __init__(self, amplitude: float = 1.7159, slope: float = 2 / 3) -> None:
         self.amplitude = number("ScaledTanh", "amplitude", amplitude)
         self.slope = number("ScaledTanh", "slope", slope)
+        if not self.amplitude:
+            raise ValueError("ScaledTanh: amplitude is 0; expected another number")
 
     def forward(self, x: TensorLike) -> Tensor:
         return F.scaled_tanh(x, self.amplitude, self.slope)

@@ -58,6 +58,6 @@ class RBF(Op):
             return terms().sum(1) + 2.0 * gy.sum(1, keepdims=True).relu()
 
         def hc() -> Tensor:
-            return terms().sum(0) + 2.0 * gy.sum(0).relu().expand_dims(1)
+            return terms().sum(0) + 2.0 * gy.relu().sum(0).expand_dims(1)
 
         return hx, hc
