@@ -52,10 +52,11 @@ class Part:
     j: float | None = None  # of Eq. 9, or None for Eq. 8
     images: int = 60_000  # of the training set: so many, the first of the constant order
     distorted: bool = False
-    init: str = "sqrt-fan-in"
+    init: str = "sqrt-fan-in"  # from the published initial weights the published rates do not learn
     mu: float = 0.02
     passes: int = 20
-    today: bool = False  # today's LeNet-5 instead: softmax, cross-entropy, Adam, 50 images an update
+    adam: bool = False  # instead of the published recipe: Adam with one cycle of rates, 50 images an update
+    today: bool = False  # today's LeNet-5 instead, with softmax and cross-entropy
 
 
 PARTS = {
@@ -65,11 +66,14 @@ PARTS = {
     "eq9-distorted": Part("Eq. 9, distortions", j=J, distorted=True),
     "eq8-15000": Part("Eq. 8, 15,000 images", images=15_000),
     "eq8-30000": Part("Eq. 8, 30,000 images", images=30_000),
-    "eq8-mu": Part("Eq. 8, mu = 0.1", mu=0.1),
-    "eq8-mu-distorted": Part("Eq. 8, mu = 0.1, distortions", mu=0.1, distorted=True),
-    "eq8-fan-in": Part("Eq. 8, weights from ±2.4/F", init="fan-in", passes=1),
-    "today": Part("today's LeNet-5", today=True),
-    "today-distorted": Part("today's LeNet-5, distortions", distorted=True, today=True),
+    "published-weights": Part("Eq. 8, weights from ±2.4/F, one pass", init="fan-in", passes=1),
+    "large-mu": Part("Eq. 8, weights from ±2.4/F, mu = 0.3", init="fan-in", mu=0.3),
+    "paper-rates": Part("Eq. 8, weights from ±1/sqrt(F), coefficients 0.6, mu = 0.1", init="paper-rates", mu=0.1),
+    "paper-rates-distorted": Part("Eq. 8, the same, distortions", distorted=True, init="paper-rates", mu=0.1),
+    "adam": Part("Eq. 8, weights from ±2.4/F, Adam", init="fan-in", adam=True),
+    "adam-distorted": Part("Eq. 8, the same, distortions", distorted=True, init="fan-in", adam=True),
+    "today": Part("today's LeNet-5", adam=True, today=True),
+    "today-distorted": Part("today's LeNet-5, distortions", distorted=True, adam=True, today=True),
 }
 
 
@@ -135,7 +139,7 @@ def loader_of(part: Part, images: Any, labels: Any, seed: int) -> data.DataLoade
     return data.DataLoader(
         images[order],
         labels[order],
-        batch_size=50 if part.today else SAMPLES,  # today's batch; in 1998, how many are drawn at a time
+        batch_size=50 if part.adam else SAMPLES,  # Adam's batch; in 1998, how many are drawn at a time
         shuffle=False,
         transform=data.to_input if part.today else input_1998,
         augment=Distortions(seed) if part.distorted else None,
@@ -156,7 +160,7 @@ def loss_of(part: Part, output: Tensor, labels: Any) -> Tensor:
 def train(part: Part, run: Run, no_progress: bool, test: Callable[[], int], interrupted: Callable[[], bool]) -> None:
     """All passes that are left, until the end, Ctrl-C or a loss of nan."""
     model, optimizer, schedule, loader = run.model, run.optimizer, run.schedule, run.loader
-    batch = loader.batch_size if part.today else 1
+    batch = loader.batch_size if part.adam else 1
     saved = time.monotonic()
     with tqdm(
         total=part.passes * len(loader.images),
@@ -240,9 +244,10 @@ def run_part(name: str, part: Part, args: argparse.Namespace, interrupted: Calla
         loader = loader_of(part, images, labels, args.seed)
         optimizer: optim.Optimizer
         schedule: optim.OneCycle | optim.PassRates
-        if part.today:
-            optimizer = optim.Adam(model.parameters(), lr=0.004)
-            schedule = optim.OneCycle(optimizer, max_lr=0.004, total_steps=part.passes * len(loader))
+        if part.adam:
+            rate = 0.004 if part.today else 0.002
+            optimizer = optim.Adam(model.parameters(), lr=rate)
+            schedule = optim.OneCycle(optimizer, max_lr=rate, total_steps=part.passes * len(loader))
         else:
             optimizer = optim.StochasticDiagonalLM(model.parameters(), lr=0.0005, mu=part.mu)
             schedule = optim.PassRates(optimizer)  # the paper's

@@ -178,7 +178,7 @@ def test_rates_of_the_first_pass() -> None:
     images, labels = data.mnist(MNIST, "train")
     images = np.pad(images[:1000], ((0, 0), (2, 2), (2, 2)))
     spread = {}
-    for init in ("fan-in", "sqrt-fan-in"):
+    for init in ("fan-in", "sqrt-fan-in", "paper-rates"):
         part = Part("", images=500, init=init)
         model, loader = build(part, 0), loader_of(part, images, labels[:1000], 0)
         optimizer = optim.StochasticDiagonalLM(model.parameters(), lr=0.0005, mu=0.02)
@@ -190,6 +190,8 @@ def test_rates_of_the_first_pass() -> None:
     assert 3e-6 < spread["sqrt-fan-in"][0] < 7e-5
     assert 5e-3 < spread["sqrt-fan-in"][2] < 0.02
     assert spread["sqrt-fan-in"][1] < 0.01
+    assert 7e-5 < spread["paper-rates"][0] < 2e-4  # the paper: 7e-5 to 0.016
+    assert 8e-3 < spread["paper-rates"][2] < 0.016
 
 
 # The report
@@ -267,4 +269,4 @@ def test_report_of_no_part(tmp_path: Path) -> None:
     """A table with the paper's figures alone, and a picture without lines."""
     images, labels = data.digits("test")
     report_1998.write(tmp_path, {}, images, labels)
-    assert "| test error, 60,000 images | 0.95% |  |  |  |" in (tmp_path / "table.md").read_text()
+    assert "| test error, 60,000 images | 0.95% |  |  |  |  |" in (tmp_path / "table.md").read_text()
