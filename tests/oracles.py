@@ -277,6 +277,15 @@ def cross_entropy(logits: Array, target: Array) -> Array:
     return y
 
 
+def cross_entropy_grad(gy: Array, logits: Array, target: Array) -> Array:
+    gx = np.zeros(logits.shape)
+    for n, row in enumerate(logits):
+        total = sum(math.exp(v) for v in row)
+        for k, v in enumerate(row):
+            gx[n, k] = gy[n] * (math.exp(v) / total * sum(target[n]) - target[n, k])
+    return gx
+
+
 ORACLES: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "copy": np.copy,
@@ -329,6 +338,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "log_softmax": log_softmax,
     "logsumexp": logsumexp,
     "cross_entropy": cross_entropy,
+    "cross_entropy_grad": cross_entropy_grad,
     "mse_loss": _each(lambda x, target: (x - target) ** 2),
     "rbf": rbf,
 }
