@@ -481,9 +481,9 @@ def measure_overfitting(record: Record, sets: Sets, plan: Plan) -> Record:
 
 
 def error_rates(results: Record, variant: str, size: int, kind: str) -> np.ndarray:
-    """In percent, one a seed: of the test images, or of the training digits."""
+    """In percent, in the order of the seeds: of the test images, or of the training digits."""
     images = {"test_errors": results["settings"]["test_images"], "train_errors": size}[kind]
-    records = select(results, "overfitting", variant=variant, digits=size)
+    records = sorted(select(results, "overfitting", variant=variant, digits=size), key=lambda record: record["seed"])
     return np.array([100 * record[kind] / images for record in records])
 
 
@@ -643,7 +643,7 @@ def select(results: Record, claim: str, **wanted: Any) -> list[Record]:
 
 
 def settings_of(dataset: str, seed: int, plan: Plan, sets: Sets) -> Record:
-    """All that the numbers depend on, but for the machine, in the form that JSON gives back."""
+    """The data and the settings that the numbers depend on, in the form that JSON gives back."""
     settings = {
         "dataset": dataset,
         "checksum": sets.checksum,
@@ -652,6 +652,7 @@ def settings_of(dataset: str, seed: int, plan: Plan, sets: Sets) -> Record:
         **asdict(plan),
         "batch_sizes": [BATCH, SMALL_BATCH],
         "lr": LR,
+        "variants": VARIANTS,
     }
     return json.loads(json.dumps(settings))
 

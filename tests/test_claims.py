@@ -332,6 +332,15 @@ def test_accuracy_is_the_mean_over_directions() -> None:
     np.testing.assert_allclose(claims.accuracies(results, "a", "b"), [[100, 75]])
 
 
+def test_error_rates_are_in_the_order_of_the_seeds() -> None:
+    """As variants are compared seed by seed, whichever was measured first."""
+    record = {"claim": "overfitting", "variant": "a", "digits": 50}
+    records = {str(seed): record | {"seed": seed, "train_errors": seed, "test_errors": seed} for seed in (2, 0, 1)}
+    results = {"settings": {"test_images": 100}, "measurements": records}
+    assert claims.error_rates(results, "a", 50, "test_errors").tolist() == [0, 1, 2]
+    assert claims.error_rates(results, "a", 50, "train_errors").tolist() == [0, 2, 4]
+
+
 def test_verdict() -> None:
     assert claims.verdict([], []) == "nowhere better or worse with each seed"
     both = claims.verdict(["100", "300"], ["1,000"])
@@ -345,7 +354,9 @@ def test_committed_results_are_of_this_program() -> None:
     """All measurements of the thorough plan, with the settings of today."""
     results = read(RESULTS)
     assert sorted(results["measurements"]) == sorted(expected_names(claims.THOROUGH, results["settings"]["seed"]))
-    today = json.loads(json.dumps(asdict(claims.THOROUGH) | {"lr": claims.LR, "dataset": "mnist"}))
+    today = json.loads(
+        json.dumps(asdict(claims.THOROUGH) | {"lr": claims.LR, "variants": claims.VARIANTS, "dataset": "mnist"})
+    )
     assert {name: results["settings"][name] for name in today} == today
 
 
@@ -363,12 +374,13 @@ def test_committed_figures_and_sentences(name: str) -> None:
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="MNIST is not here; name its folder in TINYGRAD_LENET_MNIST")
-def test_committed_numbers_come_out_again() -> None:
+def test_committed_numbers_come_out_again(tmp_path: Path) -> None:
     """One of them, on the real thing; other machines round otherwise, so not to the digit."""
     results = read(RESULTS)
-    sets = claims.load("mnist", MNIST, False)
-    assert sets.checksum == results["settings"]["checksum"]
-    (record,) = claims.select(results, "overfitting", digits=300, variant="ReLU and max pooling", seed=0)
-    again = claims.measure_overfitting(record, sets, claims.THOROUGH)
+    record = results["measurements"].pop("overfitting, 300, ReLU and max pooling, 0")
+    (tmp_path / "claims.json").write_text(json.dumps(results))
+    done = program("--data-dir", MNIST, "--only", "overfitting", "--out", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    again = read(tmp_path)["measurements"].pop("overfitting, 300, ReLU and max pooling, 0")
     assert again["train_errors"] == record["train_errors"] == 0
     assert again["test_errors"] == pytest.approx(record["test_errors"], abs=100)  # 1% of the images
