@@ -30,13 +30,13 @@ What the paper does not say, or says twice, and what is done here:
 """
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from tinygrad_lenet import Tensor, nn, no_grad
 from tinygrad_lenet import functional as F
-from tinygrad_lenet.shapes import number
 
 # Table I: which maps of S2 each of the 16 maps of C3 sees. Every triple and every quadruple of neighbours, three
 # quadruples with a gap, and all six: no two maps of C3 see the same, so they have to become different.
@@ -132,10 +132,11 @@ class LeNet5_1998(nn.Module):  # noqa: N801
     def reject(self, x: Tensor, threshold: float) -> Tensor:
         """Where the two smallest penalties differ by less than ``threshold``: x[N 1 32 32] -> booleans [N].
 
-        Those are the images of which the network is least certain. TypeError or ValueError if ``threshold`` is not a
-        number of at least 0.
+        Those are the images of which the network is least certain. ValueError if ``threshold`` is not a number of at
+        least 0.
         """
-        threshold = number("reject", "threshold", threshold, low=0)
+        if not isinstance(threshold, Real) or not threshold >= 0:
+            raise ValueError(f"reject: threshold is {threshold!r}; expected a difference of penalties, at least 0")
         with no_grad():
             penalties = self(x)
             best = penalties.min(axis=1, keepdims=True)

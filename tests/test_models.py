@@ -597,9 +597,9 @@ def test_rejection_of_images() -> None:
     assert 0 < model.reject(images, threshold).numpy().sum() < 6
 
 
-@pytest.mark.parametrize("threshold", [-1e-9, -1, math.nan, -math.inf])
-def test_bad_threshold_is_refused(threshold: float) -> None:
-    with pytest.raises(ValueError, match=rf"^reject: threshold is {threshold!r}; expected a finite number"):
+@pytest.mark.parametrize("threshold", [-1e-9, -1, math.nan, -math.inf, "a", None])
+def test_bad_threshold_is_refused(threshold: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^reject: threshold is {threshold!r}; expected a difference"):
         Foregone().reject(penalties_of([1, 2]), threshold)
 
 
