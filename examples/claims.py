@@ -726,5 +726,6 @@ if __name__ == "__main__":
         what = "standard output was closed" if isinstance(error, BrokenPipeError) else error
         sys.exit(f"claims: {what}")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more, while Python ends, would change the exit status
         print("claims: stopped by Ctrl-C; the same command goes on from there", file=sys.stderr)
         sys.exit(130)  # what shells expect

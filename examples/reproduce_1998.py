@@ -334,5 +334,6 @@ if __name__ == "__main__":
         what = "standard output was closed" if isinstance(error, BrokenPipeError) else error
         sys.exit(f"reproduce_1998: {what}")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more, while Python ends, would change the exit status
         print("reproduce_1998: stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)  # what shells expect

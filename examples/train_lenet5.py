@@ -275,5 +275,6 @@ if __name__ == "__main__":
         what = "standard output was closed" if isinstance(error, BrokenPipeError) else error
         sys.exit(f"train_lenet5: {what}")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more, while Python ends, would change the exit status
         print("train_lenet5: stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)  # what shells expect
