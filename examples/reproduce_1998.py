@@ -323,6 +323,8 @@ def report(args: argparse.Namespace) -> None:
                 json.loads((folder / "metrics.json").read_text()),
             )
     report_1998.write(args.out, parts, images, labels)
+    if args.quick:
+        print("\n--quick is a hundredth of the images and 3 passes: it shows that all works, not how well")
     print(f"\n{(args.out / 'table.md').read_text()}\ntable.md and pictures are in {args.out}")
 
 
