@@ -269,7 +269,6 @@ def run_part(name: str, part: Part, args: argparse.Namespace, interrupted: Calla
             return False
         checkpoint.save(folder / "model.safetensors", model.state_dict())
         metrics = {
-            "test_errors": run.history["test_errors"][-1],
             "test_images": len(test_labels),
             "train_loss": run.train_loss,
             **run.history,

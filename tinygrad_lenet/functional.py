@@ -167,9 +167,7 @@ def scatter_kernels(weight: TensorLike, connections: Sequence[Sequence[int]], in
            [7, 7]])
     """
     channels = integer("scatter_kernels", "in_channels", in_channels, minimum=1)
-    rows = connection_table("scatter_kernels", connections, channels)
-    places = tuple(f * channels + c for f, row in enumerate(rows) for c in row)
-    return ScatterKernels(places, (len(rows), channels))(weight)
+    return ScatterKernels.of(connection_table("scatter_kernels", connections, channels), channels)(weight)
 
 
 def _pool_parameters(op: str, kernel_size: Any, stride: Any, padding: Any) -> tuple[tuple[int, int], ...]:
@@ -395,9 +393,7 @@ def penalty_loss(penalties: TensorLike, target: TensorLike, j: float | None = No
         raise ShapeError(f"penalty_loss: penalties have shape {penalties.shape}; expected [N K]")
     labels = _labels("penalty_loss", target, penalties.shape[1], penalties.device)
     if labels.shape != penalties.shape[:1]:
-        raise ShapeError(
-            f"penalty_loss: axis N is {penalties.shape[0]} in penalties and {labels.shape[0]} in target"
-        )  # fmt: skip
+        raise ShapeError(f"penalty_loss: axis N is {penalties.shape[0]} in penalties and {labels.shape[0]} in target")
     if j is None:
         return _REDUCTIONS[reduction](penalties[np.arange(penalties.shape[0]), labels.data])
     rubbish = number("penalty_loss", "j", j, low=0, low_allowed=False)

@@ -205,21 +205,18 @@ def connection_table(op: str, connections: Any, channels: int) -> tuple[tuple[in
     >>> connection_table("Conv2d", [[0], [0, 1]], channels=2)
     ((0,), (0, 1))
     """
+    checked = []
     try:
-        return _connection_table(op, tuple([tuple(row) for row in connections]), channels)
+        for f, row in enumerate(connections):
+            checked.append(tuple([integer(op, f"each map in row {f} of connections", c, minimum=0) for c in row]))
     except TypeError as error:
         raise TypeError(
             f"{op}: connections are {connections!r}; expected for each output map a list of input maps, such as "
             f"[[0], [0, 1]] ({error})"
         ) from None
-
-
-def _connection_table(op: str, rows: tuple[tuple[Any, ...], ...], channels: int) -> tuple[tuple[int, ...], ...]:
-    if not rows:
+    if not checked:
         raise ValueError(f"{op}: connections is empty; expected a row for each output map")
-    checked = []
-    for f, row in enumerate(rows):
-        maps = tuple([integer(op, f"each map in row {f} of connections", c, minimum=0) for c in row])
+    for f, maps in enumerate(checked):
         if not maps:
             raise ValueError(f"{op}: row {f} of connections is empty; expected at least one input map")
         if max(maps) >= channels:
@@ -229,7 +226,6 @@ def _connection_table(op: str, rows: tuple[tuple[Any, ...], ...], channels: int)
             )
         if len(set(maps)) != len(maps):
             raise ValueError(f"{op}: row {f} of connections, {maps}, names an input map twice")
-        checked.append(maps)
     return tuple(checked)
 
 

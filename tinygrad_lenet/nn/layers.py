@@ -95,9 +95,7 @@ class Conv2d(_Convolution):
         if connections is None:
             self._draw(self.out_channels, self.in_channels // self.groups, bias, rng, dtype)
             return
-        self.connections = rows = connection_table("Conv2d", connections, self.in_channels)
-        places = tuple(f * self.in_channels + c for f, row in enumerate(rows) for c in row)
-        self._scatter = ScatterKernels(places, (self.out_channels, self.in_channels))
+        self.connections = connection_table("Conv2d", connections, self.in_channels)
         if len(self.connections) != self.out_channels:
             raise ValueError(
                 f"Conv2d: connections has {len(self.connections)} rows; expected one for each of the "
@@ -105,6 +103,7 @@ class Conv2d(_Convolution):
             )
         if self.groups != 1:
             raise ValueError(f"Conv2d: groups is {self.groups}, and connections are given; expected only one of them")
+        self._scatter = ScatterKernels.of(self.connections, self.in_channels)
         # Each output map has a fan-in of its own, so each is drawn as a layer of one map.
         rng = _generator("Conv2d", rng)
         kernels = [(len(maps), *self.kernel_size) for maps in self.connections]

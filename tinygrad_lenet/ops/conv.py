@@ -232,6 +232,12 @@ class ScatterKernels(Op):
         (((2, 1, 3),), {"places": (0, 1), "channels": (1, 2)}),
     )
 
+    @classmethod
+    def of(cls, connections: tuple[tuple[int, ...], ...], channels: int) -> "ScatterKernels":
+        """The op for a table that `shapes.connection_table` has checked, of so many input maps."""
+        places = tuple(f * channels + c for f, row in enumerate(connections) for c in row)
+        return cls(places, (len(connections), channels))
+
     def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
         sizes = super().check(shapes)
         if sizes["K"] != len(self.places):

@@ -222,9 +222,8 @@ class Subsample2d(Op):
         hx, _, *hb = self.backward(hy, y, x, weight * weight, *bias)
 
         def hw() -> Tensor:
-            s = self(
-                x, 0.0 * weight + 1.0
-            )  # the slope; Eq. 22, with a connection for each pixel, has sum of x^2, not s^2
+            # The slope is s. Eq. 22, read with a connection for each pixel, would have the sum of x^2 for s^2.
+            s = self.kernel_size[0] * self.kernel_size[1] * AvgPool2d(self.kernel_size, self.kernel_size, (0, 0))(x)
             return (hy * (s * s)).sum((0, 2, 3))
 
         return hx, hw, *hb
