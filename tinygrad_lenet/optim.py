@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, backend_of, transfer
-from .nn.state import copy_into
+from .curvature import curvature
+from .graph import note_write
+from .nn.state import copy_values, fitting_values
 from .shapes import integer, number
-from .tensor import Tensor, curvature
+from .tensor import Tensor
 
 __all__ = ["SGD", "Adam", "AdamW", "OneCycle", "Optimizer", "PassRates", "StepLR", "StochasticDiagonalLM"]
 
@@ -62,7 +64,7 @@ class Optimizer:
         name = type(self).__name__
         self.params = _parameters(name, params)
         self.lr = lr
-        self.weight_decay = number(name, "weight_decay", weight_decay, low=0)
+        self.weight_decay = number(name, "weight_decay", weight_decay, "[0, inf)")
         self._steps = [0] * len(self.params)  # how many times each parameter was updated
         self._groups: list[_Group] = []
         self._lay_out()
@@ -74,7 +76,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
-        self._lr = number(type(self).__name__, "lr", value, low=0, low_allowed=False)
+        self._lr = number(type(self).__name__, "lr", value, "(0, inf)")
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
@@ -197,11 +199,11 @@ class Optimizer:
         _check_keys(name, state, {"algorithm", "lr", "steps", "tensors"})
         if state["algorithm"] != name:
             raise ValueError(f"{name}: the state is that of {state['algorithm']!r}; expected {name!r}")
-        lr = number(name, "lr", state["lr"], low=0, low_allowed=False)
+        lr = number(name, "lr", state["lr"], "(0, inf)")
         steps = [integer(name, "each count in steps", step, minimum=0) for step in state["steps"]]
         if len(steps) != len(self.params):
             raise ValueError(f"{name}: the state is for {len(steps)} parameters; expected {len(self.params)}")
-        copy_into(f"{name}.load_state_dict", "these parameters", self._tensors(), state["tensors"])
+        copy_values(fitting_values(f"{name}.load_state_dict", "these parameters", self._tensors(), state["tensors"]))
         self._lr, self._steps = lr, steps
 
     def __repr__(self) -> str:
@@ -230,7 +232,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0,
     ) -> None:
-        self.momentum = number("SGD", "momentum", momentum, low=0, high=1)
+        self.momentum = number("SGD", "momentum", momentum, "[0, 1)")
         self.nesterov = bool(nesterov)
         if self.nesterov and not self.momentum:
             raise ValueError("SGD: nesterov is True and momentum 0; expected a momentum above 0")
@@ -277,9 +279,9 @@ class Adam(Optimizer):
         name = type(self).__name__
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"{name}: betas is {betas!r}; expected two numbers")
-        b1, b2 = (number(name, "each of betas", beta, low=0, high=1) for beta in betas)
+        b1, b2 = (number(name, "each of betas", beta, "[0, 1)") for beta in betas)
         self.betas = (b1, b2)
-        self.eps = number(name, "eps", eps, low=0)
+        self.eps = number(name, "eps", eps, "[0, inf)")
         super().__init__(params, lr, weight_decay)
 
     def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
@@ -342,7 +344,7 @@ class StochasticDiagonalLM(Optimizer):
     _state = ("inverse",)  # 1 / (mu + h); 0 while h is unknown
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.0005, mu: float = 0.02) -> None:
-        self.mu = number("StochasticDiagonalLM", "mu", mu, low=0, low_allowed=False)
+        self.mu = number("StochasticDiagonalLM", "mu", mu, "(0, inf)")
         super().__init__(params, lr)
         self._estimated = False
 
@@ -417,7 +419,7 @@ class _Schedule:
         before = vars(self).copy()
         vars(self).update(count=integer(name, "count", state["count"], minimum=0))
         if "base_lr" in mine:
-            vars(self).update(base_lr=number(name, "base_lr", state["base_lr"], low=0, low_allowed=False))
+            vars(self).update(base_lr=number(name, "base_lr", state["base_lr"], "(0, inf)"))
         try:
             self.optimizer.lr = self._lr_at(self.count)
         except ValueError:
@@ -447,13 +449,13 @@ class OneCycle(_Schedule):
         start_factor: float = 25,
         end_factor: float = 1e4,
     ) -> None:
-        self.max_lr = number("OneCycle", "max_lr", max_lr, low=0, low_allowed=False)
+        self.max_lr = number("OneCycle", "max_lr", max_lr, "(0, inf)")
         self.total_steps = integer("OneCycle", "total_steps", total_steps, minimum=1)
-        self.warmup = number("OneCycle", "warmup", warmup, low=0)
+        self.warmup = number("OneCycle", "warmup", warmup, "[0, inf)")
         if self.warmup > 1:
             raise ValueError(f"OneCycle: warmup is {warmup!r}; expected a fraction of total_steps, from 0 to 1")
-        self.start_factor = number("OneCycle", "start_factor", start_factor, low=0, low_allowed=False)
-        self.end_factor = number("OneCycle", "end_factor", end_factor, low=0, low_allowed=False)
+        self.start_factor = number("OneCycle", "start_factor", start_factor, "(0, inf)")
+        self.end_factor = number("OneCycle", "end_factor", end_factor, "(0, inf)")
         super().__init__(optimizer)
 
     def _lr_at(self, count: int) -> float:
@@ -483,7 +485,7 @@ class StepLR(_Schedule):
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         self.step_size = integer("StepLR", "step_size", step_size, minimum=1)
-        self.gamma = number("StepLR", "gamma", gamma, low=0, low_allowed=False)
+        self.gamma = number("StepLR", "gamma", gamma, "(0, inf)")
         self.base_lr = _optimizer("StepLR", optimizer).lr
         super().__init__(optimizer)
 
@@ -514,7 +516,7 @@ class PassRates(_Schedule):
         self.rates = [
             [
                 integer("PassRates", "each count of passes", passes, minimum=1),
-                number("PassRates", "each rate", rate, low=0, low_allowed=False),
+                number("PassRates", "each rate", rate, "(0, inf)"),
             ]
             for passes, rate in pairs
         ]
