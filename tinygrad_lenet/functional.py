@@ -463,7 +463,15 @@ def pad(x: TensorLike, pad_width: int | Sequence[Any], value: float = 0.0) -> Te
         widths = np.broadcast_to(np.asarray(pad_width), (x.ndim, 2)).tolist()
     except ValueError:
         raise ShapeError(f"pad: pad_width {pad_width!r} does not give (before, after) for {x.ndim} axes") from None
+    value = number("pad", "value", value, "[-inf, inf]")
+    if x.dtype.kind != "f" and not (value.is_integer() and _holds(x.dtype, int(value))):
+        raise ValueError(f"pad: value is {value:g}, which {x.dtype} cannot hold; use x.astype('float32') first")
     return Pad(tuple(map(tuple, widths)), value)(x)
+
+
+def _holds(dtype: np.dtype[Any], value: int) -> bool:
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return bool(low <= value <= high)
 
 
 def where(condition: TensorLike, x: TensorLike, y: TensorLike) -> Tensor:

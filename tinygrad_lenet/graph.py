@@ -256,6 +256,7 @@ class Path:
 
     def __init__(self, caller: str, output: Node, targets: Sequence[Node] | None) -> None:
         self._nodes = ancestors(output)
+        self._all = targets is None
         if targets is None:
             self.wanted = {id(y) for y in self._nodes if y.op is None}
             self.leading = {id(y) for y in self._nodes}
@@ -278,7 +279,7 @@ class Path:
 
     def continues(self, y: Node) -> bool:
         """Whether the path goes on from y to an input."""
-        return y.op is not None and any(id(x) in self.leading for x in y.inputs or ())
+        return y.op is not None and (self._all or any(id(x) in self.leading for x in y.inputs or ()))
 
 
 def backpropagate(path: Path, output: Node, gy: Any, retain_graph: bool, create_graph: bool) -> list[tuple[Any, Any]]:

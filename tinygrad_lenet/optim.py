@@ -6,6 +6,7 @@ few over each of many small ones. The parameters' own arrays are only ever writt
 share with them stays shared.
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,7 +53,8 @@ class _Group:
 class Optimizer:
     """What the optimisers share; a subclass names its state vectors and defines `_update`.
 
-    A parameter whose ``.grad`` is None is left alone by a step, and so is all that is remembered for it. TypeError for
+    A step leaves a parameter whose ``.grad`` is None as it is, and its state too. The state of float16 parameters is
+    kept in float32. Copied or pickled, an optimiser takes its parameters and its state along. TypeError for
     params that are not tensors; ValueError for none, for one given twice or that does not hold floats, and for
     settings out of range.
     """
@@ -86,9 +88,10 @@ class Optimizer:
     def step(self) -> None:
         """Update each parameter that has a gradient, in place; ValueError if a gradient does not fit its parameter."""
         self._follow()
-        for group, runs in [(group, self._gather(group)) for group in self._groups]:
+        for group, runs in [(group, self._gather(group)) for group in self._groups]:  # all is checked before any update
             for first, last in runs:
                 self._update_run(group, first, last)
+                note_write(*group.arrays[first:last])
 
     def _follow(self) -> None:
         """Lay the vectors out again if a parameter's array has been replaced, by module.to(device) say."""
@@ -137,6 +140,8 @@ class Optimizer:
                     f"{type(self).__name__}: the gradient of parameter {member} has shape {array.shape}; "
                     f"expected the parameter's, {shape}"
                 )
+            if not getattr(group.arrays[k].flags, "writeable", True):
+                raise ValueError(f"{type(self).__name__}: parameter {member} lies in read-only memory")
             if self._steps[member] != step:
                 if step >= 0:
                     runs.append((first, k))
@@ -147,7 +152,7 @@ class Optimizer:
         return runs
 
     def _lay_out(self) -> None:
-        """Make the flat vectors, for where the parameters lie now; what is remembered moves along with them."""
+        """Make the flat vectors, for where the parameters lie now; the state moves along with them."""
         remembered = self._tensors()
         for name, array in remembered.items():
             member = int(name.partition(".")[0])
@@ -168,7 +173,8 @@ class Optimizer:
                 offsets.append(offsets[-1] + array.size)
             backend = backend_of(arrays[0])
             with backend.selected(backend.index_of(arrays[0])):
-                gradient, *state, scratch = _vectors(backend.xp, 2 + len(self._state), offsets[-1], dtype)
+                wide = np.dtype(np.float32) if dtype == np.float16 else dtype
+                gradient, *state, scratch = _vectors(backend.xp, 2 + len(self._state), offsets[-1], wide)
             named = dict(zip(self._state, state, strict=True))
             self._groups.append(_Group(backend.xp, members, params, arrays, offsets, gradient, scratch, named))
         for name, array in self._tensors().items():
@@ -176,7 +182,7 @@ class Optimizer:
                 array[...] = transfer(remembered[name], backend_of(array).device_of(array))
 
     def _tensors(self) -> dict[str, Array]:
-        """What is remembered for each parameter, by names such as "0.m", as views in the parameter's shape."""
+        """The state of each parameter, by names such as "0.m", as views in the parameter's shape."""
         return {
             f"{member}.{name}": view
             for group in self._groups
@@ -185,7 +191,7 @@ class Optimizer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What is remembered between steps: algorithm, lr, steps (a count for each parameter), tensors (NumPy arrays).
+        """The state between steps: algorithm, lr, steps (a count for each parameter), tensors (NumPy arrays).
 
         Numbers, strings and lists of them, but for ``tensors``: a copy for each parameter, with names such as "0.m".
         The other settings are those given when the optimiser was made.
@@ -205,6 +211,18 @@ class Optimizer:
             raise ValueError(f"{name}: the state is for {len(steps)} parameters; expected {len(self.params)}")
         copy_values(fitting_values(f"{name}.load_state_dict", "these parameters", self._tensors(), state["tensors"]))
         self._lr, self._steps = lr, steps
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle; the flat vectors are made again."""
+        tensors = {name: backend_of(view).to_numpy(view) for name, view in self._tensors().items()}
+        return vars(self) | {"_groups": [], "_copied": tensors}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        tensors = state.pop("_copied")
+        vars(self).update(state)
+        self._lay_out()
+        for name, view in self._tensors().items():
+            view[...] = transfer(tensors[name], backend_of(view).device_of(view))
 
     def __repr__(self) -> str:
         elements = sum(p.size for p in self.params)
@@ -416,15 +434,12 @@ class _Schedule:
         for key, value in mine.items():
             if key not in ("count", "base_lr") and state[key] != value:
                 raise ValueError(f"{name}: {key} is {state[key]!r} in the state; expected {value!r}, as given here")
-        before = vars(self).copy()
-        vars(self).update(count=integer(name, "count", state["count"], minimum=0))
+        trial = copy.copy(self)
+        trial.count = integer(name, "count", state["count"], minimum=0)
         if "base_lr" in mine:
-            vars(self).update(base_lr=number(name, "base_lr", state["base_lr"], "(0, inf)"))
-        try:
-            self.optimizer.lr = self._lr_at(self.count)
-        except ValueError:
-            vars(self).update(before)
-            raise
+            vars(trial).update(base_lr=number(name, "base_lr", state["base_lr"], "(0, inf)"))
+        self.optimizer.lr = trial._lr_at(trial.count)
+        vars(self).update(vars(trial))
 
 
 class OneCycle(_Schedule):
@@ -451,9 +466,7 @@ class OneCycle(_Schedule):
     ) -> None:
         self.max_lr = number("OneCycle", "max_lr", max_lr, "(0, inf)")
         self.total_steps = integer("OneCycle", "total_steps", total_steps, minimum=1)
-        self.warmup = number("OneCycle", "warmup", warmup, "[0, inf)")
-        if self.warmup > 1:
-            raise ValueError(f"OneCycle: warmup is {warmup!r}; expected a fraction of total_steps, from 0 to 1")
+        self.warmup = number("OneCycle", "warmup", warmup, "[0, 1]")
         self.start_factor = number("OneCycle", "start_factor", start_factor, "(0, inf)")
         self.end_factor = number("OneCycle", "end_factor", end_factor, "(0, inf)")
         super().__init__(optimizer)

@@ -163,14 +163,16 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
     >>> integer("conv2d", "groups", 2, minimum=1)
     2
     """
+    if type(value) is int and value >= minimum:
+        return value
     try:
         if isinstance(value, bool):
             raise TypeError
         found = operator.index(value)
     except TypeError:
         raise TypeError(f"{op}: {name} must be an integer, not {value!r}") from None
-    if found < minimum:
-        raise ValueError(f"{op}: {name} is {_short(found)}; expected at least {minimum}")
+    if not minimum <= found < 2**63:
+        raise ValueError(f"{op}: {name} is {_short(found)}; expected at least {minimum} and no more than 64 bits hold")
     return found
 
 
@@ -202,8 +204,7 @@ def _interval(text: str) -> tuple[str, float, float, str]:
 
 def _short(value: Any) -> str:
     """A number in words that fit on a line."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"a number of {len(hex(value)) - 2} hex digits"
-    return text
+    return repr(value) if not isinstance(value, int) or abs(value) < 2**64 else f"a number of {value.bit_length()} bits"
 
 
 def pair(op: str, name: str, value: Any, minimum: int) -> Pair:
@@ -226,7 +227,8 @@ def integers(op: str, name: str, value: Any, minimum: int) -> tuple[int, ...]:
     >>> integers("reshape", "shape", [2, -1], minimum=-1)
     (2, -1)
     """
-    return tuple([integer(op, name, each, minimum) for each in (value if isinstance(value, (tuple, list)) else (value,))])
+    given = value if isinstance(value, (tuple, list)) else (value,)
+    return tuple([each if type(each) is int and each >= minimum else integer(op, name, each, minimum) for each in given])
 
 
 def axes(op: str, name: str, value: Any) -> tuple[int, ...] | None:

@@ -491,8 +491,10 @@ class HookHandle:
 
 def wrap(array: Array) -> Tensor:
     """A leaf tensor around an array of a known backend, without a copy or a check."""
+    if type(array) is not np.ndarray and backend_of_type(type(array)) is None:
+        array = np.asarray(array)  # of a NumPy scalar, which NumPy returns where an array would have no axes
     tensor = Tensor.__new__(Tensor)
-    _fill(tensor, array if isinstance(array, np.ndarray) or backend_of_type(type(array)) else np.asarray(array))
+    _fill(tensor, array)
     return tensor
 
 

@@ -199,7 +199,14 @@ class Module:
         return ""
 
     def __repr__(self) -> str:
-        inner = [f"({name}): {module!r}".replace("\n", "\n  ") for name, module in self._submodules()]
+        return self._text(())
+
+    def _text(self, within: tuple["Module", ...]) -> str:
+        inner = []
+        for name, module in self._submodules():
+            outer = any(module is each for each in (*within, self))
+            text = "..." if outer else module._text((*within, self))
+            inner.append(f"({name}): {text}".replace("\n", "\n  "))
         if not inner:
             return f"{type(self).__name__}({self.extra_repr()})"
         lines = [self.extra_repr(), *inner] if self.extra_repr() else inner
