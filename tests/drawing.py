@@ -28,6 +28,18 @@ class Draw:
     def shape(self, low: int = 0, high: int = 3) -> tuple[int, ...]:
         return tuple(self.data.draw(st.lists(st.integers(1, 4), min_size=low, max_size=high), label="shape"))
 
+    def broadcasting(self, count: int) -> list[tuple[int, ...]]:
+        """Shapes that broadcast together: cut from one shape, some axes set to 1."""
+        whole = self.shape(1, 3)
+        cuts = [whole[self.int(0, len(whole)) :] for _ in range(count)]
+        return [tuple(self.pick(size, size, 1) for size in cut) for cut in cuts]
+
+    def axes(self, ndim: int) -> Any:
+        """None, an axis or a tuple of axes, some counted from the end."""
+        chosen = self.data.draw(st.lists(st.integers(0, ndim - 1), min_size=1, max_size=ndim, unique=True))
+        signed = tuple(self.pick(axis, axis - ndim) for axis in chosen)
+        return self.pick(None, signed[0], signed)
+
     def values(self, *shape: int, low: float = -2.0, high: float = 2.0) -> np.ndarray:
         """Random numbers, in memory: batch-last as the ops make them, C or Fortran order, a step apart, or reversed."""
         x = np.asarray(self.rng.uniform(low, high, shape), self.dtype)
@@ -39,3 +51,7 @@ class Draw:
         if layout == "reversed":
             return np.ascontiguousarray(x[::-1])[::-1]
         return np.asarray(x, order="F" if layout == "F" else "C")
+
+    def values_or_tied(self, *shape: int) -> np.ndarray:
+        """Random numbers, or else -1, 0 and 1: many elements tie, and many lie on a kink."""
+        return self.rng.integers(-1, 2, shape).astype(self.dtype) if self.pick(False, True) else self.values(*shape)
