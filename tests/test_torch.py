@@ -121,22 +121,20 @@ def conv_transpose2d(draw: Draw) -> Case:
     return Case(lambda *a: F.conv_transpose2d(*a, **how), lambda *a: TF.conv_transpose2d(*a, **how), arrays)
 
 
-def pooling(draw: Draw, ours: Callable[..., Tensor], theirs: Callable[..., Any], image: Any) -> Case:
-    kernel, stride = draw.pair(1, 3), draw.pick(None, draw.pair(1, 3), draw.int(1, 3))
-    padding = tuple(draw.int(0, k // 2) for k in kernel)
-    h, w = (max(1, k - 2 * p) + draw.int(0, 4) for k, p in zip(kernel, padding, strict=True))
-    how = {"kernel_size": kernel, "stride": stride, "padding": padding}
-    return Case(lambda x: ours(x, **how), lambda x: theirs(x, **how), [image(*draw.pair(1, 2), h, w)])
+def pooling(ours: Callable[..., Tensor], theirs: Callable[..., Any], tied: bool = False) -> Any:
+    def draw_case(draw: Draw) -> Case:
+        kernel, stride = draw.pair(1, 3), draw.pick(None, draw.pair(1, 3), draw.int(1, 3))
+        padding = tuple(draw.int(0, k // 2) for k in kernel)
+        h, w = (max(1, k - 2 * p) + draw.int(0, 4) for k, p in zip(kernel, padding, strict=True))
+        how = {"kernel_size": kernel, "stride": stride, "padding": padding}
+        image = (draw.values_or_tied if tied else draw.values)(*draw.pair(1, 2), h, w)
+        return Case(lambda x: ours(x, **how), lambda t: theirs(t, **how), [image])
+
+    return draw_case
 
 
-@case
-def avg_pool2d(draw: Draw) -> Case:
-    return pooling(draw, F.avg_pool2d, TF.avg_pool2d, draw.values)
-
-
-@case
-def max_pool2d(draw: Draw) -> Case:
-    return pooling(draw, F.max_pool2d, TF.max_pool2d, draw.values_or_tied)
+CASES["avg_pool2d"] = pooling(F.avg_pool2d, TF.avg_pool2d)
+CASES["max_pool2d"] = pooling(F.max_pool2d, TF.max_pool2d, tied=True)
 
 
 @case
@@ -215,11 +213,8 @@ def einsum(draw: Draw) -> Case:
     text = ",".join(terms)
     if draw.pick(True, False):
         text += " -> " + ("..." if "..." in text else "") + "".join(output)
-    return Case(
-        lambda *a: F.einsum(text, *a),
-        lambda *a: torch.einsum(text, *a),
-        [draw.values(*shape) for shape in shapes],
-    )
+    arrays = [draw.values(*shape) for shape in shapes]
+    return Case(lambda *a: F.einsum(text, *a), lambda *a: torch.einsum(text, *a), arrays)
 
 
 # Elementwise
@@ -298,24 +293,14 @@ def scaled_tanh(draw: Draw) -> Case:
 
 @case
 def where(draw: Draw) -> Case:
-    condition, a, b = draw.broadcasting(3)
-    mask = draw.rng.random(condition) < 0.5
-    mask = np.asarray(mask)
-    return Case(
-        lambda x, y: F.where(mask, x, y),
-        lambda s, t: torch.where(torch.tensor(mask), s, t),
-        [draw.values(*a), draw.values(*b)],
-    )
-
-
-@case
-def where_number(draw: Draw) -> Case:
-    """One branch is a Python number, and the condition is computed from the tensor itself."""
-    return Case(
-        lambda x: F.where(x > 0.5, x * x, -1.5),
-        lambda t: torch.where(t > 0.5, t * t, -1.5),
-        [draw.values(*draw.shape())],
-    )
+    """Two tensors, or a Python number on one side and a condition that is computed from the tensor itself."""
+    if draw.pick(False, True):
+        ours, theirs = (lambda x, fn=fn: fn(x > 0.5, x * x, -1.5) for fn in (F.where, torch.where))
+        return Case(ours, theirs, [draw.values(*draw.shape())])
+    shape, a, b = draw.broadcasting(3)
+    mask = np.asarray(draw.rng.random(shape) < 0.5)
+    condition, arrays = torch.tensor(mask), [draw.values(*a), draw.values(*b)]
+    return Case(lambda x, y: F.where(mask, x, y), lambda s, t: torch.where(condition, s, t), arrays)
 
 
 # Softmax and losses
@@ -584,8 +569,7 @@ def transpose(draw: Draw) -> Case:
 def reshape(draw: Draw) -> Case:
     """To any factorisation, one axis left to be found, also from memory that is not contiguous."""
     shape = draw.shape(0, 4)
-    factors = [size for size in shape if size > 1]
-    new = list(draw.data.draw(st.permutations(factors)))
+    new = list(draw.data.draw(st.permutations([size for size in shape if size > 1])))
     if len(new) > 1 and draw.pick(True, False):
         new[:2] = [new[0] * new[1]]
     if new and draw.pick(True, False):
@@ -606,12 +590,9 @@ def squeeze(draw: Draw) -> Case:
 @case
 def expand_dims(draw: Draw) -> Case:
     shape = draw.shape()
-    first = draw.int(-len(shape) - 1, len(shape))
-    two = draw.pick((0, 1), (0, -1), (-2, -1))
-    if draw.pick(True, False):
-        return Case(lambda x: x.expand_dims(first) * 1.0, lambda t: t.unsqueeze(first) * 1.0, [draw.values(*shape)])
-    target = np.expand_dims(np.empty(shape), two).shape
-    return Case(lambda x: x.expand_dims(two) * 1.0, lambda t: t.reshape(target) * 1.0, [draw.values(*shape)])
+    axis = draw.pick(draw.int(-len(shape) - 1, len(shape)), (0, 1), (0, -1), (-2, -1))
+    new = np.expand_dims(np.empty(shape), axis).shape
+    return Case(lambda x: x.expand_dims(axis) * 1.0, lambda t: t.reshape(new) * 1.0, [draw.values(*shape)])
 
 
 @case
@@ -632,9 +613,8 @@ def pad(draw: Draw) -> Case:
     )
     value = draw.pick(0.0, -1.5)
     flat = [side for pair in reversed(pairs) for side in pair]
-    return Case(
-        lambda x: F.pad(x, width, value) * 1.0, lambda t: TF.pad(t, flat, value=value) * 1.0, [draw.values(*shape)]
-    )
+    x = draw.values(*shape)
+    return Case(lambda x: F.pad(x, width, value) * 1.0, lambda t: TF.pad(t, flat, value=value) * 1.0, [x])
 
 
 @case
@@ -644,40 +624,16 @@ def concatenate(draw: Draw) -> Case:
     shapes = [list(shape) for _ in range(draw.int(1, 3))]
     for each in shapes:
         each[axis] = draw.int(1, 3)
-    return Case(
-        lambda *xs: F.concatenate(xs, axis) * 1.0,
-        lambda *ts: torch.cat(ts, axis) * 1.0,
-        [draw.values(*each) for each in shapes],
-    )
+    arrays = [draw.values(*each) for each in shapes]
+    return Case(lambda *xs: F.concatenate(xs, axis) * 1.0, lambda *ts: torch.cat(ts, axis) * 1.0, arrays)
 
 
 @case
 def stack(draw: Draw) -> Case:
     shape = draw.shape()
     axis = draw.int(-len(shape) - 1, len(shape))
-    return Case(
-        lambda *xs: F.stack(list(xs), axis),
-        lambda *ts: torch.stack(ts, axis),
-        [draw.values(*shape) for _ in range(draw.int(1, 3))],
-    )
-
-
-@case
-def a_small_lenet(draw: Draw) -> Case:
-    """The pieces together, as in LeNet: convolution, pooling, tanh, flattening, linear map, loss."""
-    n = draw.int(1, 3)
-    labels = draw.rng.integers(0, 4, n)
-    arrays = [draw.values(n, 1, 8, 8), draw.values(2, 1, 3, 3), draw.values(2), draw.values(4, 18), draw.values(4)]
-
-    def ours(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        h = F.avg_pool2d(F.conv2d(x, w1, b1).tanh(), 2)  # (N, 2, 3, 3)
-        return F.cross_entropy(F.linear(h.reshape(n, 18), w2, b2), labels, label_smoothing=0.1)
-
-    def theirs(t: Any, w1: Any, b1: Any, w2: Any, b2: Any) -> Any:
-        h = TF.avg_pool2d(TF.conv2d(t, w1, b1).tanh(), 2)
-        return TF.cross_entropy(TF.linear(h.reshape(n, 18), w2, b2), torch.tensor(labels), label_smoothing=0.1)
-
-    return Case(ours, theirs, arrays)
+    arrays = [draw.values(*shape) for _ in range(draw.int(1, 3))]
+    return Case(lambda *xs: F.stack(list(xs), axis), lambda *ts: torch.stack(ts, axis), arrays)
 
 
 @pytest.mark.parametrize("name", CASES)
