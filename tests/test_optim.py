@@ -1,4 +1,4 @@
-"""Optimisers and schedules: the published formulas to the last digits, resumable, in place, clear about bad settings."""
+"""Optimisers and schedules: the published formulas to the last digits, resumable, in place, clear about misuse."""
 
 import json
 import math
@@ -100,33 +100,29 @@ def by_formula(
         yield p
 
 
+def by_pytorch(name: str, p: np.ndarray, gradients: Gradients, **settings: Any) -> Iterator[np.ndarray]:
+    torch = pytest.importorskip("torch")
+    peer = torch.tensor(p, requires_grad=True)
+    optimizer = getattr(torch.optim, name)([peer], **settings)
+    for g in gradients:
+        peer.grad = None if g is None else torch.tensor(g)
+        optimizer.step()
+        yield peer.numpy(force=True)
+
+
+@pytest.mark.parametrize("oracle", [by_formula, by_pytorch])
 @pytest.mark.parametrize("missing", [0.0, 0.4])
 @pytest.mark.parametrize(("name", "settings"), SETTINGS)
-def test_steps_are_those_of_the_formula(name: str, settings: dict[str, Any], missing: float) -> None:
+def test_steps_are_those_of_the_formula(
+    name: str, settings: dict[str, Any], missing: float, oracle: Callable[..., Iterator[np.ndarray]]
+) -> None:
     params, rng = tensors(0), np.random.default_rng(0)
     optimizer, turns = OPTIMIZERS[name](params, **settings), [draw_gradients(rng, missing) for _ in range(20)]
-    expected = [
-        by_formula(name, p.numpy().copy(), [gradients[k] for gradients in turns], **settings)
-        for k, p in enumerate(params)
-    ]
+    own = zip(params, zip(*turns, strict=True), strict=True)  # each parameter with its gradients
+    expected = [oracle(name, p.numpy().copy(), list(gradients), **settings) for p, gradients in own]
     for gradients in turns:
         step(optimizer, params, gradients)
         assert_close(params, [next(each) for each in expected])
-
-
-@pytest.mark.parametrize(("name", "settings"), SETTINGS)
-def test_steps_are_those_of_pytorch(name: str, settings: dict[str, Any]) -> None:
-    torch = pytest.importorskip("torch")
-    params, rng = tensors(0), np.random.default_rng(0)
-    peers = [torch.tensor(p.numpy().copy(), requires_grad=True) for p in params]
-    ours, theirs = OPTIMIZERS[name](params, **settings), getattr(torch.optim, name)(peers, **settings)
-    for _ in range(20):
-        gradients = draw_gradients(rng, missing=0.4)
-        for peer, g in zip(peers, gradients, strict=True):
-            peer.grad = None if g is None else torch.tensor(g)
-        step(ours, params, gradients)
-        theirs.step()
-        assert_close(params, [peer.detach().numpy() for peer in peers])
 
 
 def test_dtypes_are_kept_and_may_be_mixed() -> None:
@@ -154,9 +150,8 @@ def test_a_step_writes_in_place_and_leaves_gradients_alone() -> None:
 
 def test_two_optimisers_may_share_parameters() -> None:
     p = leaf(0.0, 0.0, 0.0)
-    p.grad = Tensor(np.ones(3))
-    for lr in (1.0, 0.25):
-        SGD([p], lr=lr).step()
+    for optimizer in (SGD([p], lr=1.0), SGD([p], lr=0.25)):
+        step(optimizer, [p], [np.ones(3)])
     assert_equal([p], [np.full(3, -1.25)])
 
 
@@ -237,34 +232,26 @@ def test_a_step_before_the_first_estimate_is_refused() -> None:
     assert optimizer.state_dict()["steps"] == [1] * len(params)
 
 
-def times(loss: Tensor, params: list[Tensor], c: float) -> Tensor:
-    """The loss, and one whose curvature by parameter 2 is not finite."""
-    return loss + F.mse_loss(params[2] * c, np.zeros(params[2].shape), "sum")
-
-
 @pytest.mark.parametrize(
     ("spoil", "names"),
     [
-        pytest.param(lambda loss, params: loss + params[0].exp().sum() ** 2, "power", id="no rule"),
-        pytest.param(lambda loss, params: F.mse_loss(params[0], params[0].detach()), "input 1", id="unused"),
-        pytest.param(lambda loss, params: sum((p.sum() for p in params), Tensor(0.0)), "loss", id="no loss"),
-        pytest.param(lambda loss, params: loss.detach(), "output gradient", id="no graph"),
-        pytest.param(lambda loss, params: loss * Tensor(np.ones(2)), "output shape (2,)", id="two losses"),
-        pytest.param(lambda loss, params: times(loss, params, math.inf), "parameter 2 finite", id="infinite"),
-        pytest.param(lambda loss, params: times(loss, params, math.nan), "parameter 2 finite", id="nan"),
+        (lambda params: params[0].exp().sum() ** 2, "power"),
+        (lambda params: params[0].log(), "output shape (3, 2)"),
+        (lambda params: F.mse_loss(params[2] * math.inf, np.zeros(4)), "parameter 2 finite"),
+        (lambda params: F.mse_loss(params[2] * math.nan, np.zeros(4)), "parameter 2 finite"),
     ],
 )
-def test_an_estimate_that_fails_keeps_the_old_one(spoil: Callable[..., Tensor], names: str) -> None:
+def test_an_estimate_that_fails_keeps_the_old_one(spoil: Callable[[list[Tensor]], Tensor], names: str) -> None:
     params = tensors(16)
     optimizer = StochasticDiagonalLM(params)
     for known in (False, True):
         with np.errstate(all="ignore"), refused(ValueError, names):
-            optimizer.estimate(spoil(bowl(params, scales()), params))
+            optimizer.estimate(bowl(params, scales()) + spoil(params))
         assert_close(optimizer.rates(), [known * 0.0005 / (0.02 + 2 * c**2) for c in scales()])
         if not known:
             with refused(ValueError, "estimate"):
                 optimizer.step()
-        optimizer.estimate(bowl(params, scales()))
+            optimizer.estimate(bowl(params, scales()))
 
 
 def test_diagonal_lm_moves_with_a_module() -> None:
@@ -307,9 +294,8 @@ def test_a_parameter_without_gradient_keeps_value_and_state(make: Callable[..., 
     changed = [bool((p.numpy() != old.numpy()).any()) for p, old in zip(params, before, strict=True)]
     assert changed == [True, False, True, False, True]
     assert after["steps"] == [2, 1, 2, 1, 2]
-    assert all(
-        np.array_equal(array, state["tensors"][name]) for name, array in after["tensors"].items() if name[0] in "13"
-    )
+    kept = [name for name in state["tensors"] if name[0] in "13"]
+    assert_equal([after["tensors"][name] for name in kept], [state["tensors"][name] for name in kept])
     optimizer.zero_grad()
     assert all(p.grad is None for p in params)
     optimizer.step()
@@ -485,12 +471,11 @@ def test_bad_numbers_are_refused(names: str, make: Callable[[Any], Any], values:
         (lambda: StepLR(None, 1), TypeError, "StepLR optimizer NoneType"),  # type: ignore[arg-type]
         (lambda: PassRates(None), TypeError, "PassRates optimizer NoneType"),  # type: ignore[arg-type]
         (lambda: PassRates(O, []), ValueError, "PassRates rates"),
-        (lambda: PassRates(O, [(1.5, 0.1)]), TypeError, "PassRates passes 1.5"),  # type: ignore[list-item]
-        *(
-            (lambda rates=rates: PassRates(O, rates), (TypeError, ValueError), "PassRates")
-            for rates in ([5], [(1,)], 5)
-        ),
+        (lambda: PassRates(O, 5), (TypeError, ValueError), "PassRates"),  # type: ignore[arg-type]
+        (lambda: PassRates(O, [5]), (TypeError, ValueError), "PassRates"),  # type: ignore[list-item]
+        (lambda: PassRates(O, [(1,)]), (TypeError, ValueError), "PassRates"),  # type: ignore[list-item]
         (lambda: PassRates(O, [(1, 2, 3)]), (TypeError, ValueError), "PassRates"),  # type: ignore[list-item]
+        (lambda: PassRates(O, [(1.5, 0.1)]), TypeError, "PassRates passes 1.5"),  # type: ignore[list-item]
     ],
 )
 def test_bad_settings_are_refused(make: Callable[[], Any], error: Any, names: str) -> None:
