@@ -435,7 +435,8 @@ def test_codes() -> None:
     codes = CODES.reshape(10, 84).astype(int)
     distances = {(a, b): int(((codes[a] - codes[b]) ** 2).sum()) for a, b in itertools.combinations(range(10), 2)}
     assert [pair for pair, distance in distances.items() if distance <= 48] == [(6, 8)]
-    assert (min(distances.values()), max(distances.values())) == (48, 200)
+    assert (min(distances.values()), max(distances.values()), sum(distances.values())) == (48, 200, 5596)
+    assert (CODES == 1).sum((1, 2)).tolist() == [35, 27, 33, 32, 41, 35, 39, 25, 43, 39]
     assert (CODES[7, 0] == 1).all()  # the bar of the 7
     assert (CODES[1, 0] == [-1, -1, -1, 1, 1, -1, -1]).all()  # the tip of the 1
     assert (CODES[:, 11] == 1).any(axis=1).tolist() == [False] * 4 + [True] + [False] * 5  # the 4 reaches lowest
