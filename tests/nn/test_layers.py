@@ -10,7 +10,7 @@ import pytest
 import tests.strict  # noqa: F401 - makes the device "strict" known
 from models.lenet5_1998 import TABLE_I
 from tests.refusals import refused
-from tinygrad_lenet import ShapeError, Tensor, grad, nn, testing
+from tinygrad_lenet import ShapeError, Tensor, grad, nn
 from tinygrad_lenet import functional as F
 
 RNG = np.random.default_rng(0)
@@ -190,16 +190,6 @@ def test_connections_are_a_masked_dense_convolution(how: dict[str, Any]) -> None
     assert_close(gw, g_dense.numpy()[PLACES])
     for a, b in zip(others, g_others, strict=True):
         assert_close(a, b.numpy())
-
-
-def test_gradients_with_connections_are_those_of_differences() -> None:
-    layer = nn.Conv2d(4, 5, 2, connections=TABLE, dtype=np.float64, rng=1)
-
-    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
-        return layer(x).tanh()
-
-    testing.check_gradients(run, IMAGES[:1], layer.weight, layer.bias)
 
 
 def test_all_connections_are_a_dense_convolution() -> None:
