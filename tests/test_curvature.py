@@ -168,7 +168,7 @@ def test_a_wrong_rule_would_be_noticed(name: str, i: int) -> None:
     """One that is off by 1%, or that forgot to square, unless every slope is 0 or 1 and that is no mistake."""
     scaled, unsquared, slopes_seen = 0, 0, set()
 
-    @settings(max_examples=25)  # shapes may be empty, or lack an input that is optional
+    @settings(max_examples=25, derandomize=True)  # shapes may be empty, or lack an input that is optional
     @given(testing.cases(REGISTRY[name]), st.integers(0, 2**32 - 1))
     def compare(case: testing.Case, seed: int) -> None:
         nonlocal scaled, unsquared
