@@ -195,11 +195,11 @@ def test_an_unconnected_pair_would_have_a_gradient(walk: Any) -> None:
 
 def test_a_gradient_of_nothing_agrees_with_none() -> None:
     """nan agrees with nothing, 0 with 0, and an array is not stretched to another's shape."""
-    block = by_hand.Block("C1", {"a.O": [0.0, 0.0], "b.O": [1.0, math.nan], "c.O": [1.0]}, {})
-    block.framework = {"a.O": np.zeros(2), "b.O": np.ones(2), "c.O": np.ones(2)}
-    for key in ("a.O", "b.O"):
+    block = by_hand.Block("C1", {"a.O": [0.0, 0.0], "b.O": [1.0, math.nan], "c.O": [1.0], "d.O": [1.0, 2.0]}, {})
+    block.framework = {"a.O": np.zeros(2), "b.O": np.ones(2), "c.O": np.ones(2), "d.O": np.ones(2)}
+    for key in ("a.O", "b.O", "d.O"):
         block.add("forward", key, (0,), "", [])
-    assert [check.agrees() for check in block.checks] == [True, False]
+    assert [check.agrees() for check in block.checks] == [True, False, False]
     with refused(ValueError, "c.O (1,) (2,)"):
         block.add("forward", "c.O", (0,), "", [])
 
