@@ -8,7 +8,7 @@ import pytest
 
 from tinygrad_lenet import REAL, AnomalyError, Op, Tensor, detect_anomaly, grad, nn, no_grad
 from tinygrad_lenet import functional as F
-from tinygrad_lenet.tensor import REGISTRY
+from tinygrad_lenet.op import REGISTRY
 
 
 @pytest.fixture(autouse=True)

@@ -23,12 +23,12 @@ from tests.refusals import refused
 from tests.test_ops import OPS, running
 from tinygrad_lenet import Op, Tensor, curvature, data, detect_anomaly, grad, nn, no_grad, testing
 from tinygrad_lenet import functional as F
-from tinygrad_lenet.tensor import REAL, REGISTRY
+from tinygrad_lenet.op import REAL, REGISTRY
 
 
 def parsed(op: Op | type[Op]) -> Any:
     """The op's signature, taken apart."""
-    return op._parsed
+    return op.parsed
 
 
 RULES = [name for name in OPS if REGISTRY[name].curvature is not Op.curvature]

@@ -16,7 +16,7 @@ import pytest
 
 from tinygrad_lenet import Tensor, backend, grad, no_grad
 from tinygrad_lenet import functional as F
-from tinygrad_lenet.tensor import REAL, REGISTRY, Op
+from tinygrad_lenet.op import REAL, REGISTRY, Op
 
 
 def leaf(*values: float, dtype: Any = np.float64) -> Tensor:

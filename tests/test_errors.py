@@ -15,7 +15,7 @@ import pytest
 
 from tinygrad_lenet import ShapeError, Tensor, backend, curvature, grad
 from tinygrad_lenet import functional as F
-from tinygrad_lenet.tensor import REAL, REGISTRY, Domain, Op
+from tinygrad_lenet.op import REAL, REGISTRY, Domain, Op
 
 IMAGES = np.ones((2, 3, 8, 8), np.float32)  # [N C H W]
 WEIGHT = np.ones((4, 3, 3, 3), np.float32)  # [F C KH KW]

@@ -21,7 +21,7 @@ from tests.drawing import Draw
 from tinygrad_lenet import Op, Tensor, backend
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.kernels import cpu
-from tinygrad_lenet.tensor import REGISTRY
+from tinygrad_lenet.op import REGISTRY
 
 KERNELS = [name for name in sorted(REGISTRY) if backend.find_kernel("cpu", name)]
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}

@@ -14,7 +14,7 @@ from tinygrad_lenet import Op, Tensor, testing
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.ops.conv import Conv2d
 from tinygrad_lenet.ops.linalg import Linear
-from tinygrad_lenet.tensor import REAL, REGISTRY, Domain
+from tinygrad_lenet.op import REAL, REGISTRY, Domain
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(3, 4)), RNG.normal(size=(4,))

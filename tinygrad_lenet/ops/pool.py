@@ -112,7 +112,7 @@ class MaxPool2d(_Pool, Movement):
         super().__post_init__()
         if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
             raise ValueError(
-                f"max_pool2d: padding is {self.padding}; expected at most half of the window {self.kernel_size}, so that "
+                f"max_pool2d: padding is {self.padding}; expected at most half of kernel_size, {self.kernel_size}, so that "
                 "no window holds nothing but padding"
             )
 
