@@ -268,10 +268,10 @@ def test_penalty_loss_is_its_formula(j: float | None, dtype: str) -> None:
         y = F.penalty_loss(x, labels, j, "none")
         slopes = grad(y, x, np.ones(6, dtype))[0].numpy()
         assert y.dtype == slopes.dtype == dtype
-        np.testing.assert_allclose(slopes, expected, atol=1e-5 + 1e-6 * size)
+        np.testing.assert_allclose(slopes, expected, atol=0 if j is None else 5 * digits * (1 + size / 10))
         right = labels[:, None] == range(10)
-        assert ((0 <= slopes) & (slopes <= 1))[right].all(), "never is the right class pushed away"
-        assert ((-1 <= slopes) & (slopes <= 0))[~right].all(), "nor a wrong one pulled near"
+        assert ((slopes >= 0) & (slopes <= 1))[right].all(), "never is the right class pushed away"
+        assert ((slopes >= -1) & (slopes <= 0))[~right].all(), "nor a wrong one pulled near"
 
 
 @pytest.mark.parametrize("j", [None, 2.0])
