@@ -186,11 +186,15 @@ def test_hook_needs_a_gradient() -> None:
 def test_forward_hook_sees_and_replaces() -> None:
     layer = nn.Linear(2, 1, rng=0)
     seen: list[tuple[int, ...]] = []
-    look = layer.register_forward_hook(lambda module, inputs, y: seen.append((*inputs[0].shape, *y.shape)))
+
+    def once(module: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> None:
+        seen.append((*inputs[0].shape, *y.shape))
+        look.remove()
+
+    look = layer.register_forward_hook(once)
     zero = layer.register_forward_hook(lambda module, inputs, y: y * 0.0)
     x = Tensor(np.ones((3, 2), np.float32))
     assert layer(x).numpy().tolist() == [[0.0]] * 3
-    look.remove()
     zero.remove()
     assert layer(x).numpy().any()
     assert seen == [(3, 2, 3, 1)]
