@@ -19,11 +19,11 @@ from tinygrad_lenet import functional as F
 from tinygrad_lenet.tensor import REGISTRY
 
 INF, NAN = float("inf"), float("nan")
-IMAGES = np.ones((2, 3, 8, 8), np.float32)  # [N C H W]
-WEIGHT = np.ones((4, 3, 3, 3), np.float32)  # [F C KH KW]
-MATRIX = Tensor(np.ones((2, 3), np.float32))  # also logits[N K]
+IMAGES = np.ones((2, 3, 8, 8))  # [N C H W]
+WEIGHT = np.ones((4, 3, 3, 3))  # [F C KH KW]
+MATRIX = Tensor(np.ones((2, 3)))  # also logits[N K]
 LABELS = np.array([0, 2])
-ZEROS, ONES = np.zeros(3, np.float32), np.ones(3, np.float32)
+ZEROS, ONES = np.zeros(3), np.ones(3)
 
 Error = type[Exception] | tuple[type[Exception], ...]
 
@@ -252,7 +252,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ValueError, "scatter_kernels", "connections empty", lambda: scatter([])),
     (TypeError, "scatter_kernels", "connections", lambda: scatter([0, 1, 1])),
     (TypeError, "scatter_kernels", "connections", lambda: scatter(None)),
-    (ShapeError, "linear", "x", lambda: F.linear(1.0, MATRIX)),
+    (ShapeError, "linear", "x", lambda: F.linear(np.array(1.0), MATRIX)),
     (ShapeError, "linear", "weight", lambda: F.linear(MATRIX, ONES)),
     (ShapeError, "linear", "axis I x weight", lambda: F.linear(MATRIX, np.ones((4, 5)))),
     (ShapeError, "linear", "axis O weight bias", lambda: F.linear(MATRIX, np.ones((4, 3)), ONES)),
@@ -410,7 +410,7 @@ def test_cuda_where_there_is_none(name: str) -> None:
     ],
 )
 def test_mixing_devices(name: str, function: Callable[..., Any]) -> None:
-    there = Tensor(np.ones((2, 3), np.float32), device="strict")
+    there = Tensor(np.ones((2, 3)), device="strict")
     refused(ValueError, "", "devices cpu strict .to(device)", function, MATRIX, there)
 
 
