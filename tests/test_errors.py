@@ -1,8 +1,8 @@
 """Malformed calls: each is refused before anything is computed, in one sentence that names the op and what is wrong.
 
-What many ops refuse alike (integers, pairs, axes, numbers, labels) is a table of who takes it and a list of what is no
-such thing; the rest is a table of calls as a user gets them wrong. The wording is free: only the type of the error, the
-op and the words given here (an axis, an input, a parameter, a value) must be in the sentence.
+Rules that many ops share (integers, pairs, axes, numbers, labels) are a table of the parameters that follow them and a
+list of values that are refused; the rest is a table of calls as a user gets them wrong. The wording is free: the type
+of the error must be right, and the sentence must name the op and the words given here (an axis, an input, a value).
 """
 
 import importlib.util
@@ -75,7 +75,7 @@ def scatter(connections: Any, k: int = 3, in_channels: Any = 2) -> Tensor:
 
 # Rules for parameters. The key is "op parameter".
 
-NO_INTEGERS = (1.5, 2.0, "2", b"1", True, None, 1j, np.float32(1), object())
+NOT_INTEGERS = (1.5, 2.0, "2", b"1", True, None, 1j, np.float32(1), object())
 
 INTEGERS: dict[str, tuple[int, Callable[[Any], Any]]] = {  # the least that is taken, and the call
     "conv2d groups": (1, lambda n: conv(groups=n)),
@@ -100,16 +100,16 @@ PAIRS: dict[str, tuple[int, Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("name", [*INTEGERS, *PAIRS])
-def test_what_is_no_integer_or_too_small(name: str) -> None:
+def test_what_is_not_an_integer_or_too_small(name: str) -> None:
     op, parameter = name.split()
     least, call = {**INTEGERS, **PAIRS}[name]
-    for value in NO_INTEGERS:
+    for value in NOT_INTEGERS:
         refused(TypeError, op, parameter, call, value)
     refused(ValueError, op, f"{parameter} {least - 1}", call, least - 1)
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_what_is_no_pair_of_integers(name: str) -> None:
+def test_what_is_not_a_pair_of_integers(name: str) -> None:
     op, parameter = name.split()
     least, call = PAIRS[name]
     for value in ((2, 1.5), [None, 2], ("1", "1"), {1, 2}, np.ones(2, int)):
@@ -145,7 +145,7 @@ SEVERAL_AXES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("op", [*ONE_AXIS, *SEVERAL_AXES])
-def test_what_is_no_axis(op: str) -> None:
+def test_what_is_not_an_axis(op: str) -> None:
     call = {**ONE_AXIS, **SEVERAL_AXES}[op]
     ndim = 3 if op in ("stack", "expand_dims") else 2  # these two count the axes of the result
     for axis in (ndim, -ndim - 1):
@@ -172,7 +172,7 @@ NUMBERS: dict[str, tuple[tuple[float, ...], Callable[[Any], Any]]] = {  # what i
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_what_is_no_number_or_out_of_range(name: str) -> None:
+def test_what_is_not_a_number_or_out_of_range(name: str) -> None:
     op, parameter = name.split()
     values, call = NUMBERS[name]
     for value in values:
@@ -189,7 +189,7 @@ LOSSES: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_what_is_no_target_of_a_loss(name: str) -> None:
+def test_what_is_not_a_target_of_a_loss(name: str) -> None:
     op, loss = name.split()[0], LOSSES[name]
     refused(ShapeError, op, "N K", loss, ONES, [0])
     refused(ShapeError, op, "axis N target", loss, MATRIX, [0])
@@ -205,7 +205,7 @@ def test_what_is_no_target_of_a_loss(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*LOSSES, "mse_loss"])
 @pytest.mark.parametrize("reduction", ["avg", None])
-def test_what_is_no_reduction(name: str, reduction: Any) -> None:
+def test_what_is_not_a_reduction(name: str, reduction: Any) -> None:
     loss, target = (F.mse_loss, MATRIX) if name == "mse_loss" else (LOSSES[name], LABELS)
     refused(ValueError, name.split()[0], f"reduction {reduction}", lambda: loss(MATRIX, target, reduction=reduction))
 
@@ -323,7 +323,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (TypeError, "getitem", "a", lambda: MATRIX["a"]),
     (TypeError, "getitem", "0.5", lambda: MATRIX[0.5]),
     (TypeError, "getitem", "index", lambda: MATRIX[np.ones(2)]),
-    # What is no array of real numbers
+    # What is not an array of real numbers
     (ValueError, "Tensor", "", lambda: Tensor([[1.0], [1.0, 2.0]])),
     (TypeError, "Tensor", "object", lambda: Tensor([None, 1.0])),
     (TypeError, "Tensor", "object", lambda: Tensor({"a": 1})),
