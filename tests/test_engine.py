@@ -241,8 +241,10 @@ def test_gradients_are_constants_unless_create_graph() -> None:
     (x**3).backward(retain_graph=True)
     assert not x.grad.requires_grad
     x.zero_grad()
-    (x**3).backward(create_graph=True)
+    y = x**3
+    y.backward(create_graph=True)
     assert grad(x.grad, [x])[0].item() == 12.0
+    assert grad(y, [x])[0].item() == 12.0, "create_graph keeps the graph"
     x.zero_grad()  # x.grad refers to x: this cuts the only reference cycle there is
 
 
