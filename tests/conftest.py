@@ -1,8 +1,15 @@
-"""Hypothesis profiles: "default" for every day, and `pytest --hypothesis-profile=thorough` to dig deeper."""
+"""What all tests share: Hypothesis profiles, and a registry that forgets the ops that a test defines.
+
+The profiles are "default" for every day, and `pytest --hypothesis-profile=thorough` to dig deeper.
+"""
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tinygrad_lenet.op import REGISTRY
 
 # In CI a run must not fail for reasons that the commit did not bring, so examples are always the same there.
 settings.register_profile(
@@ -14,3 +21,12 @@ settings.register_profile(
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000, derandomize=False)
 settings.load_profile("default")
+
+
+@pytest.fixture
+def scratch_ops() -> Iterator[None]:
+    """Ops defined in a test leave the registry afterwards: other tests walk it."""
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)

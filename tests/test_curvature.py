@@ -66,7 +66,7 @@ del REGISTRY["seeded"]  # other tests walk it
 
 
 def real_inputs(op: Op, arrays: Sequence[np.ndarray]) -> list[int]:
-    operands = parsed(op).operands(len(arrays))
+    operands = parsed(op).specs(len(arrays))
     return [i for i, x in enumerate(operands) if op.domains[x.name].kind == "real"]
 
 
