@@ -28,6 +28,7 @@ __all__ = [
     "functional",
     "grad",
     "kernels",
+    "models",
     "nn",
     "no_grad",
     "ops",
@@ -35,3 +36,5 @@ __all__ = [
     "parallel",
     "testing",
 ]
+
+from . import models  # last, since the models are built on all of the above
