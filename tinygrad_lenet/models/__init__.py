@@ -11,7 +11,7 @@ else:
     _file = Path(__file__).parents[2] / "models" / "__init__.py"
     if not _file.is_file():
         raise ModuleNotFoundError(
-            f"tinygrad_lenet: {_file.parent} is missing; expected the whole checkout, of which it is a part; copy it too"
+            f"tinygrad_lenet: {_file.parent} is missing; expected it, as in a checkout, so copy that folder too"
         )
     # This module becomes the one in that folder, found by its place: somebody else's package may be called `models`.
     _spec = importlib.util.spec_from_file_location(__name__, _file)
