@@ -218,7 +218,7 @@ def cases(op_class: type[Op]) -> "SearchStrategy[Case]":
     try:
         from hypothesis import reject, strategies
     except ImportError:
-        raise ImportError('testing.cases needs Hypothesis; run pip install "tinygrad_lenet[test]"') from None
+        raise ImportError("testing.cases needs Hypothesis; run python -m pip install hypothesis") from None
 
     @strategies.composite
     def draw_case(draw: "DrawFn") -> Case:
