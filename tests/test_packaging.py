@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import textwrap
 import tomllib
 import zipfile
 from importlib import metadata
@@ -148,3 +149,23 @@ def test_commands_that_install() -> None:
     assert "tinygrad_lenet" not in packages
     extras = re.findall(r'pip install -e "\.\[(\w+)\]"', text["examples"] + (ROOT / "README.md").read_text("utf-8"))
     assert {"example", "test"} <= set(extras) <= set(PROJECT["optional-dependencies"])
+
+
+@pytest.mark.parametrize(("system", "place"), [("Linux", "bin"), ("macOS", "bin"), ("Windows", "Scripts")])
+def test_workflow(system: str, place: str, tmp_path: Path) -> None:
+    """It runs the first two shell blocks of a README, with Windows' names there, and on the Pythons that we name."""
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    (pythons,) = re.findall(r"python: \[(.+)\]", workflow)
+    named = re.findall(r"Python :: (\d\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert re.findall(r"[\d.]+", pythons) == named
+    assert PROJECT["requires-python"] == f">={named[0]}"
+    (script,) = re.findall(r"shell: bash\n +run: \|\n((?: {10}.*\n)+)", workflow)
+    blocks = "".join(f"```sh\necho {n} .venv/bin/python\n```\n" for n in "123")
+    (tmp_path / "README.md").write_text(f"```python\n0\n```\n{blocks}", encoding="utf-8")
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", textwrap.dedent(script)],
+        cwd=tmp_path, env=os.environ | {"RUNNER_OS": system}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert [line for line in done.stdout.splitlines() if "echo" not in line] == [
+        f"{n} .venv/{place}/python" for n in "12"
+    ]
