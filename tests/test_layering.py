@@ -12,9 +12,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "tinygrad_lenet"
 ORDER = (
-    "shapes", "backend",
-    "anomaly", "tensor", "ops", "kernels", "functional", "nn", "optim", "data", "checkpoint", "parallel",
-    "testing",
+    "shapes", "backend", "graph", "anomaly", "index", "tensor", "op", "curvature", "ops", "kernels",
+    "einsum", "functional", "nn", "optim", "data", "checkpoint", "parallel", "testing", "models",
 )  # fmt: skip
 OPTIONAL = ("cupy", "hypothesis", "pooch", "safetensors", "tqdm", "torch")
 ARRAY_LIBRARIES = {"numpy", "cupy", "scipy", "torch"}  # an op computes with the namespace that it is handed

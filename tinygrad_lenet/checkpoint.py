@@ -1,8 +1,9 @@
 """A run in one file: tensors as safetensors, and everything that is not a tensor as JSON in the file's header.
 
-Nothing in such a file is code, and any program that reads safetensors can read it. `save` replaces a file at one
-moment: whenever the process or the machine stops, the file of before is there or the new one, never a part. `load`
-trusts nothing: sizes are compared before any memory is asked for.
+Nothing in such a file is code, and any program that reads safetensors can read it. The format is short enough to be
+read and written here, so that NumPy alone can load weights. `save` replaces a file at one moment: whenever the process
+or the machine stops, the file of before is there or the new one, never a part. `load` trusts nothing: sizes are
+compared before any memory is asked for.
 
 A loop of your own that can be resumed saves `model.state_dict()`, the tensors of `optimizer.state_dict()` and, as
 ``state``, the rest of it, `schedule.state_dict()` and `loader.state_dict()`; see `examples/train_lenet5.py`.
@@ -13,11 +14,12 @@ import itertools
 import json
 import math
 import os
+import reprlib
 import stat
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,12 @@ PathLike = str | os.PathLike[str]
 
 HEADER_LIMIT = 4 * 2**20  # bytes; JSON takes up to 20 times its size once it is read, so a header must not be huge
 
+# The format's names of NumPy's dtypes. The widest come first in a file, so that each tensor is aligned; in this order,
+# a file has the same bytes as one of the safetensors package.
+_DTYPES = {
+    "U64": "<u8", "I64": "<i8", "F64": "<f8", "F32": "<f4", "U32": "<u4", "I32": "<i4",
+    "F16": "<f2", "U16": "<u2", "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1",
+}  # fmt: skip
 _STATE = "state"  # the key in safetensors' metadata, which are strings by name
 _CHECKSUM = "crc32"  # likewise
 _serial = itertools.count()  # two threads that save at once write two files
@@ -54,11 +62,10 @@ def save(path: PathLike, tensors: Mapping[str, Any], state: Mapping[str, Any] | 
     ...     load(f"{folder}/run.safetensors")
     ({'w': array([1., 2.], dtype=float32)}, {'epoch': 3})
     """
-    library = _library()
     arrays = {_checked_name(name): _host_array(name, value) for name, value in tensors.items()}
     metadata = {_CHECKSUM: _checksum(arrays)} | ({_STATE: _to_json(state)} if state else {})
     try:
-        data: bytes = library.numpy.save(arrays, metadata)
+        data = _encode(arrays, metadata)
     except UnicodeEncodeError as error:
         raise ValueError(f"checkpoint.save: a name is {error.object!r}; expected names that are valid text") from None
     header = int.from_bytes(data[:8], "little")
@@ -78,7 +85,6 @@ def load(path: PathLike, max_bytes: int = 2**30) -> tuple[dict[str, npt.NDArray[
 
     See `save` for an example.
     """
-    library = _library()
     name = os.fspath(path)
 
     def refuse(found: str, expected: str) -> CheckpointError:
@@ -87,34 +93,34 @@ def load(path: PathLike, max_bytes: int = 2**30) -> tuple[dict[str, npt.NDArray[
         )
 
     try:
-        found = os.stat(name)
-        is_file = stat.S_ISREG(found.st_mode)
-        header = _header_length(name) if is_file else 0  # a pipe would wait for ever
+        is_file = stat.S_ISREG(os.stat(name).st_mode)
+        opened = open(name, "rb") if is_file else None  # noqa: SIM115 - a pipe would wait for ever
     except (OSError, ValueError) as error:  # ValueError: the path holds a zero byte
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
             f"checkpoint.load: {name} cannot be read ({reason}); expected a safetensors file; check the path"
         ) from error
-    if not is_file:
+    if opened is None:
         raise refuse("is no ordinary file", "a safetensors file")
-    if found.st_size > max_bytes:
-        raise refuse(f"has {found.st_size:,} bytes", f"at most {max_bytes:,}")
-    if header > found.st_size - 8:
-        raise refuse(f"has {found.st_size:,} bytes", "a safetensors file, whose first 8 bytes give its header's length")
-    if header > HEADER_LIMIT:
-        raise refuse(f"has a header of {header:,} bytes", f"at most {HEADER_LIMIT:,}")
 
-    try:
-        # The library compares the header with the file's size, and the tensors with each other, before it reads one.
-        with library.safe_open(name, framework="np") as opened:
-            tensors = {key: _own(opened.get_tensor(key)) for key in opened.keys()}  # noqa: SIM118 - it has no iterator
-            metadata = opened.metadata() or {}
-        text = metadata.get(_STATE, "{}")
-        state = json.loads(text, parse_float=_finite, parse_constant=_finite)
-    except RecursionError:
-        raise refuse("has a state that is nested too deeply", "what checkpoint.save wrote") from None
-    except Exception as error:  # of many kinds, among them some of Rust's; none of them says which file it was
-        raise refuse(f"is damaged or of another kind ({error})", "whole tensors of NumPy's dtypes") from error
+    with opened as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            header = int.from_bytes(file.read(8), "little")
+            if size > max_bytes:
+                raise refuse(f"has {size:,} bytes", f"at most {max_bytes:,}")
+            if header > size - 8:
+                raise refuse(f"has {size:,} bytes", "a safetensors file, whose first 8 bytes give its header's length")
+            if header > HEADER_LIMIT:
+                raise refuse(f"has a header of {header:,} bytes", f"at most {HEADER_LIMIT:,}")
+            tensors, metadata = _decode(file, header, size)
+            state = json.loads(metadata.get(_STATE, "{}"), parse_float=_finite, parse_constant=_finite)
+        except CheckpointError:
+            raise
+        except RecursionError:
+            raise refuse("is nested too deeply", "what checkpoint.save wrote") from None
+        except (OSError, OverflowError, ValueError) as error:
+            raise refuse(f"is damaged or of another kind ({error})", "whole tensors of NumPy's dtypes") from error
     if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(tensors):
         raise refuse("is damaged: its tensors are not those that were saved", "the checksum in its header")
     if not isinstance(state, dict):
@@ -164,11 +170,6 @@ def replace(path: PathLike, data: bytes) -> None:
         raise
 
 
-def _header_length(name: str) -> int:
-    with open(name, "rb") as file:
-        return int.from_bytes(file.read(8), "little")
-
-
 def _sync_folder(folder: str) -> None:
     """Force the folder's entries to the disk, so that the new name outlasts a power cut."""
     if not hasattr(os, "O_DIRECTORY"):
@@ -183,16 +184,58 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def _library() -> Any:
-    """The safetensors package, on first use, so that the framework itself needs only NumPy."""
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError:
-        raise CheckpointError(
-            'checkpoints need safetensors, which is not installed; run pip install "tinygrad_lenet[example]"'
-        ) from None
-    return safetensors
+def _encode(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file: the length of its header in 8 bytes, the header in JSON, and the tensors as it lists them."""
+    kinds = {np.dtype(dtype): kind for kind, dtype in _DTYPES.items()}
+    order = list(kinds)
+    ordered = sorted(arrays.items(), key=lambda item: (order.index(item[1].dtype), item[0]))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, array in ordered:
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": kinds[array.dtype], "shape": array.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *(array.tobytes() for _, array in ordered)])
+
+
+def _decode(file: BinaryIO, length: int, size: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file of ``size`` bytes, from its header of ``length`` bytes on.
+
+    ValueError, before memory for a tensor is asked for, unless the header accounts for each byte of the file once.
+    """
+    header = json.loads(file.read(length).decode())
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its header is not a dictionary of tensors, and of strings by name")
+
+    places = []
+    for name, entry in header.items():
+        match entry:
+            case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
+                kind in _DTYPES and len(shape) <= 32 and all(type(n) is int and n >= 0 for n in shape)
+            ):
+                places.append((begin, end, name, np.dtype(_DTYPES[kind]), shape))
+            case _:
+                raise ValueError(f"tensor {reprlib.repr(name)} is described by {reprlib.repr(entry)}")
+    place = 0
+    for begin, end, name, dtype, shape in sorted(places, key=lambda item: item[:2]):
+        if begin != place:
+            raise ValueError(f"tensor {reprlib.repr(name)} begins at byte {begin}, not at {place}")
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"tensor {reprlib.repr(name)} lies at bytes {begin} to {end}, which do not fit its shape")
+        place = end
+    if 8 + length + place != size:
+        raise ValueError(f"it has {size:,} bytes, and its header lists {8 + length + place:,}")
+
+    tensors = {}
+    for begin, end, name, dtype, shape in places:
+        file.seek(8 + length + begin)
+        array = np.fromfile(file, dtype, math.prod(shape))
+        if array.nbytes != end - begin:
+            raise ValueError("it became shorter while it was read")
+        tensors[name] = array.reshape(shape)
+    return tensors, metadata
 
 
 def _checked_name(name: Any) -> str:
@@ -212,11 +255,6 @@ def _host_array(name: str, value: Any) -> npt.NDArray[Any]:
             "expected booleans, or integers or floats of at most 64 bits"
         )
     return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
-
-
-def _own(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array, with memory that can be written to, whatever the library's version hands out."""
-    return array if array.flags.writeable else array.copy()
 
 
 def _to_json(state: Mapping[str, Any]) -> str:
