@@ -340,7 +340,9 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "logical_not": _each(lambda x: not x),
     "full_like": lambda x, value: np.full(x.shape, value),
     "bernoulli": lambda x, p, rng: rng.random(x.shape, np.float32) >= p,
-    "argwhere": lambda x: np.array([index for index in np.ndindex(x.shape) if x[index]], int).reshape(np.count_nonzero(x), x.ndim),
+    "argwhere": lambda x: np.array([index for index in np.ndindex(x.shape) if x[index]], int).reshape(
+        np.count_nonzero(x), x.ndim
+    ),
     "argmax": _first_extreme(lambda value, best: value > best),
     "argmin": _first_extreme(lambda value, best: value < best),
     "one_hot": one_hot,

@@ -4,12 +4,12 @@
 cut into blocks; and what only kernels can get wrong: memory that is kept between calls, and declining silently.
 """
 
+import math
 import threading
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-import math
 from typing import Any
 
 import numpy as np
@@ -186,7 +186,9 @@ def draw_chain(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
 
 
 def draw_sum(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
-    shape = draw.pick((64, 6, 28, 28), (33, 16, 10, 10), (1, 120, 1, 1), (3, 1, 5, 7), (2, 3, 4, 5), (2, 2, 3, 2, 2), (5000, 3))
+    shape = draw.pick(
+        (64, 6, 28, 28), (33, 16, 10, 10), (1, 120, 1, 1), (3, 1, 5, 7), (2, 3, 4, 5), (2, 2, 3, 2, 2), (5000, 3)
+    )
     axis = draw.pick((0, 2, 3), (0, 2, 3), 0, None, (1,), (0, 1, 2), -1)
     return {"axis": axis, "keepdims": draw.pick(False, False, True)}, [draw.values(*shape)]
 

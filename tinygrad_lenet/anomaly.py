@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, backend_of
+from .backend import backend_of
 from .graph import Node, observed
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
@@ -63,7 +63,7 @@ class _Watch:
     """Looks at every result and every gradient, but not at the steps on the way to a gradient."""
 
     def computed(self, op: Any, inputs: Sequence[Any], output: Any) -> None:
-        """AnomalyError if the output is not finite: an input that was not is named, else the values that it came from."""
+        """AnomalyError if the output is not finite: names an input that was not, else the values that it came from."""
         output.origin = _caller()
         where = _first_bad(output.data)
         if where is None:
@@ -74,7 +74,9 @@ class _Watch:
         for name, x in zip(names, arrays, strict=True):
             found = _first_bad(x)
             if found is not None:
-                raise AnomalyError(f"{op.name}: {name} is already {found[1]} at index {found[0]}; called at {output.origin}")
+                raise AnomalyError(
+                    f"{op.name}: {name} is already {found[1]} at index {found[0]}; called at {output.origin}"
+                )
         values = ", ".join(
             f"{name} is {_item(x, index)}" for name, x in zip(names, arrays, strict=True) if _item(x, index) is not None
         )

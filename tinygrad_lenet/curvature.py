@@ -22,7 +22,7 @@ class Elementwise(Op, kind=True):
                 h = _value(slopes[i] if isinstance(slopes, tuple) else slopes)
             return h
 
-        return tuple([lambda i=i: squared(i) for i in range(len(inputs))])  # type: ignore[misc]
+        return tuple([lambda i=i: squared(i) for i in range(len(inputs))])
 
 
 class Movement(Op, kind=True):

@@ -53,6 +53,7 @@ __all__ = [
     "where",
 ]
 
+
 def conv2d(
     x: TensorLike,
     weight: TensorLike,
@@ -95,7 +96,12 @@ def conv_transpose2d(
     return ConvTranspose2d(stride, padding, output_padding, dilation, groups)(x, weight, bias)
 
 
-def avg_pool2d(x: TensorLike, kernel_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None, padding: int | tuple[int, int] = 0) -> Tensor:
+def avg_pool2d(
+    x: TensorLike,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+) -> Tensor:
     """The mean of each window: x[N C H W] -> y[N C OH OW], OH = floor((H + 2 padding - KH) / stride) + 1.
 
     ``stride`` defaults to ``kernel_size``. Padding counts as pixels of value 0. Formula: `ops.pool.AvgPool2d`.
@@ -106,7 +112,12 @@ def avg_pool2d(x: TensorLike, kernel_size: int | tuple[int, int], stride: int | 
     return AvgPool2d(kernel_size, stride, padding)(x)
 
 
-def max_pool2d(x: TensorLike, kernel_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None, padding: int | tuple[int, int] = 0) -> Tensor:
+def max_pool2d(
+    x: TensorLike,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+) -> Tensor:
     """The largest pixel of each window: x[N C H W] -> y[N C OH OW], OH = floor((H + 2 padding - KH) / stride) + 1.
 
     ``stride`` defaults to ``kernel_size``; ``padding``, at most half of it, counts as -inf. The gradient goes to the
@@ -219,8 +230,8 @@ def logsumexp(x: TensorLike, axis: int | Sequence[int] | None = None, keepdims: 
 def one_hot(labels: TensorLike, classes: int, dtype: Any = np.float32) -> Tensor:
     """labels[N], integers in [0, classes) -> y[N K]: 1 at the label, 0 elsewhere.
 
-    Labels on the host are range-checked (ValueError). On a GPU they are not, since that would wait for it: a label out of
-    range gives a row of zeros.
+    Labels on the host are range-checked (ValueError). On a GPU they are not, since that would wait for it: a label out
+    of range gives a row of zeros.
 
     >>> one_hot(np.array([1]), 3)
     Tensor([[0., 1., 0.]])
@@ -248,8 +259,8 @@ def _labels(name: str, labels: TensorLike, classes: int, like: Tensor | None = N
     return given
 
 
-def _with_integers(name: str, what: str, values: TensorLike, like: Tensor | None) -> Tensor:
-    """``values`` as a tensor where ``like`` lies; integers in a list stay integers, unlike in a tensor's constructor."""
+def _with_integers(name: str, what: str, values: Any, like: Tensor | None) -> Tensor:
+    """``values`` as a tensor where ``like`` lies; integers in a list stay integers, unlike in `Tensor`."""
     if isinstance(values, Tensor):
         return values
     try:

@@ -36,10 +36,7 @@ class Node:
     made: int  # when, by the clock; 0 for a leaf
     hooks: "dict[int, Callable[[Any], Any]] | None"  # called with the gradient
     origin: Any  # where op was called, if an observer noted it
-
-    shape: Shape
-    dtype: Any
-    data: Array
+    data: Array  # in `tinygrad_lenet.Tensor`
 
 
 class Observer(Protocol):
@@ -97,9 +94,11 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
     False
     """
 
+    _tokens: dict[int, list[Token[Mode]]]  # for each thread, since an object may be used again, also within itself
+
     def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
         self = super().__new__(cls)
-        self._tokens: dict[int, list[Token[Mode]]] = {}  # for each thread, since an object may be used again and within
+        self._tokens = {}
         return self if function is None else self(function)
 
     def __enter__(self) -> None:
@@ -216,10 +215,12 @@ def _refuse_overwritten(y: Node) -> None:
     """ValueError if an input of the op that made y, or y itself, has been written to since."""
     if _last_write <= y.made or not y.op.reads_values:
         return
-    for spec, x in zip([*y.op.parsed.specs(len(y.inputs or ())), y.op.parsed.output], [*(y.inputs or ()), y], strict=True):
+    for spec, x in zip(
+        [*y.op.parsed.specs(len(y.inputs or ())), y.op.parsed.output], [*(y.inputs or ()), y], strict=True
+    ):
         if isinstance(x, Node) and _writes.get(id(memory_of(x.data)), (None, 0))[1] > y.made:
             raise ValueError(
-                f"backward: {spec.name}, of shape {x.shape}, was written to after {y.op.name} had used it, so its "
+                f"backward: {spec.name}, of shape {x.data.shape}, was written to after {y.op.name} had used it, so its "
                 "gradient would be wrong; call backward before the write (an optimiser's step is one), or compute the "
                 "output again"
             )
@@ -340,18 +341,21 @@ def input_gradients(
 
 def _fitted(op: Any, rule: str, spec: Any, gx: Any, x: Node, y: Node) -> Any:
     """The gradient for one input, checked and brought to the input's shape and dtype."""
+    shape, dtype, computed = x.data.shape, x.data.dtype, y.data.dtype
     if gx is None:
         raise ValueError(f"{op.name}: no gradient is defined for {spec.name}; detach() it if that is meant")
     if not isinstance(gx, Node):
         raise TypeError(f"{op.name}: {rule} returned {type(gx).__name__} for {spec.name}; expected a Tensor")
-    if gx.shape != x.shape and spec.any_rank and len(gx.shape) >= len(x.shape):
-        gx = _unbroadcast(gx, x.shape)
-    if gx.shape != x.shape or gx.dtype != y.dtype:
+    found: Array = gx.data
+    if found.shape != shape and spec.any_rank and found.ndim >= len(shape):
+        gx = _unbroadcast(gx, shape)
+        found = gx.data
+    if found.shape != shape or found.dtype != computed:
         raise ValueError(
-            f"{op.name}: {rule} returned {gx.dtype} of shape {gx.shape} for {spec.name}; "
-            f"expected {y.dtype} of shape {x.shape}"
+            f"{op.name}: {rule} returned {found.dtype} of shape {found.shape} for {spec.name}; "
+            f"expected {computed} of shape {shape}"
         )
-    return gx if gx.dtype == x.dtype else gx.astype(x.dtype)
+    return gx if computed == dtype else gx.astype(dtype)  # type: ignore[attr-defined]
 
 
 def _unbroadcast(gx: Any, shape: Shape) -> Any:
@@ -366,7 +370,8 @@ def _replaced(gy: Any, answer: Any) -> Any:
     """The gradient, or what a hook gave in its place."""
     if answer is None:
         return gy
-    if not isinstance(answer, Node) or answer.shape != gy.shape or answer.dtype != gy.dtype:
-        found = f"{answer.dtype} of shape {answer.shape}" if isinstance(answer, Node) else type(answer).__name__
-        raise ValueError(f"register_hook: the hook returned {found}; expected a Tensor, {gy.dtype} of shape {gy.shape}")
+    expected = f"{gy.dtype} of shape {gy.shape}"
+    found = f"{answer.data.dtype} of shape {answer.data.shape}" if isinstance(answer, Node) else type(answer).__name__
+    if found != expected:
+        raise ValueError(f"register_hook: the hook returned {found}; expected a Tensor, {expected}")
     return answer

@@ -18,7 +18,7 @@ Pattern = tuple[Any, ...]
 
 
 def parse(op: str, index: Any, shape: Shape) -> tuple[Pattern, list[Any]]:
-    """The pattern of an index into an array of ``shape``, and its arrays: tensors, or copies that nobody else can change.
+    """The pattern of an index into an array of ``shape``, and its arrays: tensors, or copies that nobody can change.
 
     A mask, an array of booleans, is returned once for as many `AT` as it has axes. TypeError for what is no index,
     ShapeError for more parts than there are axes, IndexError for an index on the host that is out of range.
@@ -40,10 +40,10 @@ def parse(op: str, index: Any, shape: Shape) -> tuple[Pattern, list[Any]]:
         if isinstance(part, int) and not isinstance(part, bool):
             _check_range(op, part, part, axis, shape)
         if isinstance(part, (Node, np.ndarray)):
-            if part.dtype.kind == "b" and part.shape != shape[axis : axis + named_here]:
-                raise IndexError(f"{op}: a mask of shape {part.shape} does not fit axes {axis} on of shape {shape}")
-            values = part.data if isinstance(part, Node) else part
-            if part.dtype.kind != "b" and isinstance(values, np.ndarray) and values.size:
+            values: Any = _values(part)
+            if values.dtype.kind == "b" and values.shape != shape[axis : axis + named_here]:
+                raise IndexError(f"{op}: a mask of shape {values.shape} does not fit axes {axis} on of shape {shape}")
+            if values.dtype.kind != "b" and isinstance(values, np.ndarray) and values.size:
                 _check_range(op, int(values.min()), int(values.max()), axis, shape)
             arrays.append(part)
             pattern += [AT] * named_here
@@ -68,24 +68,27 @@ def _part(op: str, part: Any) -> Any:
             raise TypeError(f"{op}: {part!r} is no index; expected a rectangular list of integers") from None
         if not part.size and part.dtype.kind == "f":
             part = part.astype(np.int64)  # of an empty list
-    if part.dtype.kind not in "iub":
+    values = _values(part)
+    if values.dtype.kind not in "iub":
         raise TypeError(f"{op}: an index may hold integers, slices, booleans, None and ..., not {part!r}")
-    return bool(part.data.item()) if part.dtype.kind == "b" and not part.shape else part
+    return bool(values.item()) if values.dtype.kind == "b" and not values.shape else part
+
+
+def _values(part: "Node | np.ndarray") -> Any:
+    return part.data if isinstance(part, Node) else part
 
 
 def _axes_named(part: Any) -> int:
     """How many axes a part of an index stands for."""
-    if isinstance(part, (Node, np.ndarray)) and part.dtype.kind == "b":
-        return len(part.shape)
+    if isinstance(part, (Node, np.ndarray)) and _values(part).dtype.kind == "b":
+        return len(_values(part).shape)
     return 0 if part is None or part is Ellipsis or isinstance(part, bool) else 1
 
 
 def _check_range(op: str, low: int, high: int, axis: int, shape: Shape) -> None:
     size = shape[axis]
     if low < -size or high >= size:
-        raise IndexError(
-            f"{op}: index {low if low < -size else high} is out of range for axis {axis} of shape {shape}"
-        )
+        raise IndexError(f"{op}: index {low if low < -size else high} is out of range for axis {axis} of shape {shape}")
 
 
 def indexed_shape(op: str, shape: Shape, pattern: Pattern, arrays: Sequence[Shape]) -> Shape:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import get_annotations
-from typing import Any, ClassVar, Literal, Union, dataclass_transform
+from typing import Any, ClassVar, Literal, dataclass_transform
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from .graph import REGISTRY, Rule, mode, note_write, op, tick
 from .shapes import Shape, Signature
 from .tensor import Number, Tensor, TensorLike, wrap
 
-Gradient = Union[Tensor, Callable[[], Tensor], None]
+Gradient = Tensor | Callable[[], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Op:
         return (*leading, *[sizes[axis] for axis in self.parsed.output.fixed_axes])
 
     def bind(self, shapes: tuple[Shape, ...]) -> tuple[Shape, dict[str, int]]:
-        """What ``...`` stands for and the size of each axis, by the signature; ShapeError for shapes that do not fit."""
+        """What ``...`` stands for and the size of each axis, by the signature; ShapeError if shapes do not fit."""
         return _bind(self.parsed, shapes, tuple([(name, getattr(self, name)) for name in self._divisors]))
 
     def forward(self, xp: Any, *arrays: Array) -> Array:
@@ -149,7 +149,9 @@ class Op:
         """Check, compute and, if an input requires a gradient, record. A last input that is None is left out."""
         if inputs and inputs[-1] is None:
             inputs = inputs[:-1]
-        operands, arrays, shapes = [], [], []
+        operands: list[Any] = []
+        arrays: list[Any] = []
+        shapes: list[Shape] = []
         dtype: Any = None  # of the tensors; False if there are several
         for x in inputs:
             if not isinstance(x, Tensor):
@@ -228,22 +230,24 @@ _FLOAT32 = np.dtype(np.float32)
 def _converted(op_: Op, operands: list[Any]) -> list[Any]:
     """The inputs, whose dtypes are not all one float, brought to what the op computes in."""
     found = tuple([x.dtype if isinstance(x, Tensor) else type(x) for x in operands])
-    target, changed = _conversion(type(op_), found)
-    if target is not None and target.kind in "iub":
-        _check_fits(op_, target, [x for x in operands if type(x) is int])
-    if not changed:
+    target, changed = _conversion(type(op_), found)  # type: ignore[arg-type]
+    if target is None:
         return operands
+    if target.kind in "iub":
+        _check_fits(op_, target, [x for x in operands if type(x) is int])
     device = next((x.device for x in operands if isinstance(x, Tensor)), None)
     result = list(operands)
     for i in changed:
         x = operands[i]
-        result[i] = op("astype", target.name)(x) if isinstance(x, Tensor) else Tensor(np.asarray(x, target), device=device)
+        result[i] = (
+            op("astype", target.name)(x) if isinstance(x, Tensor) else Tensor(np.asarray(x, target), device=device)
+        )
     return result
 
 
 @lru_cache(maxsize=4096)
-def _conversion(op_class: type[Op], found: tuple[Any, ...]) -> "tuple[np.dtype[Any] | None, tuple[int, ...]]":
-    """For inputs of these dtypes, or types of Python numbers: the dtype to compute in, and which inputs change to it."""
+def _conversion(op_class: Any, found: tuple[Any, ...]) -> "tuple[np.dtype[Any] | None, tuple[int, ...]]":
+    """For inputs of these dtypes, or types of Python numbers: the dtype to compute in, and which inputs change."""
     name, specs = op_class.name, op_class.parsed.specs(len(found))
     chosen = []
     for i, (spec, dtype) in enumerate(zip(specs, found, strict=True)):
@@ -269,7 +273,9 @@ def _common_dtype(op_class: type[Op], found: list[Any]) -> np.dtype[Any]:
     whole = sorted({d for d in dtypes if d.kind != "f"}, key=str)
     if op_class.one_float_dtype and len(set(floats)) > 1:
         names = " and ".join(sorted({d.name for d in floats}))
-        raise TypeError(f"{name}: the inputs are {names}; expected one dtype, for instance x.astype({floats[-1].name!r})")
+        raise TypeError(
+            f"{name}: the inputs are {names}; expected one dtype, for instance x.astype({floats[-1].name!r})"
+        )
     if floats:
         return np.result_type(*floats)
     if whole and op_class.integers == "refused":
@@ -287,7 +293,9 @@ def _check_fits(op_: Op, dtype: np.dtype[Any], numbers: list[Any]) -> None:
     for value in numbers:
         low, high = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
         if not low <= value <= high:
-            raise ValueError(f"{op_.name}: {value} does not fit into {dtype}; expected {low} to {high}, or use astype first")
+            raise ValueError(
+                f"{op_.name}: {value} does not fit into {dtype}; expected {low} to {high}, or use astype first"
+            )
 
 
 __all__ = ["CONSTANT", "POSITIVE", "REAL", "REGISTRY", "Domain", "Gradient", "Op", "Rule", "op"]

@@ -22,6 +22,7 @@ import numpy as np
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
+PairLike = Any  # one integer for both axes, or a Pair, which is what an op's parameter is once the op has been made
 
 
 class ShapeError(ValueError):
@@ -208,7 +209,7 @@ def _short(value: Any) -> str:
 
 
 def pair(op: str, name: str, value: Any, minimum: int) -> Pair:
-    """``value`` as (vertical, horizontal): one integer for both, or two integers of at least ``minimum``.
+    """``value`` as (vertical, horizontal): one integer for both, or two, of at least ``minimum``.
 
     >>> pair("conv2d", "stride", 2, minimum=1)
     (2, 2)
@@ -228,7 +229,9 @@ def integers(op: str, name: str, value: Any, minimum: int) -> tuple[int, ...]:
     (2, -1)
     """
     given = value if isinstance(value, (tuple, list)) else (value,)
-    return tuple([each if type(each) is int and each >= minimum else integer(op, name, each, minimum) for each in given])
+    return tuple(
+        [each if type(each) is int and each >= minimum else integer(op, name, each, minimum) for each in given]
+    )
 
 
 def axes(op: str, name: str, value: Any) -> tuple[int, ...] | None:

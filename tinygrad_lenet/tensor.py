@@ -49,7 +49,9 @@ class Tensor(Node):
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> None:
         if isinstance(data, Tensor):
             if data.requires_grad:
-                raise ValueError("Tensor: the data is a tensor that requires a gradient, which would be lost; detach() it first")
+                raise ValueError(
+                    "Tensor: the data is a tensor that requires a gradient, which would be lost; detach() it first"
+                )
             array = data.data
         else:
             array = data
@@ -99,7 +101,9 @@ class Tensor(Node):
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"Tensor: requires_grad is {value!r}; expected True or False")
         if value and self.dtype.kind != "f":
-            raise ValueError(f"Tensor: requires_grad needs floating-point data, not {self.dtype}; use astype('float32')")
+            raise ValueError(
+                f"Tensor: requires_grad needs floating-point data, not {self.dtype}; use astype('float32')"
+            )
         if not value and self.op is not None:
             raise ValueError("Tensor: this tensor was computed from others that require a gradient; detach() it")
         self._requires_grad = bool(value)
@@ -244,7 +248,7 @@ class Tensor(Node):
     def __itruediv__(self, other: TensorLike) -> "Tensor":
         return _in_place("divide", self, other)
 
-    def __ipow__(self, other: TensorLike) -> "Tensor":  # type: ignore[misc]
+    def __ipow__(self, other: TensorLike) -> "Tensor":
         return _in_place("power", self, other)
 
     def __getitem__(self, index: Any) -> "Tensor":
@@ -550,9 +554,7 @@ def _host_array(data: Any) -> np.ndarray:
 
 
 def _holds_tensors(data: Sequence[Any]) -> bool:
-    return any(
-        isinstance(each, Tensor) or (isinstance(each, (list, tuple)) and _holds_tensors(each)) for each in data
-    )
+    return any(isinstance(each, Tensor) or (isinstance(each, (list, tuple)) and _holds_tensors(each)) for each in data)
 
 
 def _well_formed(array: Array) -> Array:
@@ -570,7 +572,7 @@ def _same_place(value: Any, t: Tensor) -> Tensor:
 
 
 def _is_operand(x: object) -> bool:
-    """Whether x can be an op's input: a tensor, a number, an array or a list; all else may have operators of its own."""
+    """Whether x can be an op's input: a tensor, a number, an array or a list; others may bring operators."""
     return isinstance(x, (Tensor, int, float, np.generic, list, tuple)) or backend_of_type(type(x)) is not None
 
 
@@ -601,7 +603,11 @@ def _write(t: Tensor, index: Any, value: Any) -> None:
     pattern, arrays = _parsed_index("assign", t, index)
     if isinstance(value, (bool, int, float, np.generic)):
         value = np.asarray(value)
-        if value.dtype.kind in "iu" and t.dtype.kind in "iu" and not np.iinfo(t.dtype).min <= value <= np.iinfo(t.dtype).max:
+        if (
+            value.dtype.kind in "iu"
+            and t.dtype.kind in "iu"
+            and not np.iinfo(t.dtype).min <= value <= np.iinfo(t.dtype).max
+        ):
             raise ValueError(f"assign: {value} does not fit into {t.dtype}")
         value = value.astype(t.dtype) if t.dtype.kind == "f" or value.dtype.kind in "iub" else value
     value = value if isinstance(value, Tensor) else _same_place(value, t)

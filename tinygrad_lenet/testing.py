@@ -25,7 +25,7 @@ from .shapes import Shape, integer, number
 from .tensor import Tensor, grad
 
 if TYPE_CHECKING:
-    from hypothesis.strategies import DrawFn, SearchStrategy
+    from hypothesis.strategies import SearchStrategy
 
 __all__ = ["cases", "check_gradients", "check_op"]
 
@@ -208,10 +208,10 @@ def _gradient_function(fn: Function, i: int) -> Function:
 def cases(op_class: type[Op]) -> "SearchStrategy[Case]":
     """A Hypothesis strategy of (op, arrays): parameters, shapes and float64 inputs that ``op_class`` says it takes.
 
-    Parameters have the op's ``parameters``, axes its ``sizes`` (default 0 to 3); ``...`` stands for up to three axes, of
-    which an input may lack some or have them at size 1, or for the shapes that ``sizes`` gives for it; optional inputs
-    come and go, repeated ones number up to 3. What the op refuses is drawn again. Values keep clear of the kinks of
-    their `Domain`, and those that are ``distinct`` of each other (inputs that must differ from each other share a
+    Parameters have the op's ``parameters``, axes its ``sizes`` (default 0 to 3); ``...`` stands for up to three axes,
+    of which an input may lack some or have them at size 1, or for the shapes that ``sizes`` gives for it; optional
+    inputs come and go, repeated ones number up to 3. What the op refuses is drawn again. Values keep clear of the kinks
+    of their `Domain`, and those that are ``distinct`` of each other (inputs that must differ from each other share a
     domain). ImportError if Hypothesis is not installed.
 
     >>> from tinygrad_lenet.ops.linalg import MatMul
@@ -279,7 +279,7 @@ def _draw_values(domains: Sequence[Domain], shapes: Sequence[Shape], rng: np.ran
             arrays.append(np.asarray(u < 0.5))
             continue
         if domain.kind == "index":
-            arrays.append(np.asarray(rng.integers(domain.low, domain.high, shape)))
+            arrays.append(np.asarray(rng.integers(int(domain.low), int(domain.high), shape)))
             continue
         gap = (domain.high - domain.low) / 40
         x = domain.low + u * (domain.high - domain.low - 2 * gap * len(domain.kinks))

@@ -429,15 +429,14 @@ def _stretches(x: np.ndarray, contiguous: int) -> np.ndarray:
     """The sum of x[R K] over R, of which axis 0 or 1 is contiguous in memory."""
     r, k = x.shape
     whole = r - r % _STRETCH
-    rest = _ones_times(x[whole:]) if whole < r else None
     if not whole:
-        return rest
+        return _ones_times(x)
     if contiguous:
         parts = np.matmul(np.ones((1, _STRETCH), x.dtype), x[:whole].reshape(-1, _STRETCH, k))[:, 0]  # (R/S, K)
     else:
         parts = np.matmul(x[:whole].T.reshape(k, -1, _STRETCH), np.ones(_STRETCH, x.dtype)).T
     y = np.add.reduce(np.ascontiguousarray(parts.T), axis=1)  # pairwise
-    return y if rest is None else y + rest
+    return y + _ones_times(x[whole:]) if whole < r else y
 
 
 def _ones_times(x: np.ndarray) -> np.ndarray:

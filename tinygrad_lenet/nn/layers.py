@@ -1,7 +1,7 @@
 """The layers. Arguments, weight layouts and initial values are PyTorch's; the formulas stand with the functions.
 
-A layer holds its op, which has checked the settings, and its parameters, of ``dtype``, float32 unless said otherwise. It
-takes inputs of that dtype, or integers.
+A layer holds its op, which has checked the settings, and its parameters, of ``dtype``, float32 unless said otherwise.
+It takes inputs of that dtype, or integers.
 
 Weights and biases start uniform in +-1/sqrt(fan_in), where fan_in is how many inputs one output sums over (for the
 transposed convolution, as in PyTorch, how many outputs of one channel an input reaches). They are drawn with NumPy on
@@ -38,7 +38,9 @@ class _Convolution(Module):
 
     bias: Parameter | None
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: OneOrTwo, op: Conv2dOp | ConvTranspose2dOp) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: OneOrTwo, op: Conv2dOp | ConvTranspose2dOp
+    ) -> None:
         layer = type(self).__name__
         self.in_channels = integer(layer, "in_channels", in_channels, minimum=1)
         self.out_channels = integer(layer, "out_channels", out_channels, minimum=1)
@@ -172,7 +174,7 @@ class ConvTranspose2d(_Convolution):
 
     @property
     def output_padding(self) -> Pair:
-        return self.op.output_padding
+        return getattr(self.op, "output_padding")  # noqa: B009 - which a convolution's op does not have
 
 
 class Linear(Module):

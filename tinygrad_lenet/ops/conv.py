@@ -7,7 +7,7 @@ the columns of x: cols[c kh kw, oh ow n] holds, for each window position and ima
 
 from ..curvature import Multilinear
 from ..op import REAL, Op, op
-from ..shapes import Pair, ShapeError, integer, pair, window_positions
+from ..shapes import Pair, PairLike, ShapeError, integer, pair, window_positions
 from .layout import Pad
 from .windows import filled_images, pad_images, window_pixels
 
@@ -30,9 +30,9 @@ class Conv2d(Multilinear):
     with gy, gb = sum of gy over n, oh, ow. Channels are split into ``groups`` that do not mix.
     """
 
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    stride: PairLike = (1, 1)
+    padding: PairLike = (0, 0)
+    dilation: PairLike = (1, 1)
     groups: int = 1
 
     signature = "conv2d(x[N C H W], weight[F C/groups KH KW], bias[F]?) -> y[N F OH OW]"
@@ -82,10 +82,10 @@ class ConvTranspose2d(Op):
     y has (H - 1) S - 2 P + D (K - 1) + 1 + output_padding rows. gx = conv(gy, w), gw = correlation of gy with x.
     """
 
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    output_padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    stride: PairLike = (1, 1)
+    padding: PairLike = (0, 0)
+    output_padding: PairLike = (0, 0)
+    dilation: PairLike = (1, 1)
     groups: int = 1
 
     signature = "conv_transpose2d(x[N F H W], weight[F C/groups KH KW], bias[C]?) -> y[N C OH OW]"
@@ -167,10 +167,10 @@ class Conv2dWeightGrad(Op):
     With g the gradient of gw: the gradient for x is the transposed convolution of gy with g, for gy it is conv(x, g).
     """
 
-    kernel_size: Pair
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    kernel_size: PairLike
+    stride: PairLike = (1, 1)
+    padding: PairLike = (0, 0)
+    dilation: PairLike = (1, 1)
     groups: int = 1
 
     signature = "conv2d_weight_grad(x[N C H W], gy[N F OH OW]) -> gw[F C/groups KH KW]"

@@ -265,7 +265,7 @@ class Maximum(Elementwise):
 
 
 class Minimum(Elementwise):
-    """y = min(a, b); the gradient goes to the smaller input, NaN being the smallest, and half to each where they tie."""
+    """y = min(a, b); the gradient goes to the smaller input, NaN being smallest, and half to each where they tie."""
 
     signature = "minimum(a[...], b[...]) -> y[...]"
     domains = {"a": Domain(distinct=True), "b": Domain(distinct=True)}

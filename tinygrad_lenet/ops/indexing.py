@@ -23,7 +23,7 @@ _PATTERNS = (
 
 
 class GetItem(Movement):
-    """y = x[index], the ``pattern`` with the arrays of ``index``, as in NumPy; the gradient is added where x was read."""
+    """y = x[index], ``pattern`` with the arrays of ``index``, as in NumPy; the gradient is added where x was read."""
 
     pattern: tuple[Any, ...]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..curvature import Elementwise, Movement
 from ..op import REAL, Op, op
-from ..shapes import Pair, ShapeError, integer, number, pair, window_positions
+from ..shapes import Pair, PairLike, ShapeError, integer, number, pair, window_positions
 from .elementwise import TanhGrad
 from .reduction import total
 from .windows import filled_images, window_pixels
@@ -50,7 +50,7 @@ class Subsample2d(Op):
     (Section II.B: a unit adds its inputs. It takes their mean where weight is 1 / (KH KW).)
     """
 
-    kernel_size: Pair
+    kernel_size: PairLike
 
     signature = "subsample2d(x[N C H W], weight[C], bias[C]?) -> y[N C OH OW]"
     domains = {"x": REAL, "weight": REAL, "bias": REAL}
@@ -92,7 +92,7 @@ class Subsample2dTranspose(Op):
     window sums of g.
     """
 
-    kernel_size: Pair
+    kernel_size: PairLike
     size: Pair  # H, W
 
     signature = "subsample2d_transpose(gy[N C OH OW], weight[C]) -> gx[N C H W]"
@@ -105,7 +105,9 @@ class Subsample2dTranspose(Op):
     def output_shape(self, gy, weight):
         self.bind((gy, weight))
         if _positions(self, (*gy[:2], *self.size)) != gy[2:]:
-            raise ShapeError(f"subsample2d_transpose: axes OH, OW of gy are {gy[2:]}; windows on {self.size} make others")
+            raise ShapeError(
+                f"subsample2d_transpose: axes OH, OW of gy are {gy[2:]}; windows on {self.size} make others"
+            )
         return *gy[:2], *self.size
 
     def forward(self, xp, gy, weight):
@@ -129,7 +131,7 @@ class Subsample2dWeightGrad(Op):
     With g the gradient of gw: the gradient for x is g[c] gy at each pixel of the window, for gy subsample2d(x, g).
     """
 
-    kernel_size: Pair
+    kernel_size: PairLike
 
     signature = "subsample2d_weight_grad(x[N C H W], gy[N C OH OW]) -> gw[C]"
     domains = {"x": REAL, "gy": REAL}

@@ -2,7 +2,7 @@
 
 from ..curvature import Movement
 from ..op import REAL, Domain, Op, op
-from ..shapes import Pair, ShapeError, pair, window_positions
+from ..shapes import Pair, PairLike, ShapeError, pair, window_positions
 from .elementwise import FullLike
 from .windows import filled_images, pad_images, window_pixels
 
@@ -28,9 +28,9 @@ class AvgPool2d(_Pool):
     Padding counts as pixels of value 0, also in the divisor.
     """
 
-    kernel_size: Pair
-    stride: Pair | None = None
-    padding: Pair = (0, 0)
+    kernel_size: PairLike
+    stride: PairLike = None
+    padding: PairLike = (0, 0)
 
     signature = "avg_pool2d(x[N C H W]) -> y[N C OH OW]"
     domains = {"x": REAL}
@@ -62,9 +62,9 @@ class AvgPool2d(_Pool):
 class AvgPool2dGrad(Op):
     """The transpose of `AvgPool2d`: gx[n c h w] = sum of gy over the windows on (h, w), over KH KW; linear in gy."""
 
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
+    kernel_size: PairLike
+    stride: PairLike
+    padding: PairLike
     size: Pair
 
     signature = "avg_pool2d_grad(gy[N C OH OW]) -> gx[N C H W]"
@@ -96,9 +96,9 @@ class MaxPool2d(_Pool, Movement):
     Padding counts as -inf, so it is never the largest; a NaN is the largest of all.
     """
 
-    kernel_size: Pair
-    stride: Pair | None = None
-    padding: Pair = (0, 0)
+    kernel_size: PairLike
+    stride: PairLike = None
+    padding: PairLike = (0, 0)
 
     signature = "max_pool2d(x[N C H W]) -> y[N C OH OW]"
     domains = {"x": _DISTINCT}
@@ -112,8 +112,8 @@ class MaxPool2d(_Pool, Movement):
         super().__post_init__()
         if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
             raise ShapeError(
-                f"max_pool2d: padding is {self.padding}; expected at most half of kernel_size, {self.kernel_size}, so that "
-                "no window holds nothing but padding"
+                f"max_pool2d: padding is {self.padding}; expected at most half of kernel_size, {self.kernel_size}, "
+                "so that no window holds nothing but padding"
             )
 
     def output_shape(self, x):
@@ -134,9 +134,9 @@ class MaxPool2d(_Pool, Movement):
 class MaxPool2dGrad(Op):
     """gx = gy at the first largest pixel of each window, added up; linear in gy, and flat in x between ties."""
 
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
+    kernel_size: PairLike
+    stride: PairLike
+    padding: PairLike
 
     signature = "max_pool2d_grad(x[N C H W], gy[N C OH OW]) -> gx[N C H W]"
     domains = {"x": _DISTINCT, "gy": REAL}
@@ -163,9 +163,9 @@ class MaxPool2dGrad(Op):
 class MaxPool2dPick(Op):
     """y = g at the first pixel of each window on x that is largest; linear in g, and flat in x between ties."""
 
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
+    kernel_size: PairLike
+    stride: PairLike
+    padding: PairLike
 
     signature = "max_pool2d_pick(x[N C H W], g[N C H W]) -> y[N C OH OW]"
     domains = {"x": _DISTINCT, "g": REAL}

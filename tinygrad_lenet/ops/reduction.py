@@ -5,9 +5,9 @@ Sums are added up so that their error does not grow with the number of elements 
 
 import math
 
-from ..curvature import Elementwise, Movement
+from ..curvature import Movement
 from ..op import CONSTANT, REAL, Domain, Op
-from ..shapes import ShapeError, axes, flag, integer, normalize_axes, one_axis, reduced_shape
+from ..shapes import ShapeError, axes, flag, normalize_axes, one_axis, reduced_shape
 from .elementwise import where
 
 _REDUCTION = {"axis": (axes,), "keepdims": (flag,)}
@@ -129,7 +129,7 @@ def _index_rule(op, name, value):
 
 
 class ArgMax(Op):
-    """y = the index of the first largest x along an axis, or of all elements in row-major order; NaN is the largest."""
+    """y = the index of the first largest x along an axis, or of all elements in row-major order; NaN is largest."""
 
     axis: int | None
 
@@ -147,7 +147,7 @@ class ArgMax(Op):
 
 
 class ArgMin(Op):
-    """y = the index of the first smallest x along an axis, or of all elements in row-major order; NaN is the smallest."""
+    """y = the index of the first smallest x along an axis, or of all elements in row-major order; NaN is smallest."""
 
     axis: int | None
 
