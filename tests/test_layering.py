@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "tinygrad_lenet"
 ORDER = (
-    "shapes", "backend",
+    "shapes", "backend", "files",
     "anomaly", "tensor", "ops", "kernels", "functional", "nn", "optim", "data", "checkpoint", "parallel",
     "testing",
 )  # fmt: skip

@@ -8,32 +8,27 @@ A loop of your own that can be resumed saves `model.state_dict()`, the tensors o
 ``state``, the rest of it, `schedule.state_dict()` and `loader.state_dict()`; see `examples/train_lenet5.py`.
 """
 
-import errno
-import itertools
 import json
 import math
 import os
-import stat
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from . import files
 from .backend import backend_of
+from .files import PathLike
 from .tensor import Tensor
 
-__all__ = ["HEADER_LIMIT", "CheckpointError", "load", "replace", "save"]
-
-PathLike = str | os.PathLike[str]
+__all__ = ["HEADER_LIMIT", "CheckpointError", "load", "replace", "replace_all", "save", "to_bytes"]
 
 HEADER_LIMIT = 4 * 2**20  # bytes; JSON takes up to 20 times its size once it is read, so a header must not be huge
 
 _STATE = "state"  # the key in safetensors' metadata, which are strings by name
 _CHECKSUM = "crc32"  # likewise
-_serial = itertools.count()  # two threads that save at once write two files
 
 
 class CheckpointError(ValueError):
@@ -54,11 +49,16 @@ def save(path: PathLike, tensors: Mapping[str, Any], state: Mapping[str, Any] | 
     ...     load(f"{folder}/run.safetensors")
     ({'w': array([1., 2.], dtype=float32)}, {'epoch': 3})
     """
+    replace(path, to_bytes(tensors, state))
+
+
+def to_bytes(tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> bytes:
+    """Return what `save` would write, for `replace_all`; the same errors, but for those of writing."""
     library = _library()
     arrays = {_checked_name(name): _host_array(name, value) for name, value in tensors.items()}
     metadata = {_CHECKSUM: _checksum(arrays)} | ({_STATE: _to_json(state)} if state else {})
     try:
-        data: bytes = library.numpy.save(arrays, metadata)
+        data: bytes = library.save(arrays, metadata)
     except UnicodeEncodeError as error:
         raise ValueError(f"checkpoint.save: a name is {error.object!r}; expected names that are valid text") from None
     header = int.from_bytes(data[:8], "little")
@@ -67,14 +67,14 @@ def save(path: PathLike, tensors: Mapping[str, Any], state: Mapping[str, Any] | 
             f"checkpoint.save: names and state take {header:,} bytes; expected at most {HEADER_LIMIT:,}, "
             "so save long lists of numbers as tensors"
         )
-    replace(path, data)
+    return data
 
 
 def load(path: PathLike, max_bytes: int = 2**30) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """Return the tensors, as NumPy arrays by name, and the state that `save` wrote; other safetensors files load too.
 
-    CheckpointError for a file that is missing, damaged, truncated, larger than ``max_bytes``, or of another kind; it
-    names the file. Nothing larger than the file is allocated, and nothing large at all for one that is refused.
+    CheckpointError for a file that is missing, no regular file, damaged, truncated, larger than ``max_bytes``, or of
+    another kind; it names the file. No more memory is taken than twice what the file has.
 
     See `save` for an example.
     """
@@ -87,30 +87,28 @@ def load(path: PathLike, max_bytes: int = 2**30) -> tuple[dict[str, npt.NDArray[
         )
 
     try:
-        found = os.stat(name)
-        is_file = stat.S_ISREG(found.st_mode)
-        header = _header_length(name) if is_file else 0  # a pipe would wait for ever
-    except (OSError, ValueError) as error:  # ValueError: the path holds a zero byte
-        reason = getattr(error, "strerror", None) or error
+        with files.open_regular(name) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise refuse(f"has {size:,} bytes", f"at most {max_bytes:,}")
+            start = file.read(8)
+            header = int.from_bytes(start, "little")
+            if header > size - 8:
+                raise refuse(f"has {size:,} bytes", "a safetensors file, whose first 8 bytes give its header's length")
+            if header > HEADER_LIMIT:
+                raise refuse(f"has a header of {header:,} bytes", f"at most {HEADER_LIMIT:,}")
+            data = start + file.read(size - 8)
+    except OSError as error:
         raise CheckpointError(
-            f"checkpoint.load: {name} cannot be read ({reason}); expected a safetensors file; check the path"
+            f"checkpoint.load: {name} cannot be read ({error.strerror or error}); expected a safetensors file; "
+            "check the path"
         ) from error
-    if not is_file:
-        raise refuse("is no ordinary file", "a safetensors file")
-    if found.st_size > max_bytes:
-        raise refuse(f"has {found.st_size:,} bytes", f"at most {max_bytes:,}")
-    if header > found.st_size - 8:
-        raise refuse(f"has {found.st_size:,} bytes", "a safetensors file, whose first 8 bytes give its header's length")
-    if header > HEADER_LIMIT:
-        raise refuse(f"has a header of {header:,} bytes", f"at most {HEADER_LIMIT:,}")
 
     try:
-        # The library compares the header with the file's size, and the tensors with each other, before it reads one.
-        with library.safe_open(name, framework="np") as opened:
-            tensors = {key: _own(opened.get_tensor(key)) for key in opened.keys()}  # noqa: SIM118 - it has no iterator
-            metadata = opened.metadata() or {}
-        text = metadata.get(_STATE, "{}")
-        state = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        # The library compares the header with the length, and the tensors with each other, before it takes memory.
+        tensors = {key: _own(array) for key, array in library.load(data).items()}
+        metadata = json.loads(data[8 : 8 + header]).get("__metadata__", {})
+        state = json.loads(metadata.get(_STATE, "{}"), parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise refuse("has a state that is nested too deeply", "what checkpoint.save wrote") from None
     except Exception as error:  # of many kinds, among them some of Rust's; none of them says which file it was
@@ -131,68 +129,41 @@ def _checksum(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
 
 
 def replace(path: PathLike, data: bytes) -> None:
-    """Replace the file at ``path`` by one that holds ``data``, at one moment and for good.
+    """Replace the file at ``path`` by one that holds ``data``, at one moment and for good; see `replace_all`."""
+    replace_all({path: data})
 
-    The bytes are written beside it, forced to the disk, and renamed. CheckpointError if that fails; whatever was there
-    before is intact then.
 
-    >>> import tempfile
+def replace_all(contents: Mapping[PathLike, bytes]) -> None:
+    """Replace the files at these paths by others that hold these bytes, each at one moment and for good.
+
+    All are written beside their places before the first is put there. CheckpointError if one cannot be written, or
+    its place holds something that is no regular file; whatever was there before is intact then.
+
+    >>> import os, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     replace(f"{folder}/notes.txt", b"LeNet")
-    ...     os.listdir(folder)
-    ['notes.txt']
+    ...     replace_all({f"{folder}/notes.txt": b"LeNet", f"{folder}/more.txt": b"5"})
+    ...     sorted(os.listdir(folder))
+    ['more.txt', 'notes.txt']
     """
-    name = os.path.realpath(path)  # of a link, what it points to is replaced
-    beside = f"{name}.{os.getpid()}.{next(_serial)}.part"
     try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the new name with the contents not yet there
-        os.replace(beside, name)
-        _sync_folder(os.path.dirname(name))
+        files.replace(contents)
     except OSError as error:
-        with suppress(OSError):
-            os.remove(beside)
+        names = " and ".join(os.fsdecode(path) for path in contents)
         raise CheckpointError(
-            f"checkpoint: {os.fspath(path)} cannot be written ({error.strerror or error}); "
+            f"checkpoint: {names} cannot be written ({error.strerror or error}); "
             "whatever was there before is intact; make room, or write to another folder"
         ) from error
-    except BaseException:  # Ctrl-C, say
-        with suppress(OSError):
-            os.remove(beside)
-        raise
-
-
-def _header_length(name: str) -> int:
-    with open(name, "rb") as file:
-        return int.from_bytes(file.read(8), "little")
-
-
-def _sync_folder(folder: str) -> None:
-    """Force the folder's entries to the disk, so that the new name outlasts a power cut."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows, where folders cannot be opened
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _library() -> Any:
-    """The safetensors package, on first use, so that the framework itself needs only NumPy."""
+    """The safetensors package for NumPy, on first use, so that the framework itself needs only NumPy."""
     try:
-        import safetensors
         import safetensors.numpy
     except ImportError:
         raise CheckpointError(
             'checkpoints need safetensors, which is not installed; run pip install "tinygrad_lenet[example]"'
         ) from None
-    return safetensors
+    return safetensors.numpy
 
 
 def _checked_name(name: Any) -> str:
