@@ -240,9 +240,7 @@ def test_wrong_files_are_fetched_again(
 def test_folder_that_cannot_be_written_to(tmp_path: Path, upstream: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is named as such, before any mirror is asked."""
     (tmp_path / "file").touch()
-    with pytest.raises(
-        DataError, match=r"mnist: .*file/mnist cannot be written to \(Not a directory\), expected"
-    ):
+    with pytest.raises(DataError, match=r"mnist: .*file/mnist cannot be written to \(Not a directory\), expected"):
         data.mnist(tmp_path / "file", download=True)
 
     def fail(**_: object) -> None:
