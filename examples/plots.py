@@ -42,7 +42,7 @@ def save_all(
     ``metrics`` is what the training example writes into metrics.json; labels[N]; probabilities[N K] are the model's.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = CLASSES.get(metrics.get("arguments", {}).get("dataset"), DIGITS)
+    names = CLASSES.get(metrics.get("arguments", {}).get("dataset"), tuple(map(str, range(probabilities.shape[1]))))
     predictions = probabilities.argmax(axis=1)
     n = int(np.argmin(probabilities[np.arange(len(labels)), labels]))  # the image that is furthest from its label
     title = f"What each layer makes of image {n}, true class {names[labels[n]]}"
