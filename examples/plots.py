@@ -326,6 +326,14 @@ def place(figure: Figure, left: float, top: float, width: float, height: float, 
     return axes
 
 
+def stamp(figure: Figure, text: str) -> None:
+    """Put a warning, if there is one, into the upper right corner."""
+    if text:
+        x, y = 1 - 0.05 / figure.get_figwidth(), 1 - 0.05 / figure.get_figheight()
+        box: dict[str, Any] = {"color": "white", "backgroundcolor": "#a00000", "fontsize": 8}
+        figure.text(x, y, text.replace(", ", ",\n"), ha="right", va="top", **box)
+
+
 def heading(figure: Figure, text: str) -> None:
     """One line at the top of a figure whose axes have places."""
     figure.text(0.5, 1 - 0.14 / figure.get_figheight(), text, ha="center", va="top", fontsize=11)

@@ -193,7 +193,7 @@ def refuse_differences(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 def as_json(value: Any) -> bytes:
     """The contents of a file that people read, too."""
-    return f"{json.dumps(value, indent=2)}\n".encode()
+    return f"{json.dumps(value, indent=1)}\n".encode()
 
 
 def as_csv(epochs: Mapping[str, list[float]]) -> bytes:

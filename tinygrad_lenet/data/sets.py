@@ -215,7 +215,7 @@ def _find(name: str, folder: Path, file: str, download: bool) -> Images:
         raise wrong[0]
     raise DataError(
         f"{name}: {file} not found in {folder} or its subfolders {' and '.join(_FOLDERS[name][:-1])}, with or without "
-        f".gz; put it into one of these, or call data.{name}(download=True)"
+        f".gz; put it into one of these, or call data.{name}(download=True), which is --download of the examples"
     )
 
 
@@ -230,7 +230,7 @@ def _verified(name: str, path: Path, file: str) -> Images:
     if found != f"{name}'s {file}":
         raise DataError(
             f"{name}: {path} is {found}, expected {name}'s {file}; "
-            f"data.{name}(download=True) fetches that one, data.idx reads other sets"
+            f"data.{name}(download=True) or --download fetches that one, data.idx or --dataset idx reads other sets"
         )
     return array
 
