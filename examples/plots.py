@@ -330,7 +330,7 @@ def stamp(figure: Figure, text: str) -> None:
     """Put a warning, if there is one, into the upper right corner."""
     if text:
         x, y = 1 - 0.05 / figure.get_figwidth(), 1 - 0.05 / figure.get_figheight()
-        box: dict[str, Any] = {"color": "white", "backgroundcolor": "#a00000", "fontsize": 8}
+        box: dict[str, Any] = {"color": "white", "backgroundcolor": "#a00000", "fontsize": 7}
         figure.text(x, y, text.replace(", ", ",\n"), ha="right", va="top", **box)
 
 

@@ -53,6 +53,7 @@ class Run:
     optimizer: optim.Optimizer
     schedule: optim.OneCycle | optim.PassRates
     loader: data.DataLoader
+    held: tuple[Any, Any] = ((), ())  # the images and labels to validate on, if any were held out
     train_loss: list[float] = field(default_factory=list)  # the mean over each finished epoch
     epoch_seconds: list[float] = field(default_factory=list)
     history: dict[str, list[float]] = field(default_factory=dict)  # what else was noted, a number an epoch
@@ -168,6 +169,11 @@ class Run:
             # What is noted as an epoch begins may be one ahead.
             if steps != self.schedule.count or max(finished) > min(finished) + 1 or min(finished) < self.loader.epoch:
                 raise ValueError(f"it counts {self.schedule.count} steps and finished epochs {finished}")
+            whole = self.loader.position % self.loader.batch_size == 0 or self.loader.position == len(
+                self.loader.images
+            )
+            if not whole or self.loader.seed != own["loader"]["seed"]:
+                raise ValueError(f"it is at no place of this run's images, {state['loader']}")
             if bool(self.best) != bool(self.history.get("validation_loss")):
                 raise ValueError(f"it has {len(self.best)} tensors of the best epoch")
         except Exception as error:  # of any kind: somebody may have changed the state by hand
@@ -199,8 +205,8 @@ def as_json(value: Any) -> bytes:
 def as_csv(epochs: Mapping[str, list[float]]) -> bytes:
     """A row an epoch, below the names of what was noted."""
     text = io.StringIO()
-    rows = ([i, *values] for i, values in enumerate(zip(*epochs.values(), strict=True), start=1))
-    csv.writer(text, lineterminator="\n").writerows([["epoch", *epochs], *rows])
+    rows = enumerate(itertools.zip_longest(*epochs.values()), start=1)
+    csv.writer(text, lineterminator="\n").writerows([["epoch", *epochs], *([i, *values] for i, values in rows)])
     return text.getvalue().encode()
 
 

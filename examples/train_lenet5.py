@@ -158,11 +158,8 @@ def build(name: str, seed: int, classes: int = 10) -> LeNet5:
     return model
 
 
-def train(group: parallel.Group, run: Run, held: tuple[Any, Any], interrupted: Callable[[], bool]) -> None:
-    """The training loop, which every worker runs on its share of each batch until the end, Ctrl-C or a loss of nan.
-
-    Each epoch is validated on the images and labels that were held out, if there are any.
-    """
+def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> None:
+    """The training loop, which every worker runs on its share of each batch until the end, Ctrl-C or a loss of nan."""
     args, model, loader = run.args, run.model, run.loader
     loader.share = group.share
     board = None
@@ -215,8 +212,8 @@ def train(group: parallel.Group, run: Run, held: tuple[Any, Any], interrupted: C
             run.train_loss.append(run.loss / len(loader.images))
             run.note(train_accuracy=run.correct / len(loader.images))
             summary = f"epoch {epoch + 1}/{args.epochs}, loss {run.train_loss[-1]:.4f}, "
-            if len(held[1]):
-                held_loss, accuracy = validate(group, model, *held)
+            if args.validation:
+                held_loss, accuracy = validate(group, model, *run.held)
                 if not math.isfinite(held_loss):
                     run.trouble = f"the loss on the validation images became {held_loss} in epoch {epoch + 1}"
                     return
@@ -313,7 +310,7 @@ def main() -> None:
     np.seterr(over="ignore", invalid="ignore")  # a loss that runs away is reported once, below
     parallel.tune_process()
 
-    images, labels, *held = hold_out(args.validation, *load(args, "train"))
+    images, labels, held_images, held_labels = hold_out(args.validation, *load(args, "train"))
     test_images, test_labels = load(args, "test")
     classes = 1 + int(max(labels.max(), test_labels.max())) if args.dataset == "idx" else 10
     model = build(args.model, args.seed, classes).to(args.backend)
@@ -327,12 +324,12 @@ def main() -> None:
         augment=data.Affine(seed=args.seed) if args.augment else None,
     )
     schedule = optim.OneCycle(optimizer, max_lr=args.lr, total_steps=args.epochs * len(loader))
-    run = Run(args, model, optimizer, schedule, loader)
+    run = Run(args, model, optimizer, schedule, loader, held=(held_images, held_labels))
     with own_folder(args.out, make=not args.resume):  # all that can be wrong with the above was found by now
-        train_and_test(run, model, tuple(held), (test_images, test_labels), start)
+        train_and_test(run, model, test_images, test_labels, start)
 
 
-def train_and_test(run: Run, model: LeNet5, held: Any, test: tuple[Any, Any], start: float) -> None:
+def train_and_test(run: Run, model: LeNet5, test_images: Any, test_labels: Any, start: float) -> None:
     args, loader = run.args, run.loader
     if args.resume:
         run.resume()
@@ -341,7 +338,7 @@ def train_and_test(run: Run, model: LeNet5, held: Any, test: tuple[Any, Any], st
     print(model.summary((1, 32, 32)))
 
     with ctrl_c_deferred() as interrupted:
-        parallel.run(train, args.workers, model.parameters(), run, held, interrupted)
+        parallel.run(train, args.workers, model.parameters(), run, interrupted)
     if run.trouble:
         raise ValueError(f"{run.trouble}; try a smaller --lr (the checkpoint of before is kept)")
     if not finished(run):
@@ -351,10 +348,7 @@ def train_and_test(run: Run, model: LeNet5, held: Any, test: tuple[Any, Any], st
     best = best_epoch(run)
     if best is not None:
         model.load_state_dict(run.best)
-        print(
-            f"the weights are those of epoch {best + 1} of {loader.epoch}, the best on {len(held[1])} images held out"
-        )
-    test_images, test_labels = test
+        print(f"the weights are those of epoch {best + 1} of {loader.epoch}, the best on {args.validation} held out")
     probabilities = predict(model, test_images)
     errors = int((probabilities.argmax(axis=1) != test_labels).sum())
     accuracy = 1 - errors / len(test_labels)

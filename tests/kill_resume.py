@@ -25,9 +25,9 @@ from tinygrad_lenet import checkpoint
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "examples.train_lenet5"]
 EPOCHS = 3
-# All that may carry a state of its own: moments, velocities, running statistics, dropped units, one process or two.
+# All that may carry a state of its own: moments, velocities, running statistics, dropped units, best weights, two ranks.
 SETTINGS = [
-    ["--model", "lenet5", "--optimizer", "adam", "--workers", "2"],
+    ["--model", "lenet5", "--optimizer", "adam", "--workers", "2", "--validation", "100", "--patience", "2"],
     ["--model", "lenet5-regularized", "--optimizer", "adamw", "--workers", "2"],
     ["--model", "lenet5-regularized", "--optimizer", "sgd", "--workers", "1"],
     ["--model", "lenet5-relu", "--optimizer", "sgd", "--workers", "2", "--lr", "0.05"],
@@ -116,7 +116,7 @@ def disturbed(folder: Path, words: list[str], duration: float, dice: random.Rand
             continue
         places.append(where(folder))
     finish(start(folder, *words, *(["--resume"] if saved.exists() else [])))
-    assert sorted(os.listdir(folder)) == ["checkpoint.safetensors", "metrics.json", "model.safetensors"]
+    assert sorted(os.listdir(folder)) == ["checkpoint.safetensors", "metrics.csv", "metrics.json", "model.safetensors"]
     return Outcome.of(folder), places
 
 

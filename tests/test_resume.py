@@ -269,10 +269,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "steps": ({"optimizer": {"algorithm": "AdamW", "lr": 0.1, "steps": None}}, "not iterable"),
     "schedule": ({"schedule": {}}, "OneCycle: the state has"),
     "loader": ({"loader": {"seed": 0, "epoch": 0, "position": 10**9}}, "position is 1000000000"),
-    "place": ({"loader": {"seed": 0, "epoch": 2, "position": 64}}, r"counts 69 steps and finished epochs \[2, 3, 3\]"),
+    "place": ({"loader": {"seed": 0, "epoch": 2, "position": 64}}, r"counts 69 steps and finished epochs \[2, 3, 3"),
     "losses": ({"train_loss": [1.0, "a", 2.0]}, "could not convert"),
     "sums": ({"epoch_so_far": [1.0]}, "not enough values"),
-    "arguments": ({"arguments": 3}, "not iterable"),
+    "arguments": ({"arguments": 3}, "int"),
+    "history": ({"history": [1]}, "list"),
+    "order": ({"loader": {"seed": 7, "epoch": 3, "position": 0}}, "at no place of this run's images"),
+    "best": ({"tensors": {"best.c1.bias": np.zeros(6, np.float32)}}, "c1.weight is missing"),
     "more": ({"more": 3}, r"it holds \[.*'more'.*\]; expected \['arguments', "),
 }
 
