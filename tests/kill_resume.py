@@ -25,7 +25,7 @@ from tinygrad_lenet import checkpoint
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "examples.train_lenet5"]
 EPOCHS = 3
-# All that may carry a state of its own: moments, velocities, running statistics, dropped units, best weights, two ranks.
+# All that may carry a state of its own: moments, velocities, running statistics, dropped units, best weights, ranks.
 SETTINGS = [
     ["--model", "lenet5", "--optimizer", "adam", "--workers", "2", "--validation", "100", "--patience", "2"],
     ["--model", "lenet5-regularized", "--optimizer", "adamw", "--workers", "2"],
