@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -110,17 +111,21 @@ class Run:
     def begin(self) -> Path | None:
         """Save at once, so that a folder that cannot be written to is found now.
 
-        An earlier run's checkpoint is put aside; its new path is returned. Its results stay, until `finish`.
+        An earlier run's checkpoint is kept under another name, which is returned. Its results stay, until `finish`.
         """
         aside = None
         if self.path.exists():
             names = (self.path.with_name(f"checkpoint.earlier-{i}.safetensors") for i in itertools.count(1))
-            aside = self.path.rename(next(path for path in names if not path.exists()))
+            aside = next(path for path in names if not os.path.lexists(path))
+            try:
+                os.link(os.path.realpath(self.path), aside)
+            except OSError:  # a file system without links
+                shutil.copy2(self.path, aside)
         try:
             self.save()
         except BaseException:
             if aside is not None:
-                aside.rename(self.path)
+                aside.unlink()
             raise
         return aside
 

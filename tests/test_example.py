@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -277,6 +278,8 @@ def test_workers_that_cannot_start_change_nothing(
 def test_a_new_run_in_the_folder_of_another(done: Path, main: Callable[..., None]) -> None:
     """The old results and the old checkpoint stay until the new ones are there; what is nobody's result stays."""
     old = contents(done)
+    for path in done.iterdir():
+        path.chmod(0o600)
     runaway = ["--epochs", 1, "--workers", 1, "--model", "lenet5-relu", "--optimizer", "sgd", "--lr", 1e10]
     for i in (1, 2):
         with pytest.raises(ValueError, match="the loss became"):
@@ -290,6 +293,20 @@ def test_a_new_run_in_the_folder_of_another(done: Path, main: Callable[..., None
     new = contents(done)
     assert new.keys() == old.keys() - {"maps.png"}
     assert {name for name in new if new[name] == old[name]} == {"notes.txt"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in done.iterdir()} == {0o600}
+
+
+def test_a_folder_that_is_full_keeps_the_earlier_checkpoint(
+    done: Path, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = contents(done)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match="No space left on device"):
+        main("--out", done, "--workers", 1)
+    assert contents(done) == before
 
 
 def test_default_folder_names_model_and_data(
