@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, backend_of
+from .graph import Node, observed
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
-
-watching: ContextVar[bool] = ContextVar("watching", default=False)  # per thread and per async task
 
 
 class AnomalyError(ValueError):
@@ -36,18 +34,8 @@ def detect_anomaly() -> Iterator[None]:
     Traceback (most recent call last):
     tinygrad_lenet.anomaly.AnomalyError: log: the output is -inf at index (1,), where x is 0.0; ...
     """
-    with watch(True):
+    with observed(_Watch()):
         yield
-
-
-@contextmanager
-def watch(on: bool) -> Iterator[None]:
-    """Switch the checks on or off within a block."""
-    token = watching.set(on)
-    try:
-        yield
-    finally:
-        watching.reset(token)
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,7 @@ class Origin:
         return f"{self.file}:{self.line}, in {self.function}" + (f": {code}" if code else "")
 
 
-def caller() -> Origin:
+def _caller() -> Origin:
     """The innermost line that is being run outside this package (its tests and models are outside)."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
@@ -71,36 +59,41 @@ def caller() -> Origin:
     return Origin(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
-def check_forward(op: str, names: Sequence[str], inputs: Sequence[Any], y: Array) -> None:
-    """AnomalyError if y is not finite: an input that was not is named, else the values that it came from."""
-    where = _first_bad(y)
-    if where is None:
-        return
-    index, value = where
-    for name, x in zip(names, inputs, strict=True):
-        found = _first_bad(x)
-        if found is not None:
-            raise AnomalyError(f"{op}: {name} is already {found[1]} at index {found[0]}; called at {caller()}")
-    values = ", ".join(
-        f"{name} is {_item(x, index)}" for name, x in zip(names, inputs, strict=True) if _item(x, index) is not None
-    )
-    raise AnomalyError(
-        f"{op}: the output is {value} at index {index}{', where ' + values if values else ''}; called at {caller()}"
-    )
+class _Watch:
+    """Looks at every result and every gradient, but not at the steps on the way to a gradient."""
 
-
-def check_backward(op: str, name: str, gx: Array, origin: Origin | None) -> None:
-    """AnomalyError if the gradient for an operand is not finite."""
-    found = _first_bad(gx)
-    if found is not None:
+    def computed(self, op: Any, inputs: Sequence[Any], output: Any) -> None:
+        """AnomalyError if the output is not finite: an input that was not is named, else the values that it came from."""
+        output.origin = _caller()
+        where = _first_bad(output.data)
+        if where is None:
+            return
+        index, value = where
+        arrays = [x.data if isinstance(x, Node) else x for x in inputs]
+        names = [spec.name for spec in op.parsed.specs(len(inputs))]
+        for name, x in zip(names, arrays, strict=True):
+            found = _first_bad(x)
+            if found is not None:
+                raise AnomalyError(f"{op.name}: {name} is already {found[1]} at index {found[0]}; called at {output.origin}")
+        values = ", ".join(
+            f"{name} is {_item(x, index)}" for name, x in zip(names, arrays, strict=True) if _item(x, index) is not None
+        )
         raise AnomalyError(
-            f"{op}: the gradient for {name} is {found[1]} at index {found[0]}; forward was called at {describe(origin)}"
+            f"{op.name}: the output is {value} at index {index}{', where ' + values if values else ''}; "
+            f"called at {output.origin}"
         )
 
+    def differentiated(self, node: Node, name: str, gradient: Any) -> None:
+        """AnomalyError if the gradient for an input is not finite."""
+        found = _first_bad(gradient.data)
+        if found is not None:
+            raise AnomalyError(
+                f"{node.op.name}: the gradient for {name} is {found[1]} at index {found[0]}; "
+                f"forward was called at {node.origin or 'a line that was not recorded (it ran outside detect_anomaly)'}"
+            )
 
-def describe(origin: Origin | None) -> str:
-    """A line of code in words, also if it was not recorded."""
-    return str(origin) if origin else "a line that was not recorded (it ran outside detect_anomaly)"
+    def within_backward(self) -> None:
+        return None
 
 
 def _first_bad(x: Any) -> tuple[tuple[int, ...], float] | None:

@@ -189,6 +189,21 @@ def transfer(array: Array, device: str) -> Array:
     return target.from_numpy(source.to_numpy(array), index)
 
 
+def memory_of(array: Array) -> Array:
+    """The array that owns the memory that ``array`` lies in: itself, unless it is a view.
+
+    >>> x = np.zeros((2, 3))
+    >>> memory_of(x.T[1:]) is x
+    True
+    """
+    owner, base = array, array.base
+    while base is not None:
+        if type(base) is type(array):
+            owner = base
+        base = getattr(base, "base", None)
+    return owner
+
+
 _kernels: dict[tuple[str, str], Kernel] = {}
 
 

@@ -6,6 +6,7 @@ few over each of many small ones. The parameters' own arrays are only ever writt
 share with them stays shared.
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, backend_of, transfer
-from .nn.state import copy_into
+from .curvature import curvature
+from .graph import note_write
+from .nn.state import copy_values, fitting_values
 from .shapes import integer, number
-from .tensor import Tensor, curvature
+from .tensor import Tensor
 
 __all__ = ["SGD", "Adam", "AdamW", "OneCycle", "Optimizer", "PassRates", "StepLR", "StochasticDiagonalLM"]
 
@@ -50,7 +53,8 @@ class _Group:
 class Optimizer:
     """What the optimisers share; a subclass names its state vectors and defines `_update`.
 
-    A parameter whose ``.grad`` is None is left alone by a step, and so is all that is remembered for it. TypeError for
+    A step leaves a parameter whose ``.grad`` is None as it is, and its state too. The state of float16 parameters is
+    kept in float32. Copied or pickled, an optimiser takes its parameters and its state along. TypeError for
     params that are not tensors; ValueError for none, for one given twice or that does not hold floats, and for
     settings out of range.
     """
@@ -62,7 +66,7 @@ class Optimizer:
         name = type(self).__name__
         self.params = _parameters(name, params)
         self.lr = lr
-        self.weight_decay = number(name, "weight_decay", weight_decay, low=0)
+        self.weight_decay = number(name, "weight_decay", weight_decay, "[0, inf)")
         self._steps = [0] * len(self.params)  # how many times each parameter was updated
         self._groups: list[_Group] = []
         self._lay_out()
@@ -74,7 +78,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
-        self._lr = number(type(self).__name__, "lr", value, low=0, low_allowed=False)
+        self._lr = number(type(self).__name__, "lr", value, "(0, inf)")
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
@@ -84,9 +88,10 @@ class Optimizer:
     def step(self) -> None:
         """Update each parameter that has a gradient, in place; ValueError if a gradient does not fit its parameter."""
         self._follow()
-        for group, runs in [(group, self._gather(group)) for group in self._groups]:
+        for group, runs in [(group, self._gather(group)) for group in self._groups]:  # all is checked before any update
             for first, last in runs:
                 self._update_run(group, first, last)
+                note_write(*group.arrays[first:last])
 
     def _follow(self) -> None:
         """Lay the vectors out again if a parameter's array has been replaced, by module.to(device) say."""
@@ -135,6 +140,8 @@ class Optimizer:
                     f"{type(self).__name__}: the gradient of parameter {member} has shape {array.shape}; "
                     f"expected the parameter's, {shape}"
                 )
+            if not getattr(group.arrays[k].flags, "writeable", True):
+                raise ValueError(f"{type(self).__name__}: parameter {member} lies in read-only memory")
             if self._steps[member] != step:
                 if step >= 0:
                     runs.append((first, k))
@@ -145,7 +152,7 @@ class Optimizer:
         return runs
 
     def _lay_out(self) -> None:
-        """Make the flat vectors, for where the parameters lie now; what is remembered moves along with them."""
+        """Make the flat vectors, for where the parameters lie now; the state moves along with them."""
         remembered = self._tensors()
         for name, array in remembered.items():
             member = int(name.partition(".")[0])
@@ -166,7 +173,8 @@ class Optimizer:
                 offsets.append(offsets[-1] + array.size)
             backend = backend_of(arrays[0])
             with backend.selected(backend.index_of(arrays[0])):
-                gradient, *state, scratch = _vectors(backend.xp, 2 + len(self._state), offsets[-1], dtype)
+                wide = np.dtype(np.float32) if dtype == np.float16 else dtype
+                gradient, *state, scratch = _vectors(backend.xp, 2 + len(self._state), offsets[-1], wide)
             named = dict(zip(self._state, state, strict=True))
             self._groups.append(_Group(backend.xp, members, params, arrays, offsets, gradient, scratch, named))
         for name, array in self._tensors().items():
@@ -174,7 +182,7 @@ class Optimizer:
                 array[...] = transfer(remembered[name], backend_of(array).device_of(array))
 
     def _tensors(self) -> dict[str, Array]:
-        """What is remembered for each parameter, by names such as "0.m", as views in the parameter's shape."""
+        """The state of each parameter, by names such as "0.m", as views in the parameter's shape."""
         return {
             f"{member}.{name}": view
             for group in self._groups
@@ -183,7 +191,7 @@ class Optimizer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What is remembered between steps: algorithm, lr, steps (a count for each parameter), tensors (NumPy arrays).
+        """The state between steps: algorithm, lr, steps (a count for each parameter), tensors (NumPy arrays).
 
         Numbers, strings and lists of them, but for ``tensors``: a copy for each parameter, with names such as "0.m".
         The other settings are those given when the optimiser was made.
@@ -197,12 +205,24 @@ class Optimizer:
         _check_keys(name, state, {"algorithm", "lr", "steps", "tensors"})
         if state["algorithm"] != name:
             raise ValueError(f"{name}: the state is that of {state['algorithm']!r}; expected {name!r}")
-        lr = number(name, "lr", state["lr"], low=0, low_allowed=False)
+        lr = number(name, "lr", state["lr"], "(0, inf)")
         steps = [integer(name, "each count in steps", step, minimum=0) for step in state["steps"]]
         if len(steps) != len(self.params):
             raise ValueError(f"{name}: the state is for {len(steps)} parameters; expected {len(self.params)}")
-        copy_into(f"{name}.load_state_dict", "these parameters", self._tensors(), state["tensors"])
+        copy_values(fitting_values(f"{name}.load_state_dict", "these parameters", self._tensors(), state["tensors"]))
         self._lr, self._steps = lr, steps
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle; the flat vectors are made again."""
+        tensors = {name: backend_of(view).to_numpy(view) for name, view in self._tensors().items()}
+        return vars(self) | {"_groups": [], "_copied": tensors}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        tensors = state.pop("_copied")
+        vars(self).update(state)
+        self._lay_out()
+        for name, view in self._tensors().items():
+            view[...] = transfer(tensors[name], backend_of(view).device_of(view))
 
     def __repr__(self) -> str:
         elements = sum(p.size for p in self.params)
@@ -230,7 +250,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0,
     ) -> None:
-        self.momentum = number("SGD", "momentum", momentum, low=0, high=1)
+        self.momentum = number("SGD", "momentum", momentum, "[0, 1)")
         self.nesterov = bool(nesterov)
         if self.nesterov and not self.momentum:
             raise ValueError("SGD: nesterov is True and momentum 0; expected a momentum above 0")
@@ -277,9 +297,9 @@ class Adam(Optimizer):
         name = type(self).__name__
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"{name}: betas is {betas!r}; expected two numbers")
-        b1, b2 = (number(name, "each of betas", beta, low=0, high=1) for beta in betas)
+        b1, b2 = (number(name, "each of betas", beta, "[0, 1)") for beta in betas)
         self.betas = (b1, b2)
-        self.eps = number(name, "eps", eps, low=0)
+        self.eps = number(name, "eps", eps, "[0, inf)")
         super().__init__(params, lr, weight_decay)
 
     def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
@@ -342,7 +362,7 @@ class StochasticDiagonalLM(Optimizer):
     _state = ("inverse",)  # 1 / (mu + h); 0 while h is unknown
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.0005, mu: float = 0.02) -> None:
-        self.mu = number("StochasticDiagonalLM", "mu", mu, low=0, low_allowed=False)
+        self.mu = number("StochasticDiagonalLM", "mu", mu, "(0, inf)")
         super().__init__(params, lr)
         self._estimated = False
 
@@ -414,15 +434,12 @@ class _Schedule:
         for key, value in mine.items():
             if key not in ("count", "base_lr") and state[key] != value:
                 raise ValueError(f"{name}: {key} is {state[key]!r} in the state; expected {value!r}, as given here")
-        before = vars(self).copy()
-        vars(self).update(count=integer(name, "count", state["count"], minimum=0))
+        trial = copy.copy(self)
+        trial.count = integer(name, "count", state["count"], minimum=0)
         if "base_lr" in mine:
-            vars(self).update(base_lr=number(name, "base_lr", state["base_lr"], low=0, low_allowed=False))
-        try:
-            self.optimizer.lr = self._lr_at(self.count)
-        except ValueError:
-            vars(self).update(before)
-            raise
+            vars(trial).update(base_lr=number(name, "base_lr", state["base_lr"], "(0, inf)"))
+        self.optimizer.lr = trial._lr_at(trial.count)
+        vars(self).update(vars(trial))
 
 
 class OneCycle(_Schedule):
@@ -447,13 +464,11 @@ class OneCycle(_Schedule):
         start_factor: float = 25,
         end_factor: float = 1e4,
     ) -> None:
-        self.max_lr = number("OneCycle", "max_lr", max_lr, low=0, low_allowed=False)
+        self.max_lr = number("OneCycle", "max_lr", max_lr, "(0, inf)")
         self.total_steps = integer("OneCycle", "total_steps", total_steps, minimum=1)
-        self.warmup = number("OneCycle", "warmup", warmup, low=0)
-        if self.warmup > 1:
-            raise ValueError(f"OneCycle: warmup is {warmup!r}; expected a fraction of total_steps, from 0 to 1")
-        self.start_factor = number("OneCycle", "start_factor", start_factor, low=0, low_allowed=False)
-        self.end_factor = number("OneCycle", "end_factor", end_factor, low=0, low_allowed=False)
+        self.warmup = number("OneCycle", "warmup", warmup, "[0, 1]")
+        self.start_factor = number("OneCycle", "start_factor", start_factor, "(0, inf)")
+        self.end_factor = number("OneCycle", "end_factor", end_factor, "(0, inf)")
         super().__init__(optimizer)
 
     def _lr_at(self, count: int) -> float:
@@ -483,7 +498,7 @@ class StepLR(_Schedule):
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         self.step_size = integer("StepLR", "step_size", step_size, minimum=1)
-        self.gamma = number("StepLR", "gamma", gamma, low=0, low_allowed=False)
+        self.gamma = number("StepLR", "gamma", gamma, "(0, inf)")
         self.base_lr = _optimizer("StepLR", optimizer).lr
         super().__init__(optimizer)
 
@@ -514,7 +529,7 @@ class PassRates(_Schedule):
         self.rates = [
             [
                 integer("PassRates", "each count of passes", passes, minimum=1),
-                number("PassRates", "each rate", rate, low=0, low_allowed=False),
+                number("PassRates", "each rate", rate, "(0, inf)"),
             ]
             for passes, rate in pairs
         ]

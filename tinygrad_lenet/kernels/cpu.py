@@ -17,8 +17,8 @@ the second convolution of LeNet-5 (6 maps of 14 x 14 to 16 maps of 10 x 10) on 3
 4. Sums over kernel columns by one product with ones. The KW shifted rows are laid out at such a pitch that a view
    whose row stride is one pixel short shifts each row by one pixel more than the last: adding the rows is then a
    vector-matrix product over that view, 12 us instead of 41 for slice-wise additions.
-5. Scratch buffers that are kept, one set a thread, and temporaries written in place: fresh memory costs a page fault
-   every 4 KB, up to half of a training step. (For the tensors themselves see `tinygrad_lenet.parallel.tune_process`.)
+5. Scratch buffers that are kept between calls, and temporaries written in place: fresh memory costs a page fault every
+   4 KB, up to half of a training step. (For the tensors themselves see `tinygrad_lenet.parallel.tune_process`.)
 """
 
 import math
@@ -30,10 +30,11 @@ import numpy as np
 
 from ..backend import Array, kernel
 from ..ops.conv import Conv2d, Conv2dWeightGrad, ConvTranspose2d
-from ..ops.elementwise import TanhGrad, Where
+from ..ops.elementwise import Chain, TanhGrad, Where
 from ..ops.layout import BroadcastTo
+from ..ops.lenet_1998 import Subsample2d, Subsample2dTranspose, Subsample2dWeightGrad
 from ..ops.linalg import MatMul
-from ..ops.pool import AvgPool2dGrad, MaxPool2dGrad, Subsample2d, Subsample2dTranspose, Subsample2dWeightGrad
+from ..ops.pool import AvgPool2dGrad, MaxPool2dGrad
 from ..ops.reduction import Sum
 from ..ops.windows import empty_images, pad_images, window_pixels
 from ..tensor import Number
@@ -44,21 +45,34 @@ _FEW = 400_000  # multiplications: up to here one product for each kernel row be
 _NARROWEST = 64  # columns: below this a block is not worth its call
 
 
+_KEPT = 2**25  # bytes of scratch that a thread keeps
+
+
 class _Scratch(threading.local):
-    """Buffers kept between calls, one set a thread."""
+    """Buffers that one call takes and gives back, so that a call within it, by a signal handler say, gets others."""
 
     def __init__(self) -> None:
-        self.buffers: dict[Any, np.ndarray] = {}
+        self.free: dict[Any, np.ndarray] = {}
+        self.bytes = 0
 
-    def zeros(self, use: str, shape: tuple[int, ...], dtype: Any, *layout: int) -> np.ndarray:
+    def take(self, use: str, shape: tuple[int, ...], dtype: Any, *layout: int) -> np.ndarray:
         """A buffer that was zero when it was made; what a use with the same layout never writes is still zero."""
-        key = (use, shape, dtype, layout)
-        buffer = self.buffers.get(key)
+        buffer = self.free.pop((use, shape, dtype, layout), None)
         if buffer is None:
-            if len(self.buffers) >= 16:  # shapes change all the time: keeping more would only hold memory
-                self.buffers.clear()
-            buffer = self.buffers[key] = np.zeros(shape, dtype)
+            return np.zeros(shape, dtype)
+        self.bytes -= buffer.nbytes
         return buffer
+
+    def give(self, buffer: np.ndarray, use: str, *layout: int) -> None:
+        """Keep a buffer for the next call. (After an error it is not given back, since it may be half written.)"""
+        key = (use, buffer.shape, buffer.dtype, layout)
+        if key in self.free or buffer.nbytes > _KEPT:
+            return
+        if self.bytes + buffer.nbytes > _KEPT:  # shapes change all the time
+            self.free.clear()
+            self.bytes = 0
+        self.free[key] = buffer
+        self.bytes += buffer.nbytes
 
 
 _scratch = _Scratch()
@@ -102,7 +116,7 @@ def _column_blocks(
         width = min(pairs, math.ceil(equal / 16) * 16)
     else:
         width = min(positions, max(1, width // n)) * n
-    cols = _scratch.zeros("cols", (h * c * kernel_w * width,), m.dtype)
+    cols = _scratch.take("cols", (h * c * kernel_w * width,), m.dtype)
     for start in range(0, pairs, width):
         q = min(width, pairs - start)
         block = cols[: h * c * kernel_w * q].reshape(h, c, kernel_w, q)
@@ -114,6 +128,7 @@ def _column_blocks(
             )  # fmt: skip
             np.copyto(block.reshape(h, c, kernel_w, q // n, n), pixels)
         yield start, q, block
+    _scratch.give(cols, "cols")
 
 
 @kernel("cpu", "conv2d")
@@ -153,11 +168,12 @@ def conv2d_weight_grad(op: Conv2dWeightGrad, xp: Any, x: Array, gy: Array) -> Ar
         return gw
     if sh == sw == 1 and f * c * kw * oh * ow * n <= _FEW:
         # Few images (one: 11 us instead of 25): with cols[C KW H OW*N] all pixels under a kernel row are one matrix.
-        cols = _scratch.zeros("cols", (c * kw * h * ow * n,), m.dtype)
+        cols = _scratch.take("cols", (c * kw * h * ow * n,), m.dtype)
         pixels = _view(m, (c, kw, h, ow * n), (h * w * n, n, w * n, 1))
         np.copyto(cols.reshape(c, kw, h, ow * n), pixels)
         windows = _view(cols, (kh, oh * ow * n, c * kw), (ow * n, 1, h * ow * n))
         gw = np.matmul(g.reshape(1, f, oh * ow * n), windows)  # (KH, F, C*KW)
+        _scratch.give(cols, "cols")
         return np.array(gw.reshape(kh, f, c, kw).transpose(1, 2, 0, 3), order="C")
     row = c * kw
     merged = kh * row <= 32  # few rows: one product for all kernel rows
@@ -189,20 +205,21 @@ def conv_transpose2d(op: ConvTranspose2d, xp: Any, x: Array, weight: Array, bias
     y = np.empty((c, oh, ow, n), dtype)
     if h == w == 1:
         np.matmul(weight.reshape(f, c * kh * kw).T, m.reshape(f, n), out=y.reshape(c * kh * kw, n))
+    elif not math.isfinite(np.vdot(weight, weight)):
+        return NotImplemented  # the frame's zeros times these would be NaN, where there is no pixel at all
     else:
         pairs = w * n
-        framed = _scratch.zeros("framed", (oh + kh - 1, f, pairs), dtype, kh)
-        framed[kh - 1 : kh - 1 + h] = m.reshape(f, h, pairs).transpose(1, 0, 2)
-        w2 = weight[:, :, ::-1].transpose(1, 3, 2, 0).reshape(c * kw, kh * f)
-
         # Row (c, kw) of a product goes to (c * KW + kw) * pitch + (KW - 1) * n. Read at a row stride of pitch - n, row
         # kw is shifted by kw pixels; the zeros between the rows stand for the pixels that it does not reach.
         rows, pitch, first = c * kw, (ow + 1) * n, (kw - 1) * n
         at_once = max(1, min(oh, _CACHED // (rows * pitch)))
-        spread = _scratch.zeros("spread", (at_once * rows * pitch + kw * n,), dtype, pitch, pairs, kw)
+        w2 = weight[:, :, ::-1].transpose(1, 3, 2, 0).reshape(c * kw, kh * f)
         ones = np.ones(kw, dtype)
         parts = _parts(rows * kh * f, pairs)
         q = pairs // parts
+        framed = _scratch.take("framed", (oh + kh - 1, f, pairs), dtype, kh)
+        spread = _scratch.take("spread", (at_once * rows * pitch + kw * n,), dtype, pitch, pairs, kw)
+        framed[kh - 1 : kh - 1 + h] = m.reshape(f, h, pairs).transpose(1, 0, 2)
         for top in range(0, oh, at_once):
             count = min(at_once, oh - top)
             windows = _view(framed, (count, parts, kh * f, q), (f * pairs, q, pairs, 1), top * f * pairs)
@@ -212,6 +229,8 @@ def conv_transpose2d(op: ConvTranspose2d, xp: Any, x: Array, weight: Array, bias
                 spread, (count, c, kw, ow * n), (rows * pitch, kw * pitch, pitch - n, 1), first
             )  # fmt: skip
             np.matmul(ones, shifted, out=_view(y, (count, c, ow * n), (ow * n, oh * ow * n, 1), top * ow * n))
+        _scratch.give(framed, "framed", kh)
+        _scratch.give(spread, "spread", pitch, pairs, kw)
     y = y[:, ph : oh - ph, pw : ow - pw]
     if bias is not None:
         y += bias[:, None, None, None]
@@ -342,6 +361,20 @@ def _masked(x: np.ndarray, condition: np.ndarray, out: np.ndarray | None = None)
     return np.bitwise_and(x.view(bits), mask, out=out.view(bits))
 
 
+@kernel("cpu", "chain")
+def chain(op: Chain, xp: Any, g: Array, s: Array) -> Array:
+    """The product, looked through for NaN, which is what 0 times a slope that is not finite makes."""
+    if g.dtype != s.dtype or not g.ndim or g.dtype.kind != "f":
+        return NotImplemented
+    with np.errstate(invalid="ignore"):
+        y = np.multiply(g, s)
+    return NotImplemented if _has_nan(y) else y
+
+
+def _has_nan(y: np.ndarray) -> bool:
+    return bool(y.size) and math.isnan(np.minimum.reduce(y, axis=None))
+
+
 @kernel("cpu", "matmul")
 def matmul(op: MatMul, xp: Any, a: Array, b: Array) -> Array:
     """A column times a row, a full layer's weight gradient at batch 1: NumPy's product, 3 us instead of 11."""
@@ -350,14 +383,15 @@ def matmul(op: MatMul, xp: Any, a: Array, b: Array) -> Array:
 
 @kernel("cpu", "tanh_grad")
 def tanh_grad(op: TanhGrad, xp: Any, gy: Array, y: Array) -> Array:
-    """One new array and three passes over it (four if scaled), instead of three arrays."""
+    """One new array and four passes over it (five if scaled), instead of three arrays."""
     if gy.shape != y.shape or gy.dtype != y.dtype or not y.ndim or y.dtype.kind != "f":
         return NotImplemented
     gx = np.multiply(y, y)
     if op.slope != op.amplitude:
         gx *= op.slope / op.amplitude
     np.subtract(op.slope * op.amplitude, gx, out=gx)
-    return np.multiply(gy, gx, out=gx)
+    np.multiply(gy, gx, out=gx)
+    return NotImplemented if _has_nan(gx) else gx
 
 
 @kernel("cpu", "broadcast_to")
@@ -371,11 +405,40 @@ def broadcast_to(op: BroadcastTo, xp: Any, x: Array) -> Array:
 
 
 @kernel("cpu", "sum")
-def sum_channels(op: Sum, xp: Any, x: Array) -> Array:
-    """The gradient of a convolution's bias: for each channel one product with ones (10 us instead of 23)."""
-    if not isinstance(op.axis, tuple) or op.axis != (0, 2, 3) or op.keepdims or x.ndim != 4 or x.dtype.char not in "fd":
+def sum_rows(op: Sum, xp: Any, x: Array) -> Array:
+    """Long sums by products with ones, in stretches whose sums NumPy then adds pairwise.
+
+    They serve the gradients of biases: a convolution's, for each channel over n, h, w (10 us instead of 23), and a full
+    layer's, over the rows.
+    """
+    axis = op.axis
+    if op.keepdims or x.dtype.char not in "fd" or axis is None:
         return NotImplemented
-    if not x.transpose(1, 2, 3, 0).flags.c_contiguous:
-        return NotImplemented
-    m = x.transpose(1, 2, 3, 0).reshape(x.shape[1], x.size // x.shape[1] if x.size else 0)
-    return np.matmul(m, np.ones(m.shape[1], m.dtype))
+    if axis == (0, 2, 3) and x.ndim == 4 and x.size and x.transpose(1, 2, 3, 0).flags.c_contiguous:
+        m = x.transpose(1, 2, 3, 0).reshape(x.shape[1], x.size // x.shape[1])
+        return _stretches(m.T, 0)
+    if axis == (0,) and x.ndim == 2 and x.flags.c_contiguous and len(x) > _STRETCH:
+        return _stretches(x, 1)
+    return NotImplemented
+
+
+_STRETCH = 2048  # a product adds so many with an error that stays small
+
+
+def _stretches(x: np.ndarray, contiguous: int) -> np.ndarray:
+    """The sum of x[R K] over R, of which axis 0 or 1 is contiguous in memory."""
+    r, k = x.shape
+    whole = r - r % _STRETCH
+    rest = _ones_times(x[whole:]) if whole < r else None
+    if not whole:
+        return rest
+    if contiguous:
+        parts = np.matmul(np.ones((1, _STRETCH), x.dtype), x[:whole].reshape(-1, _STRETCH, k))[:, 0]  # (R/S, K)
+    else:
+        parts = np.matmul(x[:whole].T.reshape(k, -1, _STRETCH), np.ones(_STRETCH, x.dtype)).T
+    y = np.add.reduce(np.ascontiguousarray(parts.T), axis=1)  # pairwise
+    return y if rest is None else y + rest
+
+
+def _ones_times(x: np.ndarray) -> np.ndarray:
+    return np.matmul(x.T, np.ones(len(x), x.dtype))

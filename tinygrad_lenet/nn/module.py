@@ -7,17 +7,19 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import transfer
+from ..graph import no_grad
 from ..shapes import Shape, ShapeError, integer
-from ..tensor import HookHandle, Tensor, no_grad
-from .state import copy_into
+from ..tensor import HookHandle, Tensor
+from .state import copy_values, fitting_values
 
 ForwardHook = Callable[["Module", tuple[Any, ...], Any], Any]
 
 
 class Parameter(Tensor):
-    """A tensor that a module learns: it requires a gradient and holds its own copy of ``data``.
+    """A tensor that a module learns: it requires a gradient and holds its own copy of ``data``, in float32.
 
-    Arguments and errors are those of `Tensor`.
+    Arguments and errors are those of `Tensor`, but for ``dtype``, which is float32 unless said otherwise, since NumPy
+    makes float64 of everything.
 
     >>> Parameter([1.0, 2.0])
     Tensor([1., 2.], requires_grad=True)
@@ -25,7 +27,9 @@ class Parameter(Tensor):
 
     __slots__ = ()
 
-    def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None, device: str | None = None) -> None:
+    def __init__(
+        self, data: Any, requires_grad: bool = True, dtype: Any = np.float32, device: str | None = None
+    ) -> None:
         super().__init__(data, requires_grad, dtype, device)
         self.data = self.data.copy()  # an optimiser writes into it
 
@@ -73,11 +77,9 @@ class Module:
         >>> layer(1.0), seen
         (1.0, [1.0])
         """
-        if not callable(hook):
-            raise TypeError(f"register_forward_hook: the hook is {type(hook).__name__}; expected a function")
         if not isinstance(self._forward_hooks, dict):
             self._forward_hooks = {}
-        return HookHandle(self._forward_hooks, hook)
+        return HookHandle("register_forward_hook", self._forward_hooks, hook)
 
     def register_buffer(self, name: str, tensor: Tensor | None) -> None:
         """Set attribute ``name`` to a tensor that is saved and moved with the module but not learned; None for none.
@@ -106,12 +108,16 @@ class Module:
             if value is not None:
                 yield name, value
 
-    def _state(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """The name and tensor of all parameters and buffers, in PyTorch's order."""
+    def _state(self, prefix: str = "", within: tuple["Module", ...] = ()) -> Iterator[tuple[str, Tensor]]:
+        """The name and tensor of all parameters and buffers, in PyTorch's order.
+
+        A module that refers to one that it lies ``within``, such as its parent, does not hold it.
+        """
         for name, tensor in self._own_tensors():
             yield prefix + name, tensor
         for name, module in self._submodules():
-            yield from module._state(f"{prefix}{name}.")
+            if not any(module is outer for outer in (*within, self)):
+                yield from module._state(f"{prefix}{name}.", (*within, self))
 
     def named_modules(self) -> Iterator[tuple[str, "Module"]]:
         """The module itself, named "", and all modules within it, with names such as "features.0"."""
@@ -163,10 +169,12 @@ class Module:
 
         DeviceError if there is no such device.
         """
+        moved = []
         for _, tensor in self._state():
-            tensor.data = transfer(tensor.data, device)
-            if tensor.grad is not None:
-                tensor.grad = Tensor(transfer(tensor.grad.data, device), device=device)
+            grad = None if tensor.grad is None else tensor.grad.to(device).detach()
+            moved.append((tensor, transfer(tensor.data, device), grad))
+        for tensor, data, grad in moved:
+            tensor.data, tensor.grad = data, grad
         return self
 
     # Saving and loading
@@ -182,7 +190,7 @@ class Module:
         that is missing, unexpected or misshapen; nothing has been changed then.
         """
         targets = {name: tensor.data for name, tensor in self._state()}
-        copy_into("load_state_dict", type(self).__name__, targets, state)
+        copy_values(fitting_values("load_state_dict", type(self).__name__, targets, state))
 
     # Looking at it
 
@@ -191,7 +199,14 @@ class Module:
         return ""
 
     def __repr__(self) -> str:
-        inner = [f"({name}): {module!r}".replace("\n", "\n  ") for name, module in self._submodules()]
+        return self._text(())
+
+    def _text(self, within: tuple["Module", ...]) -> str:
+        inner = []
+        for name, module in self._submodules():
+            outer = any(module is each for each in (*within, self))
+            text = "..." if outer else module._text((*within, self))
+            inner.append(f"({name}): {text}".replace("\n", "\n  "))
         if not inner:
             return f"{type(self).__name__}({self.extra_repr()})"
         lines = [self.extra_repr(), *inner] if self.extra_repr() else inner

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..backend import Array
-
-Pair = tuple[int, int]
+from ..shapes import Pair
 
 
 def empty_images(xp: Any, n: int, c: int, h: int, w: int, dtype: Any) -> Array:

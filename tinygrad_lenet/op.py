@@ -1,0 +1,287 @@
+"""The op convention: what an op declares, and what happens when it is applied.
+
+An `Op` says what it computes (`forward`, on arrays) and how a gradient flows back (`backward`, on tensors, so that a
+gradient can be differentiated again). Every array that a tensor holds was made by an op or given by the user: there is
+no other way in.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from inspect import get_annotations
+from typing import Any, ClassVar, Literal, Union, dataclass_transform
+
+import numpy as np
+
+from .backend import NUMPY, Array, Backend, backend_of, find_kernel
+from .graph import REGISTRY, Rule, mode, note_write, op, tick
+from .shapes import Shape, Signature
+from .tensor import Number, Tensor, TensorLike, wrap
+
+Gradient = Union[Tensor, Callable[[], Tensor], None]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The values of an input on which an op's tests evaluate it.
+
+    ``kinks`` are points where the derivative jumps; drawn values keep away from them. Inputs that are ``distinct``
+    get values that all differ clearly, within an input and between inputs, so that a maximum has no ties. ``kind`` is
+    "real", or what has no gradient: "constant" numbers, "boolean", or "index" for integers in [low, high).
+    """
+
+    low: float = -2.0
+    high: float = 2.0
+    kinks: tuple[float, ...] = ()
+    distinct: bool = False
+    kind: Literal["real", "constant", "boolean", "index"] = "real"
+
+
+REAL = Domain()
+POSITIVE = Domain(low=0.3)
+CONSTANT = Domain(kind="constant")
+
+
+@dataclass_transform(eq_default=True)
+class Op:
+    """One function of arrays: the formula, its derivative, its shapes and where it can be tested, in one place.
+
+    A subclass has a docstring that states the forward formula, the derivative and what happens at ties and kinks; a
+    ``signature`` (see `tinygrad_lenet.shapes`); ``domains``, the values to test each input on; ``forward``, and
+    ``backward`` if an input can have a gradient. Annotated names are parameters, which become fields as in a dataclass:
+    ``rules`` says for each what it may be, ``parameters`` lists values to test it with, and ``sizes`` the sizes to test
+    an axis with ("..." for whole leading shapes). Defining the class registers it; TypeError if something is missing.
+
+    What becomes of the dtypes of the inputs, before ``forward`` sees them, is one of these for all ops:
+
+    - Inputs of several float dtypes are promoted as NumPy does, or refused if ``one_float_dtype``.
+    - Integers and booleans that meet floats take their dtype. Numbers, NumPy's scalars too, take that of the arrays.
+    - Where all are integers or booleans, ``integers`` decides: "int64", so that nothing wraps round; "float", for which
+      they become float32; "kept", as they are (then all of one dtype); "refused"; or "native", left to NumPy.
+    """
+
+    signature: ClassVar[str]
+    domains: ClassVar[Mapping[str, Domain]]
+    rules: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # field -> (function of shapes.py, its further arguments)
+    parameters: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    sizes: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    integers: ClassVar[Literal["int64", "float", "kept", "refused", "native"]] = "float"
+    one_float_dtype: ClassVar[bool] = False
+    reads_values: ClassVar[bool] = True  # whether backward depends on the values of inputs or output
+    writes: ClassVar[bool] = False  # whether forward writes into the first input, which is then the output
+    curved: ClassVar[bool] = False  # whether `curvature` keeps the op's own second derivative, as losses do
+
+    name: ClassVar[str]
+    parsed: ClassVar[Signature]
+    differentiable: ClassVar[bool]  # whether there is a backward
+    _divisors: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls, kind: bool = False) -> None:
+        if kind:  # of ops, such as the elementwise ones, and itself none
+            return
+        missing = [
+            word
+            for word in ("__doc__", "signature", "domains", "forward")
+            if not (word == "__doc__" and sys.flags.optimize > 1)  # python -OO drops docstrings
+            if not cls.__dict__.get(word) and getattr(cls, word, None) in (None, getattr(Op, word, None))
+        ]
+        cls.differentiable = cls.backward is not Op.backward
+        if not cls.differentiable and any(domain.kind == "real" for domain in getattr(cls, "domains", {}).values()):
+            missing.append("backward")
+        if missing:
+            raise TypeError(f"op {cls.__name__} lacks {', '.join(missing).replace('__doc__', 'a docstring')}")
+        cls.parsed = parsed = Signature.parse(cls.signature)
+        cls.name = parsed.op
+        cls._divisors = tuple({axis.partition("/")[2] for x in parsed.inputs for axis in x.axes if "/" in axis})
+        fields = {name for base in cls.__mro__ if base is not Op for name in get_annotations(base)}
+        if fields != set(cls.parameters):
+            odd = ", ".join(sorted(fields ^ set(cls.parameters)))
+            raise TypeError(f"op {cls.__name__}: no test values are given for parameter {odd}, or it is no field")
+        if set(cls.domains) != {x.name for x in parsed.inputs}:
+            raise TypeError(f"op {cls.__name__}: domains are for {sorted(cls.domains)}, inputs are {cls.signature}")
+        if cls.name in REGISTRY and REGISTRY[cls.name].__module__ != cls.__module__:
+            raise TypeError(f"op {cls.__name__}: the name {cls.name!r} is taken by {REGISTRY[cls.name]}")
+        dataclass(unsafe_hash=True)(cls)
+        REGISTRY[cls.name] = cls
+
+    def __post_init__(self) -> None:
+        for name, (rule, *limits) in self.rules.items():
+            setattr(self, name, rule(self.name, name, getattr(self, name), *limits))
+        self._known_shapes: dict[tuple[Shape, ...], Shape | None] = {}
+
+    def output_shape(self, *shapes: Shape) -> Shape | None:
+        """The output's shape; ShapeError for shapes that do not fit. None if it depends on the values of the inputs."""
+        leading, sizes = self.bind(shapes)
+        return (*leading, *[sizes[axis] for axis in self.parsed.output.fixed_axes])
+
+    def bind(self, shapes: tuple[Shape, ...]) -> tuple[Shape, dict[str, int]]:
+        """What ``...`` stands for and the size of each axis, by the signature; ShapeError for shapes that do not fit."""
+        return _bind(self.parsed, shapes, tuple([(name, getattr(self, name)) for name in self._divisors]))
+
+    def forward(self, xp: Any, *arrays: Array) -> Array:
+        """Compute the output from arrays of namespace ``xp``."""
+        raise TypeError(f"op {type(self).__name__} lacks forward")
+
+    def backward(self, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
+        """The gradient for each input, given d(loss)/dy: a tensor, None, or a function that is called if needed."""
+        raise TypeError(f"op {type(self).__name__} lacks backward")
+
+    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
+        """For each input x_j, sum_i hy_i (dy_i/dx_j)^2; a ``curved`` op adds gy_i d2y_i/dx_j2, where that is positive.
+
+        An op need not have this second rule; see the function `tinygrad_lenet.curvature`.
+        """
+        raise ValueError(f"curvature: op {self.name} has no curvature rule")
+
+    def compute(self, backend: Backend, arrays: Sequence[Any]) -> Array:
+        """The output, by a faster kernel if there is one and it covers these inputs."""
+        kernel = find_kernel(backend.name, self.name)
+        y = NotImplemented if kernel is None else kernel(self, backend.xp, *arrays)
+        return self.forward(backend.xp, *arrays) if y is NotImplemented else y
+
+    def __call__(self, *inputs: TensorLike | None) -> Tensor:
+        """Check, compute and, if an input requires a gradient, record. A last input that is None is left out."""
+        if inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
+        operands, arrays, shapes = [], [], []
+        dtype: Any = None  # of the tensors; False if there are several
+        for x in inputs:
+            if not isinstance(x, Tensor):
+                x = _operand(x)
+                if not isinstance(x, Tensor):
+                    operands.append(x)
+                    arrays.append(x)
+                    shapes.append(())
+                    continue
+            array = x.data
+            operands.append(x)
+            arrays.append(array)
+            shapes.append(array.shape)
+            if array.dtype is not dtype:
+                dtype = array.dtype if dtype is None else False
+        shape = self._shape(tuple(shapes))
+        if not dtype or dtype.kind != "f":  # several dtypes, integers, or numbers alone
+            operands = _converted(self, operands)
+            arrays = [x.data if isinstance(x, Tensor) else x for x in operands]
+        backend = backend_of(*arrays)
+        if backend is NUMPY:
+            y = self.compute(backend, arrays)
+        else:
+            with backend.current(*arrays):
+                y = self.compute(backend, arrays)
+        if self.writes:
+            note_write(arrays[0])
+            out = operands[0]
+        else:
+            out = wrap(y)
+        now = mode.get()
+        if now.recording and self.differentiable and out.data.dtype.kind == "f":
+            for x in operands:
+                if isinstance(x, Tensor) and x._requires_grad:
+                    out._requires_grad = True
+                    out.op = self
+                    out.inputs = tuple(operands)
+                    out.made = tick()
+                    break
+        if now.observer is not None:
+            now.observer.computed(self, operands, out)
+        return out
+
+    def _shape(self, shapes: tuple[Shape, ...]) -> Shape | None:
+        known = self._known_shapes
+        if shapes in known:
+            return known[shapes]
+        if len(known) > 64:
+            known.clear()
+        shape = known[shapes] = self.output_shape(*shapes)
+        return shape
+
+
+@lru_cache(maxsize=4096)
+def _bind(
+    signature: Signature, shapes: tuple[Shape, ...], divisors: tuple[tuple[str, int], ...]
+) -> tuple[Shape, dict[str, int]]:
+    return signature.bind(shapes, dict(divisors))
+
+
+def _operand(x: Any) -> Tensor | Number:
+    """An op's input: a tensor, or a Python number, which goes with any device and takes its dtype from the others."""
+    if type(x) in (int, float, bool):
+        return x
+    if isinstance(x, np.generic):
+        x = x.item()
+        return float(x) if isinstance(x, np.floating) else x  # of a long double, item is one
+    return Tensor(x)
+
+
+_INT64 = np.dtype(np.int64)
+_FLOAT32 = np.dtype(np.float32)
+
+
+def _converted(op_: Op, operands: list[Any]) -> list[Any]:
+    """The inputs, whose dtypes are not all one float, brought to what the op computes in."""
+    found = tuple([x.dtype if isinstance(x, Tensor) else type(x) for x in operands])
+    target, changed = _conversion(type(op_), found)
+    if target is not None and target.kind in "iub":
+        _check_fits(op_, target, [x for x in operands if type(x) is int])
+    if not changed:
+        return operands
+    device = next((x.device for x in operands if isinstance(x, Tensor)), None)
+    result = list(operands)
+    for i in changed:
+        x = operands[i]
+        result[i] = op("astype", target.name)(x) if isinstance(x, Tensor) else Tensor(np.asarray(x, target), device=device)
+    return result
+
+
+@lru_cache(maxsize=4096)
+def _conversion(op_class: type[Op], found: tuple[Any, ...]) -> "tuple[np.dtype[Any] | None, tuple[int, ...]]":
+    """For inputs of these dtypes, or types of Python numbers: the dtype to compute in, and which inputs change to it."""
+    name, specs = op_class.name, op_class.parsed.specs(len(found))
+    chosen = []
+    for i, (spec, dtype) in enumerate(zip(specs, found, strict=True)):
+        kind, letter = op_class.domains[spec.name].kind, np.dtype(dtype).kind
+        if kind == "boolean" and letter != "b":
+            raise TypeError(f"{name}: {spec.name} has dtype {dtype}; expected booleans, for instance x > 0")
+        if kind == "index" and letter not in "iu":
+            raise TypeError(f"{name}: {spec.name} has dtype {dtype}; expected integers")
+        if kind in ("real", "constant"):
+            chosen.append(i)
+    if op_class.integers == "native":
+        return None, ()
+    target = _common_dtype(op_class, [found[i] for i in chosen])
+    arrays = [i for i in chosen if isinstance(found[i], np.dtype)]
+    changed = [i for i in arrays if found[i] != target and (found[i].kind != "f" or target.kind != "f")]
+    return target, tuple(changed if arrays else chosen[:1])  # of numbers alone, one becomes an array
+
+
+def _common_dtype(op_class: type[Op], found: list[Any]) -> np.dtype[Any]:
+    """The dtype that an op computes in; TypeError if it has none for these."""
+    name, dtypes = op_class.name, [each for each in found if isinstance(each, np.dtype)]
+    floats = [d for d in dtypes if d.kind == "f"]
+    whole = sorted({d for d in dtypes if d.kind != "f"}, key=str)
+    if op_class.one_float_dtype and len(set(floats)) > 1:
+        names = " and ".join(sorted({d.name for d in floats}))
+        raise TypeError(f"{name}: the inputs are {names}; expected one dtype, for instance x.astype({floats[-1].name!r})")
+    if floats:
+        return np.result_type(*floats)
+    if whole and op_class.integers == "refused":
+        raise TypeError(f"{name}: the input has dtype {whole[0]}; expected floats, for instance x.astype('float32')")
+    if not whole or float in found or op_class.integers == "float":
+        return _FLOAT32
+    if op_class.integers == "kept" and len(whole) == 1:
+        return whole[0]
+    if np.dtype(np.uint64) in whole:
+        raise TypeError(f"{name}: uint64 does not fit into int64, in which integers are computed; use astype first")
+    return _INT64
+
+
+def _check_fits(op_: Op, dtype: np.dtype[Any], numbers: list[Any]) -> None:
+    for value in numbers:
+        low, high = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+        if not low <= value <= high:
+            raise ValueError(f"{op_.name}: {value} does not fit into {dtype}; expected {low} to {high}, or use astype first")
+
+
+__all__ = ["CONSTANT", "POSITIVE", "REAL", "REGISTRY", "Domain", "Gradient", "Op", "Rule", "op"]
