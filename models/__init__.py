@@ -1,6 +1,17 @@
-"""The LeNets."""
+"""The LeNets: `tinygrad_lenet.models`, and in a checkout `models` too."""
 
-from .lenet5 import LeNet5
-from .lenet5_1998 import LeNet5_1998
+if __name__ == "models":
+    # A checkout has this folder at its top, where the examples import it. Both names mean the same modules: of two
+    # copies, a model of the one would not be an instance of the other's class.
+    import sys
+
+    import tinygrad_lenet.models  # noqa: F401
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("tinygrad_lenet.models"):
+            sys.modules[name.removeprefix("tinygrad_lenet.")] = module
+else:
+    from .lenet5 import LeNet5
+    from .lenet5_1998 import LeNet5_1998
 
 __all__ = ["LeNet5", "LeNet5_1998"]

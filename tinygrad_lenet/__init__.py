@@ -31,6 +31,7 @@ __all__ = [
     "functional",
     "grad",
     "kernels",
+    "models",
     "nn",
     "no_grad",
     "ops",
@@ -38,3 +39,5 @@ __all__ = [
     "parallel",
     "testing",
 ]
+
+from . import models  # last, since the models are built on all of the above

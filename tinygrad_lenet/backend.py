@@ -65,7 +65,7 @@ def _load_cupy() -> Backend:
     except ImportError as error:
         raise DeviceError(
             f"device 'cuda' needs CuPy, which cannot be imported ({error}); "
-            'run pip install "tinygrad_lenet[cuda12]" (or [cuda13]), or use device "cpu"'
+            'run python -m pip install "cupy-cuda12x[ctk]" (or cupy-cuda13x, as the driver is), or use device "cpu"'
         ) from None
     try:
         count = cupy.cuda.runtime.getDeviceCount()

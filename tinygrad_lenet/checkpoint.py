@@ -1,8 +1,9 @@
 """A run in one file: tensors as safetensors, and everything that is not a tensor as JSON in the file's header.
 
-Nothing in such a file is code, and any program that reads safetensors can read it. `save` replaces a file at one
-moment: whenever the process or the machine stops, the file of before is there or the new one, never a part. `load`
-trusts nothing: sizes are compared before any memory is asked for.
+Nothing in such a file is code, and any program that reads safetensors can read it. The format is short enough to be
+read and written here, so that NumPy alone can load weights. `save` replaces a file at one moment: whenever the process
+or the machine stops, the file of before is there or the new one, never a part. `load` trusts nothing: sizes are
+compared before any memory is asked for.
 
 A loop of your own that can be resumed saves `model.state_dict()`, the tensors of `optimizer.state_dict()` and, as
 ``state``, the rest of it, `schedule.state_dict()` and `loader.state_dict()`; see `examples/train_lenet5.py`.
@@ -11,9 +12,10 @@ A loop of your own that can be resumed saves `model.state_dict()`, the tensors o
 import json
 import math
 import os
+import reprlib
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,12 @@ __all__ = ["HEADER_LIMIT", "CheckpointError", "load", "replace", "replace_all", 
 
 HEADER_LIMIT = 4 * 2**20  # bytes; JSON takes up to 20 times its size once it is read, so a header must not be huge
 
+# The format's names of NumPy's dtypes. The widest come first in a file, so that each tensor is aligned; in this order,
+# a file has the same bytes as one of the safetensors package.
+_DTYPES = {
+    "U64": "<u8", "I64": "<i8", "F64": "<f8", "F32": "<f4", "U32": "<u4", "I32": "<i4",
+    "F16": "<f2", "U16": "<u2", "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1",
+}  # fmt: skip
 _STATE = "state"  # the key in safetensors' metadata, which are strings by name
 _CHECKSUM = "crc32"  # likewise
 
@@ -54,11 +62,10 @@ def save(path: PathLike, tensors: Mapping[str, Any], state: Mapping[str, Any] | 
 
 def to_bytes(tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> bytes:
     """Return what `save` would write, for `replace_all`; the same errors, but for those of writing."""
-    library = _library()
     arrays = {_checked_name(name): _host_array(name, value) for name, value in tensors.items()}
     metadata = {_CHECKSUM: _checksum(arrays)} | ({_STATE: _to_json(state)} if state else {})
     try:
-        data: bytes = library.save(arrays, metadata)
+        data = _encode(arrays, metadata)
     except UnicodeEncodeError as error:
         raise ValueError(f"checkpoint.save: a name is {error.object!r}; expected names that are valid text") from None
     header = int.from_bytes(data[:8], "little")
@@ -74,11 +81,11 @@ def load(path: PathLike, max_bytes: int = 2**30) -> tuple[dict[str, npt.NDArray[
     """Return the tensors, as NumPy arrays by name, and the state that `save` wrote; other safetensors files load too.
 
     CheckpointError for a file that is missing, no regular file, damaged, truncated, larger than ``max_bytes``, or of
-    another kind; it names the file. No more memory is taken than twice what the file has.
+    another kind; it names the file. Nothing larger than the file is allocated, and nothing large at all for one that
+    is refused.
 
     See `save` for an example.
     """
-    library = _library()
     name = os.fspath(path)
 
     def refuse(found: str, expected: str) -> CheckpointError:
@@ -89,29 +96,25 @@ def load(path: PathLike, max_bytes: int = 2**30) -> tuple[dict[str, npt.NDArray[
     try:
         with files.open_regular(name) as file:
             size = os.fstat(file.fileno()).st_size
+            header = int.from_bytes(file.read(8), "little")
             if size > max_bytes:
                 raise refuse(f"has {size:,} bytes", f"at most {max_bytes:,}")
-            start = file.read(8)
-            header = int.from_bytes(start, "little")
             if header > size - 8:
                 raise refuse(f"has {size:,} bytes", "a safetensors file, whose first 8 bytes give its header's length")
             if header > HEADER_LIMIT:
                 raise refuse(f"has a header of {header:,} bytes", f"at most {HEADER_LIMIT:,}")
-            data = start + file.read(size - 8)
+            tensors, metadata = _decode(file, header, size)
+            state = json.loads(metadata.get(_STATE, "{}"), parse_float=_finite, parse_constant=_finite)
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(
             f"checkpoint.load: {name} cannot be read ({error.strerror or error}); expected a safetensors file; "
             "check the path"
         ) from error
-
-    try:
-        # The library compares the header with the length, and the tensors with each other, before it takes memory.
-        tensors = {key: _own(array) for key, array in library.load(data).items()}
-        metadata = json.loads(data[8 : 8 + header]).get("__metadata__", {})
-        state = json.loads(metadata.get(_STATE, "{}"), parse_float=_finite, parse_constant=_finite)
     except RecursionError:
-        raise refuse("has a state that is nested too deeply", "what checkpoint.save wrote") from None
-    except Exception as error:  # of many kinds, among them some of Rust's; none of them says which file it was
+        raise refuse("is nested too deeply", "what checkpoint.save wrote") from None
+    except (OverflowError, ValueError) as error:
         raise refuse(f"is damaged or of another kind ({error})", "whole tensors of NumPy's dtypes") from error
     if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(tensors):
         raise refuse("is damaged: its tensors are not those that were saved", "the checksum in its header")
@@ -155,15 +158,58 @@ def replace_all(contents: Mapping[PathLike, bytes]) -> None:
         ) from error
 
 
-def _library() -> Any:
-    """The safetensors package for NumPy, on first use, so that the framework itself needs only NumPy."""
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise CheckpointError(
-            'checkpoints need safetensors, which is not installed; run pip install "tinygrad_lenet[example]"'
-        ) from None
-    return safetensors.numpy
+def _encode(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file: the length of its header in 8 bytes, the header in JSON, and the tensors as it lists them."""
+    kinds = {np.dtype(dtype): kind for kind, dtype in _DTYPES.items()}
+    order = list(kinds)
+    ordered = sorted(arrays.items(), key=lambda item: (order.index(item[1].dtype), item[0]))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, array in ordered:
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": kinds[array.dtype], "shape": array.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *(array.tobytes() for _, array in ordered)])
+
+
+def _decode(file: BinaryIO, length: int, size: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file of ``size`` bytes, from its header of ``length`` bytes on.
+
+    ValueError, before memory for a tensor is asked for, unless the header accounts for each byte of the file once.
+    """
+    header = json.loads(file.read(length).decode())
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its header is not a dictionary of tensors, and of strings by name")
+
+    places = []
+    for name, entry in header.items():
+        match entry:
+            case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
+                kind in _DTYPES and len(shape) <= 32 and all(type(n) is int and n >= 0 for n in shape)
+            ):
+                places.append((begin, end, name, np.dtype(_DTYPES[kind]), shape))
+            case _:
+                raise ValueError(f"tensor {reprlib.repr(name)} is described by {reprlib.repr(entry)}")
+    place = 0
+    for begin, end, name, dtype, shape in sorted(places, key=lambda item: item[:2]):
+        if begin != place:
+            raise ValueError(f"tensor {reprlib.repr(name)} begins at byte {begin}, not at {place}")
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"tensor {reprlib.repr(name)} lies at bytes {begin} to {end}, which do not fit its shape")
+        place = end
+    if 8 + length + place != size:
+        raise ValueError(f"it has {size:,} bytes, and its header lists {8 + length + place:,}")
+
+    tensors = {}
+    for begin, end, name, dtype, shape in places:
+        file.seek(8 + length + begin)
+        array = np.fromfile(file, dtype, math.prod(shape))
+        if array.nbytes != end - begin:
+            raise ValueError("it became shorter while it was read")
+        tensors[name] = array.reshape(shape)
+    return tensors, metadata
 
 
 def _checked_name(name: Any) -> str:
@@ -183,11 +229,6 @@ def _host_array(name: str, value: Any) -> npt.NDArray[Any]:
             "expected booleans, or integers or floats of at most 64 bits"
         )
     return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
-
-
-def _own(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array, with memory that can be written to, whatever the library's version hands out."""
-    return array if array.flags.writeable else array.copy()
 
 
 def _to_json(state: Mapping[str, Any]) -> str:

@@ -220,7 +220,7 @@ def cases(op_class: type[Op]) -> "SearchStrategy[Case]":
     try:
         from hypothesis import strategies
     except ImportError:
-        raise ImportError('testing.cases needs Hypothesis; run pip install "tinygrad_lenet[test]"') from None
+        raise ImportError("testing.cases needs Hypothesis; run python -m pip install hypothesis") from None
     return strategies.integers(0, 2**32 - 1).map(lambda seed: _case(op_class, seed))
 
 

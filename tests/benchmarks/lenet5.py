@@ -302,7 +302,7 @@ class Bench:
         for name in ("ours", "torch"):
             if name not in self.args.only:
                 continue
-            needed = {"ours": ("safetensors", "tqdm"), "torch": ("torch",)}[name]
+            needed = {"ours": ("tqdm",), "torch": ("torch",)}[name]
             missing = [package for package in needed if importlib.util.find_spec(package) is None]
             if missing:
                 self.fail(f"{name}, whole program", f"{missing[0]} is not installed")

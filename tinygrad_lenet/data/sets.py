@@ -254,7 +254,7 @@ def _fetch(name: str, file: str, folder: Path) -> Path:
         import pooch  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except ImportError as error:
         raise DataError(
-            f'{name}: downloading {file} needs pooch, which is not installed; pip install "tinygrad_lenet[example]"'
+            f"{name}: downloading {file} needs pooch, which is not installed; run python -m pip install pooch"
         ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
