@@ -308,10 +308,10 @@ def run(
     ends the others. While several ranks are at work each has one BLAS thread, if threadpoolctl is installed; without it
     a RuntimeWarning says so, unless OPENBLAS_NUM_THREADS or its like is set.
 
-    ValueError if more than 16 workers are asked for each core, or more than one where processes cannot be forked or
-    crash when they have been (with Accelerate on macOS). RuntimeWarning where other threads run: a lock that one of
-    them holds stays locked in the workers for ever. WorkerError if a rank cannot be started, ends before its time, or
-    lets others wait for ``timeout`` seconds.
+    ValueError if more than 16 workers are asked for each core, or more than one where processes cannot be forked, crash
+    when they have been (with Accelerate on macOS), or would hang (other threads run, and BLAS has threads of its own).
+    RuntimeWarning if other threads run at all: a lock that one of them holds stays locked in the workers. WorkerError
+    if a rank cannot be started, ends before its time, or lets others wait for ``timeout`` seconds.
 
     >>> run(lambda group: group.sum([group.rank + 1]), 1, [])
     [1.0]
@@ -359,14 +359,29 @@ def _check_fork(count: int) -> None:
             f"parallel.run: {count} workers would be forked, in which Apple's Accelerate, NumPy's BLAS here, crashes; "
             "use 1 worker"
         )
-    others = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
+    others = ", ".join(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
+    if others and not _blas_has_one_thread():
+        raise ValueError(
+            f"parallel.run: other threads run ({others}); a fork while one of them is inside BLAS, which may have threads "
+            "of its own, would hang for ever; start threads afterwards, or set OPENBLAS_NUM_THREADS=1 before NumPy is "
+            "imported, or use 1 worker"
+        )
     if others:
         warnings.warn(
-            f"parallel.run: other threads run ({', '.join(others)}); a lock that one of them holds at this moment, as "
-            "inside BLAS or while it writes, stays locked in the workers, which then hang; start threads afterwards",
+            f"parallel.run: other threads run ({others}); a lock that one of them holds at this moment stays locked in "
+            "the workers, which would hang; start threads afterwards",
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def _blas_has_one_thread() -> bool:
+    """Whether NumPy's BLAS is known to use one thread."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ModuleNotFoundError:
+        return _cores() == 1 or "1" in map(os.environ.get, _BLAS_LIMITS)
+    return all(pool["num_threads"] == 1 for pool in threadpool_info() if pool["user_api"] == "blas")
 
 
 def _one_blas_thread(count: int) -> AbstractContextManager[Any]:
@@ -374,7 +389,7 @@ def _one_blas_thread(count: int) -> AbstractContextManager[Any]:
     try:
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError:
-        if _cores() > 1 and not any(map(os.environ.get, _BLAS_LIMITS)):
+        if not _blas_has_one_thread():
             warnings.warn(
                 f"parallel.run: NumPy's BLAS may start a thread a core in each of {count} workers, which makes them "
                 "several times slower; set OPENBLAS_NUM_THREADS=1 before NumPy is imported, or install threadpoolctl",
