@@ -362,9 +362,9 @@ def _check_fork(count: int) -> None:
     others = ", ".join(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
     if others and not _blas_has_one_thread():
         raise ValueError(
-            f"parallel.run: other threads run ({others}); a fork while one of them is inside BLAS, which may have threads "
-            "of its own, would hang for ever; start threads afterwards, or set OPENBLAS_NUM_THREADS=1 before NumPy is "
-            "imported, or use 1 worker"
+            f"parallel.run: other threads run ({others}), and NumPy's BLAS may have threads of its own, with which a "
+            "fork can hang for ever; start threads afterwards, or set OPENBLAS_NUM_THREADS=1 before NumPy is imported, "
+            "or use 1 worker"
         )
     if others:
         warnings.warn(
