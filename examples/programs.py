@@ -82,8 +82,6 @@ def run(main: Callable[[], int | None], advice: str = "") -> NoReturn:
 
     After Ctrl-C, on which ``advice`` says what to do, it is 130, as shells expect; where output was lost it is 1.
     """
-    from tinygrad_lenet.parallel import WorkerError
-
     name = Path(sys.argv[0]).stem
     sys.stdout, output = replace(sys.stdout, 1)
     sys.stderr, _ = replace(sys.stderr, 2)
@@ -101,7 +99,11 @@ def run(main: Callable[[], int | None], advice: str = "") -> NoReturn:
         status = end.code
     except MemoryError as error:
         status = f"{name}: there is not enough memory; {error}".removesuffix("; ")
-    except (ValueError, TypeError, OSError, WorkerError) as error:
+    except Exception as error:
+        from tinygrad_lenet.parallel import WorkerError
+
+        if not isinstance(error, ValueError | TypeError | OSError | WorkerError):
+            raise  # a fault of the program's
         status = f"{name}: {error}"
     sys.stdout.flush()
     if output.trouble:
