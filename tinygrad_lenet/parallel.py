@@ -223,7 +223,7 @@ class _ForkGroup(Group):
             places.append(f"rank {rank} was last seen {place}, {time.monotonic() - when:.0f} s ago")
             if self._workers and (pid := self._workers[rank - 1].pid):
                 os.kill(pid, signal.SIGUSR1)  # it writes to standard error where it is now
-        time.sleep(0.1)
+        time.sleep(0.5)
         raise WorkerError(
             f"rank {self.rank} has waited for {waited:.0f} s: {'; '.join(places)}; the run has been stopped. If a rank "
             "computes for so long, give parallel.run a longer timeout; if it hangs, see its warning about threads"
