@@ -10,10 +10,11 @@ Read it from top to bottom: how much is measured, nets and training, a section f
 """
 
 import os
-import signal
 
-if __name__ == "__main__":  # a Ctrl-C while modules are imported just ends the program
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from examples import programs
+
+if __name__ == "__main__":
+    programs.begin()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported; these matrices are too small to share
 
 import argparse
@@ -733,13 +734,4 @@ def measure(claims: list[str], results: Record, path: Path, sets: Sets, plan: Pl
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        main()
-    except (ValueError, TypeError, OSError) as error:
-        what = "standard output was closed" if isinstance(error, BrokenPipeError) else error
-        sys.exit(f"claims: {what}")
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more, while Python ends, would change the exit status
-        print("claims: stopped by Ctrl-C; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)  # what shells expect
+    programs.run(main, "the same command goes on from there")

@@ -7,10 +7,11 @@ from the parts that are finished. Read from top to bottom: the parts, the data, 
 """
 
 import os
-import signal
 
-if __name__ == "__main__":  # a Ctrl-C while modules are imported just ends the program; main() does better
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from examples import programs
+
+if __name__ == "__main__":
+    programs.begin()
 # Before NumPy is imported, which reads it: one image at a time is too little work for two threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -360,13 +361,4 @@ def report(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        main()
-    except (ValueError, TypeError, OSError) as error:
-        what = "standard output was closed" if isinstance(error, BrokenPipeError) else error
-        sys.exit(f"reproduce_1998: {what}")
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more, while Python ends, would change the exit status
-        print("reproduce_1998: stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)  # what shells expect
+    programs.run(main)

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import errno
 import io
 import itertools
 import json
@@ -9,9 +10,11 @@ import math
 import os
 import shutil
 import signal
+import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +24,9 @@ import numpy as np
 
 try:
     import fcntl
-except ImportError:  # not on Windows
+except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
+    import msvcrt
 
 from tinygrad_lenet import checkpoint, data, files, nn, optim
 
@@ -237,19 +241,63 @@ def own_folder(out: Path, make: bool) -> Iterator[None]:
         raise ValueError(f"--out {out} is a file; expected a folder")
     if make:
         out.mkdir(parents=True, exist_ok=True)
-    if fcntl is None or not out.exists():
+    if not out.exists():
         yield
         return
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another run is at work in {out}; wait for it, or give another --out") from None
+    with locked(out):
         files.remove_remains(out)
         yield
+
+
+LOCKS: set[int] = set()  # descriptors of what this process has locked
+PATIENCE = 2.0  # seconds, in which a run that was killed comes to its end
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a folder for this process alone; the system takes the lock away when it ends, however that happens."""
+    file = folder if fcntl else folder / ".lock"  # Windows locks no folders
+    descriptor = os.open(file, os.O_RDONLY if fcntl else os.O_RDWR | os.O_CREAT)
+    LOCKS.add(descriptor)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not lock(descriptor):
+            if time.monotonic() > deadline:
+                raise ValueError(f"another run is at work in {folder}; wait for it, or give another --out")
+            time.sleep(0.05)
+        yield
     finally:
-        os.close(folder)
+        LOCKS.discard(descriptor)
+        os.close(descriptor)
+        if file != folder:
+            with suppress(OSError):  # Windows keeps it while another run waits for it
+                file.unlink()
+
+
+def lock(descriptor: int) -> bool:
+    """Whether nobody else has the lock; then this process has it."""
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        print(f"{error.strerror}: this file system has no locks; let no other run use the same --out", file=sys.stderr)
+    return True
+
+
+def leave_locks() -> None:
+    """Close, in a forked worker, what would keep a folder locked if the worker outlives its run for a moment."""
+    while LOCKS:
+        os.close(LOCKS.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=leave_locks)
 
 
 @contextmanager

@@ -5,10 +5,11 @@ defaults need no network: 1,797 digits that come with the package. `--dataset mn
 """
 
 import os
-import signal
 
-if __name__ == "__main__":  # a Ctrl-C while modules are imported just ends the program; main() does better
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from examples import programs
+
+if __name__ == "__main__":
+    programs.begin()
 # Before NumPy is imported, which reads it: LeNet-5's matrices are too small to share among threads, and the cores are
 # put to better use by --workers.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -299,8 +300,7 @@ def main() -> None:
     if args.backend == "auto":
         args.backend = "cuda" if "cuda" in backend.available() else "cpu"
     if args.workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        args.workers = 1 if args.backend == "cuda" else min(2, cores)
+        args.workers = 1 if args.backend == "cuda" else parallel.default_workers()
     if args.out is None:
         args.out = Path("runs", f"{args.model}-{args.dataset}")
     refuse_nonsense(args)
@@ -382,13 +382,4 @@ def train_and_test(run: Run, model: LeNet5, test_images: Any, test_labels: Any, 
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        main()
-    except (ValueError, TypeError, OSError, parallel.WorkerError) as error:
-        what = "standard output was closed" if isinstance(error, BrokenPipeError) else error
-        sys.exit(f"train_lenet5: {what}")
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more, while Python ends, would change the exit status
-        print("train_lenet5: stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)  # what shells expect
+    programs.run(main)

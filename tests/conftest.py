@@ -1,6 +1,7 @@
-"""Hypothesis profiles: "default" for every day, and `pytest --hypothesis-profile=thorough` to dig deeper."""
+"""Hypothesis profiles: "default" for every day, and `pytest --hypothesis-profile=thorough` to dig deeper; Ctrl-C."""
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -14,3 +15,6 @@ settings.register_profile(
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000, derandomize=False)
 settings.load_profile("default")
+
+# Where Ctrl-C is ignored, as behind a script's &, programs that are started keep it so; tests send it to them.
+signal.signal(signal.SIGINT, signal.default_int_handler)

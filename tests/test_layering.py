@@ -16,7 +16,7 @@ ORDER = (
     "anomaly", "tensor", "ops", "kernels", "functional", "nn", "optim", "data", "checkpoint", "parallel",
     "testing", "models",
 )  # fmt: skip
-OPTIONAL = ("cupy", "hypothesis", "pooch", "safetensors", "tqdm", "torch")
+OPTIONAL = ("cupy", "hypothesis", "pooch", "safetensors", "threadpoolctl", "tqdm", "torch")
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 FILES = {
