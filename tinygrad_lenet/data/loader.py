@@ -197,10 +197,10 @@ class Affine:
         shear: float = 0.2,
         seed: int = 0,
     ) -> None:
-        self.translation = number("Affine", "translation", translation, low=0)
-        self.scale = number("Affine", "scale", scale, low=0, high=1)
-        self.squeeze = number("Affine", "squeeze", squeeze, low=0, high=1)
-        self.shear = number("Affine", "shear", shear, low=0)
+        self.translation = number("Affine", "translation", translation, "[0, inf)")
+        self.scale = number("Affine", "scale", scale, "[0, 1)")
+        self.squeeze = number("Affine", "squeeze", squeeze, "[0, 1)")
+        self.shear = number("Affine", "shear", shear, "[0, inf)")
         self.seed = integer("Affine", "seed", seed, 0)
 
     def __call__(self, images: Images, epoch: int = 0, position: int = 0) -> Images:
