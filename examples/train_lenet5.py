@@ -21,6 +21,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -162,23 +163,24 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
     """The training loop, which every worker runs on its share of each batch until the end, Ctrl-C or a loss of nan."""
     args, model, loader = run.args, run.model, run.loader
     loader.share = group.share
-    board = None
-    if group.rank == 0:
-        if not args.resume and (aside := run.begin()):  # only now, when the workers are there, anything is touched
-            print(f"the checkpoint of an earlier run is kept in {aside} until this one is finished")
-        board = event_writer(run) if args.tensorboard else None
+    if group.rank == 0 and not args.resume and (aside := run.begin()):  # only now, when all workers are there
+        print(f"the checkpoint of an earlier run is kept in {aside} until this one is finished")
+    board = event_writer(run) if group.rank == 0 and args.tensorboard else nullcontext()
     dropouts = [module for _, module in model.named_modules() if isinstance(module, nn.Dropout)]
     learned = {name for name, _ in model.named_parameters()}
     statistics = [tensor for name, tensor in model.state_dict().items() if name not in learned]
     saved = time.monotonic()
     model.train()
-    with tqdm(
-        total=args.epochs * len(loader.images),
-        initial=loader.epoch * len(loader.images) + loader.position,
-        unit=" images",
-        unit_scale=True,
-        disable=args.no_progress or group.rank > 0,
-    ) as bar:
+    with (
+        board as events,
+        tqdm(
+            total=args.epochs * len(loader.images),
+            initial=loader.epoch * len(loader.images) + loader.position,
+            unit=" images",
+            unit_scale=True,
+            disable=args.no_progress or group.rank > 0,
+        ) as bar,
+    ):
         while not finished(run):
             epoch = loader.epoch
             start = time.perf_counter() - run.seconds
@@ -226,10 +228,10 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
             run.epoch_seconds.append(run.seconds)
             bar.set_postfix_str(summary)
             run.loss = run.correct = run.seconds = 0.0
-            if board is not None:
+            if events is not None:
                 for name, values in run.epochs.items():
-                    board.add_scalar(name, values[-1], epoch + 1)
-                board.flush()
+                    events.add_scalar(name, values[-1], epoch + 1)
+                events.flush()
             if group.rank == 0:
                 run.save()
                 saved = time.monotonic()
