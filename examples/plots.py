@@ -5,6 +5,7 @@ no window opens. Sizes are meant to be read at 800 pixels of width. No meaning h
 with the value, so the pictures also work in grey and for the colour-blind.
 """
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from examples.classes import CLASSES, DIGITS
-from tinygrad_lenet import Tensor, data, nn, no_grad
+from tinygrad_lenet import Tensor, checkpoint, data, nn, no_grad
 
 Transform = Callable[[np.ndarray], np.ndarray]
 WIDTH, DPI = 8.0, 150  # inches, dots an inch
@@ -65,7 +66,10 @@ def save(figure: Figure, path: Path) -> Path:
         ".svg": {"metadata": {"Date": None}},
         ".pdf": {"metadata": {"CreationDate": None}},
     }
-    figure.savefig(path, dpi=DPI, **options.get(path.suffix.lower(), {}))
+    ending = path.suffix.lower() or ".png"
+    picture = io.BytesIO()
+    figure.savefig(picture, format=ending[1:], dpi=DPI, **options.get(ending, {}))
+    checkpoint.replace(path, picture.getvalue())
     return path
 
 
