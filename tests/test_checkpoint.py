@@ -20,9 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from models import LeNet5
 from tests.strict import STRICT
-from tinygrad_lenet import Tensor, checkpoint, files, nn
+from tinygrad_lenet import Tensor, checkpoint, files
 from tinygrad_lenet.checkpoint import HEADER_LIMIT, CheckpointError, load, replace, replace_all, save, to_bytes
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
@@ -129,43 +128,6 @@ def test_bytes_of_the_library(place: Path, tensors: dict[str, Any]) -> None:
     save(place, tensors)
     tensors = {name: x.astype(x.dtype.newbyteorder("<")) for name, x in tensors.items()}
     assert place.read_bytes() == safetensors.save(tensors, {"crc32": checkpoint._checksum(tensors)})
-
-
-def test_a_loop_of_ones_own(tmp_path: Path) -> None:
-    """What the module's docstring says: model, optimiser, schedule and loader go through a file."""
-    from tinygrad_lenet import data, optim
-    from tinygrad_lenet import functional as F
-
-    images, labels = data.digits("test")
-
-    def parts() -> tuple[Any, ...]:
-        model = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10, rng=0))
-        optimizer = optim.Adam(model.parameters(), lr=0.1)
-        return model, optimizer, optim.OneCycle(optimizer, 0.1, 12), data.DataLoader(images, labels, 64, seed=1)
-
-    def go_on(model: Any, optimizer: Any, schedule: Any, loader: Any, stop: int) -> None:
-        for x, y in loader:
-            optimizer.zero_grad()
-            F.cross_entropy(model(Tensor(x)), y).backward()
-            optimizer.step()
-            schedule.step()
-            if schedule.count == stop:
-                return
-
-    whole, half, rest = parts(), parts(), parts()
-    go_on(*whole, stop=6)
-    go_on(*half, stop=3)
-    state = {"schedule": half[2].state_dict(), "loader": half[3].state_dict(), "optimizer": half[1].state_dict()}
-    moments = state["optimizer"].pop("tensors")
-    save(tmp_path / "run", {**half[0].state_dict(), **moments}, state)
-    tensors, state = load(tmp_path / "run")
-    rest[0].load_state_dict({name: tensors.pop(name) for name in rest[0].state_dict()})
-    rest[1].load_state_dict({**state["optimizer"], "tensors": tensors})
-    rest[2].load_state_dict(state["schedule"])
-    rest[3].load_state_dict(state["loader"])
-    go_on(*rest, stop=6)
-    for a, b in zip(whole[0].parameters(), rest[0].parameters(), strict=True):
-        assert a.numpy().tobytes() == b.numpy().tobytes()
 
 
 @pytest.mark.parametrize(
@@ -603,28 +565,6 @@ def test_full_and_read_only_disks(limit: str, reason: str, tmp_path: Path) -> No
     done = subprocess.run([*prefix, *command], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert f"run cannot be written ({reason}); whatever was there before is intact; make room" in done.stdout
-
-
-# Weights that do not fit
-
-
-def test_a_model_file_that_does_not_fit(tmp_path: Path) -> None:
-    """All that is missing, additional or misshapen is named at once, and nothing is changed."""
-    model = LeNet5(rng=0)
-    before = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
-    wrong: dict[str, Any] = dict(before)
-    del wrong["c1.weight"]
-    wrong |= {"c9.weight": np.zeros(2), "f6.weight": before["f6.weight"].T, "output.bias": np.ones(10, np.float32)}
-    checkpoint.save(tmp_path / "model.safetensors", wrong)
-    with pytest.raises(ValueError, match="does not fit LeNet5") as caught:
-        model.load_state_dict(load(tmp_path / "model.safetensors")[0])
-    for part in (
-        "c1.weight is missing",
-        "c9.weight is unexpected",
-        "f6.weight has shape (120, 84), expected (84, 120)",
-    ):
-        assert part in str(caught.value)
-    assert same({name: tensor.numpy() for name, tensor in model.state_dict().items()}, before)
 
 
 def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:

@@ -294,15 +294,6 @@ def test_digits() -> None:
         assert abs(rows.mean() - 13.5) < 0.5 and abs(columns.mean() - 13.5) < 0.5
 
 
-def test_digits_are_those_of_scikit_learn() -> None:
-    datasets = pytest.importorskip("sklearn.datasets")
-    whole = datasets.load_digits()
-    np.testing.assert_array_equal(sets._embedded("digits-images-idx3-ubyte.gz"), whole.images)
-    fifth = np.arange(1797) % 5 == 0
-    np.testing.assert_array_equal(data.digits()[1], whole.target[~fifth])
-    np.testing.assert_array_equal(data.digits("test")[1], whole.target[fifth])
-
-
 def test_enlarging_keeps_flat_areas_flat_and_orientation() -> None:
     small = np.zeros((1, 8, 8), np.uint8)
     small[0, :3, 5:] = 16
