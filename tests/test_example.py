@@ -145,7 +145,19 @@ def test_two_workers_learn_what_one_learns(results: dict[int, Any]) -> None:
 )
 def test_every_model_and_optimizer(model: str, optimizer: str, tmp_path: Path, main: Callable[..., None]) -> None:
     """Each runs an epoch and learns something; its weights load into that model."""
-    words = ["--epochs", 1, "--batch-size", 32, "--model", model, "--optimizer", optimizer, "--no-augment"]
+    words = [
+        "--epochs",
+        1,
+        "--batch-size",
+        32,
+        "--model",
+        model,
+        "--optimizer",
+        optimizer,
+        "--no-augment",
+        "--workers",
+        1,
+    ]
     main("--out", tmp_path, *words, "--lr", 0.1 if optimizer == "sgd" else 0.004)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["train_loss"][0] < (2.5 if model == "lenet5-sigmoid" else 2.1)  # sigmoids take epochs to start
