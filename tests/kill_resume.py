@@ -103,13 +103,13 @@ def disturbed(folder: Path, words: list[str], duration: float, dice: random.Rand
         program = start(folder, *words, *(["--resume"] if saved.exists() else []))
         time.sleep(dice.uniform(0, duration))
         # All, as when a machine loses power; rank 0 alone; or another rank alone, which rank 0 has to notice.
-        victim = dice.choice(["all", "main", "a worker"])
+        workers = children(program.pid)
+        victim = dice.choice(["all", "main", "a worker"] if workers else ["all", "main"])
         with suppress(ProcessLookupError):
             if victim == "all":
                 os.killpg(program.pid, signal.SIGKILL)
             else:
-                workers = children(program.pid) if victim == "a worker" else []
-                os.kill(dice.choice(workers or [program.pid]), signal.SIGKILL)
+                os.kill(dice.choice(workers) if victim == "a worker" else program.pid, signal.SIGKILL)
         program.wait(20)  # and not until all have ended that can write into its streams, its workers
         for stream in (program.stdout, program.stderr):
             assert stream

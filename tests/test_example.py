@@ -5,9 +5,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -415,3 +417,39 @@ def test_unreadable_arguments(words: list[str], main: Callable[..., None], capsy
     said = capsys.readouterr().err
     assert said.startswith("usage: python -m examples.train_lenet5")
     assert f"error: {'unrecognized' if len(words) == 1 else f'argument {words[0]}'}" in said
+
+
+# Ctrl-C
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+@pytest.mark.parametrize("to", ["the terminal's processes", "rank 0"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c(workers: int, to: str, tmp_path: Path) -> None:
+    """Ends within 2 s with a sentence, without a traceback, results or a process left behind."""
+    words = ["--epochs", "100000", "--workers", str(workers), "--out", str(tmp_path)]
+    with subprocess.Popen(
+        [*COMMAND, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as program:
+        try:
+            assert program.stderr is not None
+            while "%|" not in program.stderr.read(8):  # the progress bar: training has begun
+                assert program.poll() is None
+            time.sleep(0.3)
+            start = time.monotonic()
+            if to == "rank 0":
+                program.send_signal(signal.SIGINT)
+            else:
+                os.killpg(program.pid, signal.SIGINT)
+            stdout, stderr = program.communicate(timeout=10)
+            assert time.monotonic() - start < 2
+            assert program.returncode not in (0, -signal.SIGINT)
+            assert stderr.splitlines()[-1].endswith("train_lenet5: stopped by Ctrl-C")
+            assert "Traceback" not in stderr
+            assert "test accuracy" not in stdout
+            assert no_results(tmp_path)
+            with pytest.raises(ProcessLookupError):
+                os.killpg(program.pid, 0)
+        finally:
+            if program.poll() is None:
+                os.killpg(program.pid, signal.SIGKILL)

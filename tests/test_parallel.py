@@ -44,6 +44,8 @@ def shared_memory() -> set[str]:
 @pytest.fixture(autouse=True)
 def one_blas_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that nothing is warned of."""
+    for name in parallel._BLAS_LIMITS:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
 
@@ -393,6 +395,21 @@ def test_rank_0_ends_the_others(error: BaseException) -> None:
     assert caught.value is error
 
 
+def test_ctrl_c_during_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits until all ranks are there, and ends them all."""
+    fork, forks = os.fork, []
+
+    def pressed() -> int:
+        forks.append(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        run(meet_forever, 3, [])
+    assert len(forks) == 2  # and the fixture looks for what is left
+
+
 def test_ctrl_c_stays_as_it_was() -> None:
     """Blocked or not, and whatever handles it, in rank 0 during a run and after it; other ranks ignore it."""
 
@@ -571,8 +588,7 @@ def test_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_blas_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several in each worker are warned of on several cores, or limited where threadpoolctl is installed."""
-    for name in parallel._BLAS_LIMITS:
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(parallel, "_cores", lambda: 1)
     assert run(lambda group: group.size, 2, []) == 2
     monkeypatch.setattr(parallel, "_cores", lambda: 2)

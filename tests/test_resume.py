@@ -429,6 +429,32 @@ def test_file_systems_without_locks(
         assert "no locks" in capsys.readouterr().err
 
 
+ELSEWHERE = """
+import os, signal, sys
+from types import ModuleType
+sys.modules["fcntl"] = None
+sys.modules["msvcrt"] = windows = ModuleType("msvcrt")
+windows.LK_NBLCK, windows.locking = 2, lambda descriptor, mode, length: None
+for name in ("fork", "register_at_fork", "sched_getaffinity", "pidfd_open"):
+    delattr(os, name)
+for name in ("pthread_sigmask", "SIGKILL", "SIGUSR1", "SIGCHLD", "alarm"):
+    delattr(signal, name)
+from examples import programs, train_lenet5
+programs.run(train_lenet5.main)
+"""
+
+
+def test_a_system_without_forks(tmp_path: Path) -> None:
+    """The example's defaults work where there is nothing of Unix (simulated), on a console of few characters."""
+    command = [sys.executable, "-c", ELSEWHERE, "--out", str(tmp_path), "--epochs", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, "images" in ended.stderr, "Traceback" in ended.stderr) == (0, True, False)
+    assert json.loads((tmp_path / "metrics.json").read_text())["arguments"]["workers"] == 1
+    refused = subprocess.run([*command, "--workers", "2"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (refused.returncode, "2 workers need os.fork" in refused.stderr) == (1, True)
+
+
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(ValueError, match="is a file; expected a folder"), own_folder(tmp_path / "out", make=True):

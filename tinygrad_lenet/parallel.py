@@ -191,12 +191,13 @@ class _ForkGroup(Group):
         arrived = arrivals[self.rank]
         for _ in range(self.size - 1):
             if not any(arrived.acquire(block=False) for _ in self._polls):
-                returned = False
+                returned, looks = False, 0
                 while not arrived.acquire(timeout=_PATIENCE):
-                    self._look_round(returned)
+                    looks += 1
+                    self._look_round(returned, looks)
                     returned = bool(self._seen[0, 2])
 
-    def _look_round(self, returned: bool) -> None:
+    def _look_round(self, returned: bool, looks: int) -> None:
         """End, with a sentence, if another rank has ended or does not come, or rank 0 had ``returned`` a while ago."""
         if self.rank and os.getppid() != self._parent:
             os._exit(1)  # rank 0 is gone, and with it whoever could be told
@@ -204,17 +205,20 @@ class _ForkGroup(Group):
             raise WorkerError(
                 f"worker {self.rank} waits for rank 0, which has returned; every rank must sum equally often"
             )
-        meeting, when, _ = self._seen[self.rank]
+        meeting = self._seen[self.rank, 0]
         for rank, worker in enumerate(self._workers, start=1):
             if _has_ended(worker) and not (self._seen[rank, 2] and self._seen[rank, 0] == meeting):
                 raise WorkerError(self._how_it_ended(rank))
         # Rank 0, which ends the others, is the first to lose patience.
-        self._end_if_late(when, self._timeout * (2 if self.rank else 1), self._seen[:, 0] < meeting)
+        self._end_if_late(looks / (2 if self.rank else 1), self._seen[:, 0] < meeting)
 
-    def _end_if_late(self, since: float, timeout: float, late: np.ndarray) -> None:
-        """WorkerError if the ranks that are ``late`` have been waited for too long; says where each was last seen."""
-        waited = time.monotonic() - since
-        if waited <= timeout:
+    def _end_if_late(self, looks: float, late: np.ndarray) -> None:
+        """WorkerError if the ranks that are ``late`` have been waited for too long; says where each was last seen.
+
+        Looks are counted, and no clock is read, so that a program that was stopped for an hour may go on.
+        """
+        waited = looks * _PATIENCE
+        if waited < self._timeout:
             return
         places = []
         for rank in np.flatnonzero(late):
@@ -225,7 +229,7 @@ class _ForkGroup(Group):
                 os.kill(pid, signal.SIGUSR1)  # it writes to standard error where it is now
         time.sleep(0.5)
         raise WorkerError(
-            f"rank {self.rank} has waited for {waited:.0f} s: {'; '.join(places)}; the run has been stopped. If a rank "
+            f"rank {self.rank} has waited for {waited:.1f} s: {'; '.join(places)}; the run has been stopped. If a rank "
             "computes for so long, give parallel.run a longer timeout; if it hangs, see its warning about threads"
         )
 
@@ -241,9 +245,8 @@ class _ForkGroup(Group):
                     worker.start()
                 self._workers.append(worker)
         except OSError as error:
-            self._kill()
             raise WorkerError(
-                f"parallel.run: the system refuses worker {len(self._workers) + 1} of {self.size} ({error}); use fewer"
+                f"parallel.run: the system refuses process {rank} ({error}); use fewer workers"
             ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -264,10 +267,11 @@ class _ForkGroup(Group):
     def _join(self) -> None:
         """Wait until the other ranks have ended; WorkerError if one of them did not end well."""
         self._seen[0, 2] = True
-        begun = time.monotonic()
         for rank, worker in enumerate(self._workers, start=1):
+            looks = 0
             while not _has_ended(worker, _PATIENCE):
-                self._end_if_late(begun, self._timeout, np.arange(self.size) == rank)
+                looks += 1
+                self._end_if_late(looks, np.arange(self.size) == rank)
             worker.join()
             if worker.exitcode or not self._seen[rank, 2]:
                 raise WorkerError(self._how_it_ended(rank))
@@ -326,8 +330,8 @@ def run(
     _check_fork(count)
     group = _ForkGroup(parameters, count, timeout)
     with _one_blas_thread(count):
-        group._start(function, arguments, options)
         try:
+            group._start(function, arguments, options)
             result = function(group, *arguments, **options)
             group._join()
             return result
