@@ -72,7 +72,7 @@ def _first_extreme(better: Callable[[float, float], bool]) -> Callable[..., Arra
     return oracle
 
 
-def pad(x: Array, *, pad_width: tuple[tuple[int, int], ...], value: float) -> Array:
+def pad(x: Array, value: Array, *, pad_width: tuple[tuple[int, int], ...]) -> Array:
     y = np.full([size + before + after for size, (before, after) in zip(x.shape, pad_width, strict=True)], value)
     for index in np.ndindex(x.shape):
         y[tuple(i + before for i, (before, _) in zip(index, pad_width, strict=True))] = x[index]
@@ -340,7 +340,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "logical_not": _each(lambda x: not x),
     "full_like": lambda x, value: np.full(x.shape, value),
     "bernoulli": lambda x, p, rng: rng.random(x.shape, np.float32) >= p,
-    "argwhere": lambda x: np.array([index for index in np.ndindex(x.shape) if x[index]], int).reshape(-1, x.ndim),
+    "argwhere": lambda x: np.array([index for index in np.ndindex(x.shape) if x[index]], int).reshape(np.count_nonzero(x), x.ndim),
     "argmax": _first_extreme(lambda value, best: value > best),
     "argmin": _first_extreme(lambda value, best: value < best),
     "one_hot": one_hot,

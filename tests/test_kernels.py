@@ -9,6 +9,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+import math
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from tests.drawing import Draw
 from tinygrad_lenet import Op, Tensor, backend
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.kernels import cpu
-from tinygrad_lenet.tensor import REGISTRY
+from tinygrad_lenet.op import REGISTRY
 
 KERNELS = [name for name in sorted(REGISTRY) if backend.find_kernel("cpu", name)]
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
@@ -175,9 +176,18 @@ def draw_tanh_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     return {"amplitude": amplitude, "slope": slope}, [draw.values(*shape), draw.values(*shape)]
 
 
+def draw_chain(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    shape = draw.pick((64, 6, 28, 28), (3, 16, 10, 10), (1, 84), (7,), (), (2, 0))
+    g, s = draw.values(*shape), draw.values(*shape)
+    if g.size and draw.pick(True, False):
+        g.flat[0], s.flat[0] = 0, draw.pick(math.inf, math.nan, -math.inf)
+        s.flat[-1] = draw.pick(math.inf, math.nan)
+    return {}, [g, s]
+
+
 def draw_sum(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
-    shape = draw.pick((64, 6, 28, 28), (33, 16, 10, 10), (1, 120, 1, 1), (3, 1, 5, 7), (2, 3, 4, 5), (2, 2, 3, 2, 2))
-    axis = draw.pick((0, 2, 3), (0, 2, 3), None, (1,), (0, 1, 2), -1)
+    shape = draw.pick((64, 6, 28, 28), (33, 16, 10, 10), (1, 120, 1, 1), (3, 1, 5, 7), (2, 3, 4, 5), (2, 2, 3, 2, 2), (5000, 3))
+    axis = draw.pick((0, 2, 3), (0, 2, 3), 0, None, (1,), (0, 1, 2), -1)
     return {"axis": axis, "keepdims": draw.pick(False, False, True)}, [draw.values(*shape)]
 
 

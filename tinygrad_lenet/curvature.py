@@ -8,7 +8,7 @@ from typing import Any
 
 from .graph import Path, add_up, input_gradients, no_grad, observed
 from .op import Gradient, Op
-from .tensor import Tensor, first_gradient, targets_of, unused
+from .tensor import Tensor, check_start, start_of, targets_of, unused
 
 
 class Elementwise(Op, kind=True):
@@ -71,7 +71,7 @@ def curvature(loss: Tensor, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, 
     (Tensor([50., 50.]),)
     """
     targets = targets_of("curvature", inputs)
-    start = first_gradient("curvature", loss, None)
+    check_start("curvature", loss, None)
     path = Path("curvature", loss, targets)
     for i in unused("curvature", path, targets):
         raise ValueError(f"curvature: input {i}, of shape {targets[i].shape}, was not used to compute the loss")
@@ -85,6 +85,7 @@ def curvature(loss: Tensor, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, 
             "functional.cross_entropy, mse_loss or penalty_loss"
         )
     inner = {id(y) for y in path.nodes() if y.op is not None}  # only these pass a gradient on
+    start = start_of(loss, None)
     gradients, curvatures = {id(loss): start}, {id(loss): 0.0 * start}
     found = {}
     with no_grad(), observed(None):

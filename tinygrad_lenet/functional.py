@@ -18,7 +18,7 @@ from .ops.indexing import Bernoulli, OneHot
 from .ops.layout import Concatenate, Pad
 from .ops.lenet_1998 import ScaledTanh, ScatterKernels, Subsample2d, connection_table
 from .ops.pool import AvgPool2d, MaxPool2d
-from .shapes import ShapeError, integer, normalize_axes, number
+from .shapes import ShapeError, integer, normalize_axis, number
 from .tensor import Tensor, TensorLike, as_tensor, numpy_functions, real_dtype
 
 __all__ = [
@@ -289,8 +289,7 @@ def cross_entropy(
     if probabilities.ndim == 1:
         labels = _labels("cross_entropy", probabilities, logits.shape[1], logits)
         probabilities = op("one_hot", logits.shape[1], logits.dtype.name)(labels)
-    elif probabilities.shape != logits.shape:
-        raise ShapeError(f"cross_entropy: target has shape {probabilities.shape}; expected [N] or {logits.shape}")
+    op("cross_entropy").output_shape(logits.shape, probabilities.shape)  # before the smoothing is computed
     if smoothing:
         probabilities = (1 - smoothing) * probabilities + smoothing / logits.shape[1]
     return reduce(op("cross_entropy")(logits, probabilities))
@@ -383,6 +382,8 @@ def dropout(x: TensorLike, p: float = 0.5, training: bool = True, rng: np.random
     Tensor([2., 0., 0.])
     """
     p = number("dropout", "p", p, "[0, 1)")
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        raise TypeError(f"dropout: rng is {rng!r}; expected a NumPy generator, np.random.default_rng(seed)")
     keep = Bernoulli(p, rng)
     x = as_tensor(x)
     if x.dtype.kind != "f":
@@ -464,14 +465,7 @@ def pad(x: TensorLike, pad_width: int | Sequence[Any], value: float = 0.0) -> Te
     except ValueError:
         raise ShapeError(f"pad: pad_width {pad_width!r} does not give (before, after) for {x.ndim} axes") from None
     value = number("pad", "value", value, "[-inf, inf]")
-    if x.dtype.kind != "f" and not (value.is_integer() and _holds(x.dtype, int(value))):
-        raise ValueError(f"pad: value is {value:g}, which {x.dtype} cannot hold; use x.astype('float32') first")
-    return Pad(tuple(map(tuple, widths)), value)(x)
-
-
-def _holds(dtype: np.dtype[Any], value: int) -> bool:
-    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return bool(low <= value <= high)
+    return Pad(tuple(map(tuple, widths)))(x, int(value) if value.is_integer() else value)
 
 
 def where(condition: TensorLike, x: TensorLike, y: TensorLike) -> Tensor:
@@ -520,7 +514,7 @@ def stack(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
     for i, x in enumerate(tensors):
         if x.shape != tensors[0].shape:
             raise ShapeError(f"stack: input {i} has shape {x.shape}, input 0 {tensors[0].shape}; expected the same")
-    (place,) = normalize_axes("stack", axis, tensors[0].ndim + 1)
+    place = normalize_axis("stack", axis, tensors[0].ndim + 1)
     return Concatenate(place)(*(x.expand_dims(place) for x in tensors))
 
 

@@ -21,7 +21,7 @@ def parse(op: str, index: Any, shape: Shape) -> tuple[Pattern, list[Any]]:
     """The pattern of an index into an array of ``shape``, and its arrays: tensors, or copies that nobody else can change.
 
     A mask, an array of booleans, is returned once for as many `AT` as it has axes. TypeError for what is no index,
-    IndexError for an index on the host that is out of range.
+    ShapeError for more parts than there are axes, IndexError for an index on the host that is out of range.
 
     >>> parse("getitem", (slice(2), [0, 1]), (4, 5))
     ((slice(None, 2, None), 'array'), [array([0, 1])])
@@ -31,7 +31,7 @@ def parse(op: str, index: Any, shape: Shape) -> tuple[Pattern, list[Any]]:
         raise IndexError(f"{op}: an index may hold ... once")
     named = sum(map(_axes_named, parts))
     if named > len(shape):
-        raise IndexError(f"{op}: the index names {named} axes; x has shape {shape}")
+        raise ShapeError(f"{op}: the index names {named} axes; x has shape {shape}")
     pattern: list[Any] = []
     arrays = []
     axis = 0

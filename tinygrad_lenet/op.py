@@ -76,6 +76,7 @@ class Op:
     parsed: ClassVar[Signature]
     differentiable: ClassVar[bool]  # whether there is a backward
     _divisors: ClassVar[tuple[str, ...]]
+    _typed: ClassVar[bool]  # whether some inputs must be booleans or integers
 
     def __init_subclass__(cls, kind: bool = False) -> None:
         if kind:  # of ops, such as the elementwise ones, and itself none
@@ -93,6 +94,7 @@ class Op:
             raise TypeError(f"op {cls.__name__} lacks {', '.join(missing).replace('__doc__', 'a docstring')}")
         cls.parsed = parsed = Signature.parse(cls.signature)
         cls.name = parsed.op
+        cls._typed = any(domain.kind in ("boolean", "index") for domain in cls.domains.values())
         cls._divisors = tuple({axis.partition("/")[2] for x in parsed.inputs for axis in x.axes if "/" in axis})
         fields = {name for base in cls.__mro__ if base is not Op for name in get_annotations(base)}
         if fields != set(cls.parameters):
@@ -102,13 +104,16 @@ class Op:
             raise TypeError(f"op {cls.__name__}: domains are for {sorted(cls.domains)}, inputs are {cls.signature}")
         if cls.name in REGISTRY and REGISTRY[cls.name].__module__ != cls.__module__:
             raise TypeError(f"op {cls.__name__}: the name {cls.name!r} is taken by {REGISTRY[cls.name]}")
-        dataclass(unsafe_hash=True)(cls)
+        if fields:
+            dataclass(unsafe_hash=True)(cls)
         REGISTRY[cls.name] = cls
 
     def __post_init__(self) -> None:
         for name, (rule, *limits) in self.rules.items():
-            setattr(self, name, rule(self.name, name, getattr(self, name), *limits))
-        self._known_shapes: dict[tuple[Shape, ...], Shape | None] = {}
+            self.__dict__[name] = rule(self.name, name, getattr(self, name), *limits)
+
+    def __repr__(self) -> str:  # of an op with parameters, dataclass writes it
+        return f"{type(self).__name__}()"
 
     def output_shape(self, *shapes: Shape) -> Shape | None:
         """The output's shape; ShapeError for shapes that do not fit. None if it depends on the values of the inputs."""
@@ -160,11 +165,11 @@ class Op:
             shapes.append(array.shape)
             if array.dtype is not dtype:
                 dtype = array.dtype if dtype is None else False
-        shape = self._shape(tuple(shapes))
-        if not dtype or dtype.kind != "f":  # several dtypes, integers, or numbers alone
+        backend = backend_of(*arrays)
+        self._shape(tuple(shapes))
+        if not dtype or dtype.kind != "f" or self._typed:  # several dtypes, integers, or numbers alone
             operands = _converted(self, operands)
             arrays = [x.data if isinstance(x, Tensor) else x for x in operands]
-        backend = backend_of(*arrays)
         if backend is NUMPY:
             y = self.compute(backend, arrays)
         else:
@@ -189,7 +194,8 @@ class Op:
         return out
 
     def _shape(self, shapes: tuple[Shape, ...]) -> Shape | None:
-        known = self._known_shapes
+        """`output_shape`, remembered, for an op that is applied again and again."""
+        known: dict[Any, Any] = self.__dict__.setdefault("_known_shapes", {})
         if shapes in known:
             return known[shapes]
         if len(known) > 64:

@@ -237,7 +237,7 @@ def axes(op: str, name: str, value: Any) -> tuple[int, ...] | None:
     >>> axes("sum", "axis", -1)
     (-1,)
     """
-    return None if value is None else integers(op, name, value, -(2**31))
+    return None if value is None else integers(op, "axis", value, -(2**31))
 
 
 def one_axis(op: str, name: str, value: Any) -> int:
@@ -290,6 +290,15 @@ def normalize_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> tupl
     if len(set(result)) != len(result):
         raise ShapeError(f"{op}: axis {axis} names an axis twice")
     return result
+
+
+def normalize_axis(op: str, axis: Any, ndim: int) -> int:
+    """One axis as an integer from 0 to ndim - 1; TypeError if it is not one integer, ShapeError if it is out of range.
+
+    >>> normalize_axis("softmax", -1, 3)
+    2
+    """
+    return normalize_axes(op, one_axis(op, "axis", axis), ndim)[0]
 
 
 def reduced_shape(op: str, shape: Shape, axis: int | Sequence[int] | None, keepdims: bool) -> Shape:

@@ -21,6 +21,7 @@ TensorLike = Union["Tensor", Array, Number]
 Hook = Callable[["Tensor"], "Tensor | None"]
 Axis = int | Sequence[int] | None
 
+_BOOLEAN_UFUNCS = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "invert": "logical_not"}
 numpy_functions: dict[str, Callable[..., Any]] = {}  # NumPy's functions on tensors by name; functional.py adds its own
 
 
@@ -96,11 +97,11 @@ class Tensor(Node):
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
         if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"requires_grad is {value!r}; expected True or False")
+            raise TypeError(f"Tensor: requires_grad is {value!r}; expected True or False")
         if value and self.dtype.kind != "f":
-            raise ValueError(f"requires_grad needs floating-point data, not {self.dtype}; use astype('float32')")
+            raise ValueError(f"Tensor: requires_grad needs floating-point data, not {self.dtype}; use astype('float32')")
         if not value and self.op is not None:
-            raise ValueError("requires_grad: this tensor was computed from others that require a gradient; detach() it")
+            raise ValueError("Tensor: this tensor was computed from others that require a gradient; detach() it")
         self._requires_grad = bool(value)
 
     @property
@@ -154,8 +155,9 @@ class Tensor(Node):
         ValueError if self requires no gradient, if ``gradient`` is missing or misshapen, if the graph was freed, or if
         a value in it was written to.
         """
-        gy = first_gradient("backward", self, gradient)
+        given = check_start("backward", self, gradient)
         path = Path("backward", self, None)
+        gy = start_of(self, given)
         taken = {id(gy.data)}
         for leaf, gx in backpropagate(path, self, gy, retain_graph or create_graph, create_graph):
             if gx.data.base is not None or id(gx.data) in taken:
@@ -413,8 +415,9 @@ class Tensor(Node):
         return np.array(self.data, dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        if method == "__call__" and not options and ufunc.__name__ in REGISTRY:
-            return _matmul(*map(as_tensor, inputs)) if ufunc is np.matmul else op(ufunc.__name__)(*inputs)
+        name = _BOOLEAN_UFUNCS.get(ufunc.__name__, ufunc.__name__)
+        if method == "__call__" and not options and name in REGISTRY:
+            return _matmul(*map(as_tensor, inputs)) if ufunc is np.matmul else op(name)(*inputs)
         raise TypeError(_no_function(ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"))
 
     def __array_function__(self, function: Callable[..., Any], types: Any, arguments: Any, options: Any) -> Any:
@@ -642,8 +645,8 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
     return y.squeeze(drop) if drop else y
 
 
-def first_gradient(caller: str, output: Any, gradient: TensorLike | None) -> Tensor:
-    """The gradient that a backward pass begins with; TypeError or ValueError if there is none to begin with."""
+def check_start(caller: str, output: Any, gradient: TensorLike | None) -> Tensor | None:
+    """The gradient that a backward pass from ``output`` was given; TypeError or ValueError if it cannot start there."""
     if not isinstance(output, Tensor):
         raise TypeError(f"{caller}: output is {type(output).__name__}, not a Tensor")
     if not output.requires_grad:
@@ -654,12 +657,19 @@ def first_gradient(caller: str, output: Any, gradient: TensorLike | None) -> Ten
                 f"{caller}: the output has shape {output.shape}; only one element can go without a gradient "
                 "to start from: reduce it, with .sum() say, or pass one of that shape"
             )
-        return op("full_like", 1.0)(output)
+        return None
     gy = gradient if isinstance(gradient, Tensor) else _same_place(gradient, output)
     backend_of(output.data, gy.data)
     if gy.shape != output.shape:
         raise ShapeError(f"{caller}: the gradient has shape {gy.shape}; the output has {output.shape}")
-    return gy if gy.dtype == output.dtype else gy.astype(output.dtype)
+    return gy
+
+
+def start_of(output: Tensor, gradient: Tensor | None) -> Tensor:
+    """The gradient that the pass starts with: the one that was given, in the output's dtype, else 1."""
+    if gradient is None:
+        return op("full_like", 1.0)(output)
+    return gradient if gradient.dtype == output.dtype else gradient.astype(output.dtype)
 
 
 # Adding to a leaf's gradient is reading and writing. The sum is computed outside the lock and stored if nobody else was
@@ -722,7 +732,7 @@ def grad(
     (Tensor(18.),)
     """
     targets = targets_of("grad", inputs)
-    gy = first_gradient("grad", output, grad_output)
+    given = check_start("grad", output, grad_output)
     path = Path("grad", output, targets)
     missing = unused("grad", path, targets)
     if missing and not allow_unused:
@@ -731,6 +741,7 @@ def grad(
             f"grad: input {missing[0]}, of shape {shape}, was not used to compute the output; with allow_unused=True "
             "its gradient is None"
         )
+    gy = start_of(output, given)
     found = {id(x): gx for x, gx in backpropagate(path, output, gy, create_graph, create_graph)}
     results: list[Tensor | None] = []
     taken = {id(gy.data)}

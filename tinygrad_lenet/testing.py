@@ -351,7 +351,8 @@ def check_op(
 
 
 def _parameters(op: Op) -> dict[str, Any]:
-    return {field.name: copy.deepcopy(getattr(op, field.name)) for field in dataclasses.fields(op)}  # type: ignore[arg-type]
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(op) if dataclasses.is_dataclass(op) else ()
+    return {field.name: copy.deepcopy(getattr(op, field.name)) for field in fields}
 
 
 def _run(

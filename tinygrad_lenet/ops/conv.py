@@ -105,7 +105,7 @@ class ConvTranspose2d(Op):
         super().__post_init__()
         for axis, s, d, extra in zip("HW", self.stride, self.dilation, self.output_padding, strict=True):
             if extra >= max(s, d):
-                raise ValueError(
+                raise ShapeError(
                     f"conv_transpose2d: output_padding is {extra} along axis {axis}; expected less than the stride {s} "
                     f"or the dilation {d}"
                 )
@@ -155,7 +155,7 @@ class ConvTranspose2d(Op):
             return whole[:, :, : x.shape[2], : x.shape[3]] if more_h or more_w else whole
 
         def gw():
-            whole = Pad(((0, 0), (0, 0), (0, more_h), (0, more_w)), 0.0)(x) if more_h or more_w else x
+            whole = Pad(((0, 0), (0, 0), (0, more_h), (0, more_w)))(x, 0.0) if more_h or more_w else x
             return _weight_grad(self, weight)(gy, whole)
 
         return gx, gw, *(lambda: gy.sum((0, 2, 3)) for _ in bias)

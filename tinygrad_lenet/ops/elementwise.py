@@ -30,7 +30,7 @@ class Chain(Op):
 
 
 def chain(g, s):
-    """`Chain`, for the backward rules of this file; a slope that is a number is always meant."""
+    """`Chain`, for the backward rules of elementwise ops; a slope that is a number is always meant."""
     return op("chain")(g, s) if isinstance(s, Tensor) else g * s
 
 

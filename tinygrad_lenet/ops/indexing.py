@@ -53,7 +53,6 @@ class AddAt(Movement):
     domains = {"x": REAL, "index": _INDEX}
     parameters = {"pattern": _PATTERNS, "shape": ((4, 5), (3, 2, 4), (3,))}
     sizes = {"...": ((5,), (2, 1), (2,), (4, 2), (0, 5), (3,), (3, 3), (3, 2), (2, 2, 4), (0, 2, 4), (1,), (0, 3), ())}
-    integers = "int64"
 
     def output_shape(self, x, *index):
         places = indexed_shape("add_at", self.shape, self.pattern, index)
@@ -74,14 +73,17 @@ class AddAt(Movement):
 
 
 class Assign(Op):
-    """x[index] = value in x's own memory, and y is x; there is no gradient, and where one is recorded it is refused."""
+    """x[index] = value in x's own memory, and y is x; there is no gradient, and where one is recorded it is refused.
+
+    Of several values for one element, which NumPy and CuPy write in any order, one is left.
+    """
 
     pattern: tuple[Any, ...]
 
     signature = "assign(x[...], value[...], *index[...]) -> y[...]"
     domains = {"x": CONSTANT, "value": CONSTANT, "index": _INDEX}
-    parameters = {"pattern": _PATTERNS}
-    sizes = {"...": ((4, 5), (3, 2, 4), (3,), (1,), (2,), ())}
+    parameters = {"pattern": tuple(pattern for pattern in _PATTERNS if AT not in pattern)}
+    sizes = {"...": ((4, 5), (3, 2, 4), (3,), (2,), ())}
     integers = "native"
     writes = True
 

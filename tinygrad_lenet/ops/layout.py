@@ -4,8 +4,8 @@ import math
 
 from ..backend import transfer
 from ..curvature import Movement
-from ..op import REAL
-from ..shapes import ShapeError, broadcast_shape, integer, integers, normalize_axes, number, one_axis
+from ..op import CONSTANT, REAL
+from ..shapes import ShapeError, axes, broadcast_shape, integer, integers, normalize_axes, normalize_axis, one_axis
 
 
 class Reshape(Movement):
@@ -41,23 +41,23 @@ class Transpose(Movement):
 
     signature = "transpose(x[...]) -> y[...]"
     domains = {"x": REAL}
-    rules = {"axes": (integers, -(2**31))}
+    rules = {"axes": (axes,)}
     parameters = {"axes": ((2, 0, 1), (0, -1, 1), (1, 0), ())}
     sizes = {"...": ((2, 3, 4), (2, 0), ())}
     integers = "kept"
 
     def output_shape(self, x):
-        axes = normalize_axes("transpose", self.axes, len(x))
-        if len(axes) != len(x):
+        order = normalize_axes("transpose", self.axes, len(x))
+        if len(order) != len(x):
             raise ShapeError(f"transpose: axes {self.axes} do not name each of the {len(x)} axes of x once")
-        return tuple([x[a] for a in axes])
+        return tuple([x[a] for a in order])
 
     def forward(self, xp, x):
         return xp.transpose(x, self.axes)
 
     def backward(self, gy, y, x):
-        axes = normalize_axes("transpose", self.axes, x.ndim)
-        return gy.transpose(tuple([axes.index(a) for a in range(x.ndim)]))
+        order = normalize_axes("transpose", self.axes, x.ndim)
+        return gy.transpose(tuple([order.index(a) for a in range(x.ndim)]))
 
 
 class BroadcastTo(Movement):
@@ -97,7 +97,7 @@ class Concatenate(Movement):
     integers = "kept"
 
     def output_shape(self, *x):
-        (axis,), first = normalize_axes("concatenate", self.axis, len(x[0])), x[0]
+        axis, first = normalize_axis("concatenate", self.axis, len(x[0])), x[0]
         for i, shape in enumerate(x):
             if len(shape) != len(first) or any(
                 size != other for a, (size, other) in enumerate(zip(shape, first, strict=True)) if a != axis
@@ -111,7 +111,7 @@ class Concatenate(Movement):
         return xp.concatenate(x, axis=self.axis)
 
     def backward(self, gy, y, *x):
-        (axis,) = normalize_axes("concatenate", self.axis, y.ndim)
+        axis = normalize_axis("concatenate", self.axis, y.ndim)
         gradients = []
         start = 0
         for each in x:
@@ -126,30 +126,34 @@ def _widths(op, name, value):
 
 
 class Pad(Movement):
-    """x with ``value`` before and after it along each axis; the gradient is cut out of the middle."""
+    """x with ``value``, one number, before and after it along each axis; the gradient is cut out of the middle."""
 
     pad_width: tuple[tuple[int, int], ...]
-    value: float
 
-    signature = "pad(x[...]) -> y[...]"
-    domains = {"x": REAL}
-    rules = {"pad_width": (_widths,), "value": (number, "[-inf, inf]")}
-    parameters = {"pad_width": (((1, 2), (0, 3)), ((0, 0), (1, 1), (2, 0)), ()), "value": (0.0, 1.5)}
+    signature = "pad(x[...], value[]) -> y[...]"
+    domains = {"x": REAL, "value": CONSTANT}
+    rules = {"pad_width": (_widths,)}
+    parameters = {"pad_width": (((1, 2), (0, 3)), ((0, 0), (1, 1), (2, 0)), ())}
     sizes = {"...": ((2, 3), (2, 0, 1), ())}
     integers = "kept"
 
-    def output_shape(self, x):
+    def output_shape(self, x, value):
+        self.bind((x, value))
         if len(self.pad_width) != len(x):
             raise ShapeError(f"pad: pad_width is for {len(self.pad_width)} axes, x has shape {x}")
         return tuple([before + size + after for (before, after), size in zip(self.pad_width, x, strict=True)])
 
-    def forward(self, xp, x):
-        return xp.pad(x, self.pad_width, constant_values=self.value) if x.ndim else xp.array(x)
+    def forward(self, xp, x, value):
+        y = xp.empty(self.output_shape(x.shape, ()), x.dtype)
+        y[...] = value
+        y[self._inside(x.shape)] = x
+        return y
 
-    def backward(self, gy, y, x):
-        return gy[
-            tuple([slice(before, before + size) for (before, _), size in zip(self.pad_width, x.shape, strict=True)])
-        ]
+    def backward(self, gy, y, x, value):
+        return lambda: gy[self._inside(x.shape)], None
+
+    def _inside(self, shape):
+        return tuple([slice(before, before + size) for (before, _), size in zip(self.pad_width, shape, strict=True)])
 
 
 class Copy(Movement):

@@ -18,7 +18,7 @@ class _Pool(Op, kind=True):
 
     def __post_init__(self):
         if self.stride is None:
-            self.stride = self.kernel_size
+            self.__dict__["stride"] = self.kernel_size
         super().__post_init__()
 
 
@@ -111,8 +111,8 @@ class MaxPool2d(_Pool, Movement):
     def __post_init__(self):
         super().__post_init__()
         if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
-            raise ValueError(
-                f"max_pool2d: padding is {self.padding}; expected at most half of the window {self.kernel_size}, so that "
+            raise ShapeError(
+                f"max_pool2d: padding is {self.padding}; expected at most half of kernel_size, {self.kernel_size}, so that "
                 "no window holds nothing but padding"
             )
 

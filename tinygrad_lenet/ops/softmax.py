@@ -2,8 +2,8 @@
 
 from ..curvature import Elementwise
 from ..op import REAL, Domain, Op, op
-from ..shapes import ShapeError, axes, flag, normalize_axes, one_axis, reduced_shape
-from .elementwise import where
+from ..shapes import ShapeError, axes, flag, normalize_axes, normalize_axis, one_axis, reduced_shape
+from .elementwise import chain, where
 from .reduction import total, widened
 
 _AXIS = {"axis": (one_axis,)}
@@ -164,7 +164,7 @@ class MSELoss(Elementwise):
         return difference * difference
 
     def backward(self, gy, y, x, target):
-        return lambda: 2.0 * gy * (x - target), lambda: 2.0 * gy * (target - x)
+        return lambda: chain(2.0 * gy, x - target), lambda: chain(2.0 * gy, target - x)
 
     def curvature(self, hy, gy, y, x, target):
         h = 4.0 * y * hy + 2.0 * gy.relu()
@@ -185,7 +185,7 @@ def _log_softmax(xp, x, axis):
 
 def _with_classes(op, shape, axis):
     """``shape``, once it is known that the axis exists and is not empty; ShapeError otherwise."""
-    (a,) = normalize_axes(op.name, axis, len(shape))
+    a = normalize_axis(op.name, axis, len(shape))
     if not shape[a]:
         raise ShapeError(f"{op.name}: axis {axis} of the input is empty; expected at least one class")
     return shape
