@@ -12,6 +12,11 @@ Read it from top to bottom: the formulas, what the notes write instead, the netw
 # I and O are what the formulas call the input and the output of a layer:
 # ruff: noqa: E741, E743
 
+from examples import programs
+
+if __name__ == "__main__":
+    programs.begin()
+
 import argparse
 import math
 import sys
@@ -903,9 +908,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"by_hand: {'standard output was closed' if isinstance(error, BrokenPipeError) else error}")
-    except KeyboardInterrupt:
-        sys.exit("by_hand: stopped by Ctrl-C")
+    programs.run(main)

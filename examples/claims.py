@@ -10,10 +10,11 @@ Read it from top to bottom: how much is measured, nets and training, a section f
 """
 
 import os
-import signal
 
-if __name__ == "__main__":  # a Ctrl-C while modules are imported just ends the program
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from examples import programs
+
+if __name__ == "__main__":
+    programs.begin()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported; these matrices are too small to share
 
 import argparse
@@ -42,7 +43,7 @@ except ModuleNotFoundError:
 
 import tinygrad_lenet
 from examples import plots
-from examples.runs import own_folder
+from examples.runs import as_json, own_folder, read_json
 from models import LeNet5
 from tinygrad_lenet import Tensor, checkpoint, data, nn, no_grad, optim, parallel
 from tinygrad_lenet import functional as F
@@ -594,18 +595,27 @@ def finish(axes: Axes) -> None:
 
 @dataclass(frozen=True)
 class Claim:
-    """What is to be measured; how; the lines that say what came out; and the figure that shows it."""
+    """What is to be measured; how; which numbers that gives; the lines that say what came out; and its figure."""
 
     plan: Callable[[Plan, int], Iterator[Record]]
     measure: Callable[[Record, Sets, Plan], Record]
+    numbers: tuple[str, ...]
     report: Callable[[Record], list[str]]
     draw: Callable[[Record, Sets | None], Figure]
 
 
 CLAIMS = {
-    "parameters": Claim(plan_parameters, measure_parameters, report_parameters, draw_parameters),
-    "shift": Claim(plan_shift, measure_shift, report_shift, draw_shift),
-    "overfitting": Claim(plan_overfitting, measure_overfitting, report_overfitting, draw_overfitting),
+    "parameters": Claim(
+        plan_parameters,
+        measure_parameters,
+        ("parameters", "validation_errors", "test_errors"),
+        report_parameters,
+        draw_parameters,
+    ),
+    "shift": Claim(plan_shift, measure_shift, ("test_errors", "ink_left"), report_shift, draw_shift),
+    "overfitting": Claim(
+        plan_overfitting, measure_overfitting, ("train_errors", "test_errors"), report_overfitting, draw_overfitting
+    ),
 }
 
 
@@ -622,9 +632,9 @@ def arguments() -> argparse.Namespace:
         "--dataset", choices=["digits", "mnist"], help="what to measure on (default: mnist; with --quick, digits)"
     )
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: the cache)")
-    parser.add_argument("--download", action="store_true", help="fetch MNIST into --data-dir if it is missing")
+    parser.add_argument("--download", action="store_true", help="fetch into --data-dir what is missing or wrong there")
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds")
-    parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="folder for the results")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: runs/claims, or runs/claims-quick)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     return parser.parse_args()
 
@@ -667,10 +677,11 @@ def open_results(path: Path, settings: Record) -> Record:
         }
         return {"settings": settings, "versions": versions, "measurements": {}}
     try:
-        results: Record = json.loads(path.read_text(encoding="utf-8"))
+        results: Record = read_json(path)
         theirs = dict(results["settings"])
-        if not all(record["claim"] in CLAIMS for record in results["measurements"].values()):
-            raise ValueError("it has an unknown claim")
+        for name, record in results["measurements"].items():
+            if not record.keys() >= {"claim", "seed", *CLAIMS[record["claim"]].numbers}:
+                raise ValueError(f"{name!r} lacks its numbers")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds no results of claims ({error}); remove it, or give another --out") from None
     differences = [
@@ -690,6 +701,8 @@ def main() -> None:
     dataset = args.dataset or ("digits" if args.quick else "mnist")
     plan = QUICK if args.quick else THOROUGH
     claims = [args.only] if args.only else list(CLAIMS)
+    args.out = args.out or Path("runs", "claims-quick" if args.quick else "claims")
+    warning = "quick, not comparable" if args.quick else ""
     parallel.tune_process()
     sets = load(dataset, args.data_dir, args.download)
     plan = replace(plan, sizes=tuple((size, seeds) for size, seeds in plan.sizes if size <= len(sets.images)))
@@ -698,8 +711,10 @@ def main() -> None:
         results = open_results(path, settings_of(dataset, args.seed, plan, sets))
         measure(claims, results, path, sets, plan, progress=not args.no_progress)
         for claim in claims:
-            plots.save(CLAIMS[claim].draw(results, sets), args.out / f"{claim}.png")
-            print(f"\n{claim}\n")
+            figure = CLAIMS[claim].draw(results, sets)
+            plots.stamp(figure, warning)
+            plots.save(figure, args.out / f"{claim}.png")
+            print(f"\n{claim}{f' ({warning})' if warning else ''}\n")
             print("\n".join(CLAIMS[claim].report(results)))
     print(f"\nresults in {args.out} after {time.process_time():.0f} s of one core")
 
@@ -714,18 +729,9 @@ def measure(claims: list[str], results: Record, path: Path, sets: Sets, plan: Pl
         for name, record in missing.items():
             bar.set_postfix_str(name)
             finished[name] = record | CLAIMS[record["claim"]].measure(record, sets, plan)
-            checkpoint.replace(path, f"{json.dumps(results, indent=1)}\n".encode())
+            checkpoint.replace(path, as_json(results))
             bar.update()
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        main()
-    except (ValueError, TypeError, OSError) as error:
-        what = "standard output was closed" if isinstance(error, BrokenPipeError) else error
-        sys.exit(f"claims: {what}")
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more, while Python ends, would change the exit status
-        print("claims: stopped by Ctrl-C; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)  # what shells expect
+    programs.run(main, "the same command goes on from there")

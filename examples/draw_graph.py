@@ -5,8 +5,12 @@ carries. Along solid lines the gradient comes back up; what is dashed takes none
 Tagawa and Toda (1981): layers by longest path, few crossings by barycentres, then places by least squares.
 """
 
+from examples import programs
+
+if __name__ == "__main__":
+    programs.begin()
+
 import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
@@ -460,7 +464,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"draw_graph: {error}")
+    programs.run(main)

@@ -5,6 +5,7 @@ no window opens. Sizes are meant to be read at 800 pixels of width. No meaning h
 with the value, so the pictures also work in grey and for the colour-blind.
 """
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from examples.classes import CLASSES, DIGITS
-from tinygrad_lenet import Tensor, data, nn, no_grad
+from tinygrad_lenet import Tensor, checkpoint, data, nn, no_grad
 
 Transform = Callable[[np.ndarray], np.ndarray]
 WIDTH, DPI = 8.0, 150  # inches, dots an inch
@@ -42,7 +43,7 @@ def save_all(
     ``metrics`` is what the training example writes into metrics.json; labels[N]; probabilities[N K] are the model's.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = CLASSES.get(metrics.get("arguments", {}).get("dataset"), DIGITS)
+    names = CLASSES.get(metrics.get("arguments", {}).get("dataset"), tuple(map(str, range(probabilities.shape[1]))))
     predictions = probabilities.argmax(axis=1)
     n = int(np.argmin(probabilities[np.arange(len(labels)), labels]))  # the image that is furthest from its label
     title = f"What each layer makes of image {n}, true class {names[labels[n]]}"
@@ -65,7 +66,10 @@ def save(figure: Figure, path: Path) -> Path:
         ".svg": {"metadata": {"Date": None}},
         ".pdf": {"metadata": {"CreationDate": None}},
     }
-    figure.savefig(path, dpi=DPI, **options.get(path.suffix.lower(), {}))
+    ending = path.suffix.lower() or ".png"
+    picture = io.BytesIO()
+    figure.savefig(picture, format=ending[1:], dpi=DPI, **options.get(ending, {}))
+    checkpoint.replace(path, picture.getvalue())
     return path
 
 
@@ -324,6 +328,14 @@ def place(figure: Figure, left: float, top: float, width: float, height: float, 
     if not axis:
         axes.set(xticks=[], yticks=[])
     return axes
+
+
+def stamp(figure: Figure, text: str) -> None:
+    """Put a warning, if there is one, into the upper right corner."""
+    if text:
+        x, y = 1 - 0.05 / figure.get_figwidth(), 1 - 0.05 / figure.get_figheight()
+        box: dict[str, Any] = {"color": "white", "backgroundcolor": "#a00000", "fontsize": 7}
+        figure.text(x, y, text.replace(", ", ",\n"), ha="right", va="top", **box)
 
 
 def heading(figure: Figure, text: str) -> None:

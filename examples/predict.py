@@ -7,6 +7,10 @@ background, its ink, MNIST's form; the model; the answers.
 
 import os
 
+from examples import programs
+
+if __name__ == "__main__":
+    programs.begin()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy reads it: the matrices are too small to share
 
 import argparse
@@ -256,9 +260,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ValueError as error:
-        sys.exit(f"predict: {error}")
-    except KeyboardInterrupt:
-        sys.exit("predict: stopped by Ctrl-C")
+    programs.run(main)

@@ -3,7 +3,7 @@
 `write` takes the parts that are finished, whichever these are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,23 +30,31 @@ class Trained:
     metrics: dict[str, Any]
 
 
-def write(folder: Path, parts: Mapping[str, Trained], images: Any, labels: Any) -> None:
-    """Write table.md and the pictures of these parts into ``folder``; test images[N 32 32] and labels[N]."""
+def write(folder: Path, parts: Mapping[str, Trained], images: Any, labels: Any, warning: str = "") -> None:
+    """Write table.md and the pictures of these parts into ``folder``; test images[N 32 32] and labels[N].
+
+    ``warning`` stands above the table and in each picture.
+    """
     outputs = {name: part.outputs(images) for name, part in parts.items()}
-    checkpoint.replace(folder / "table.md", table(parts, outputs, labels).encode())
+    heading = f"**{warning}**\n\n" if warning else ""
+    checkpoint.replace(folder / "table.md", f"{heading}{table(parts, outputs, labels)}".encode())
     pictures = {"learning_curves": learning_curves({name: part.metrics for name, part in parts.items()})}
     shown = next((name for name in ("eq8-distorted", "eq9-distorted", "eq8", "eq9") if name in parts), None)
     if shown is not None:
         part, probabilities = parts[shown], softmax(outputs[shown])
         pictures["misclassified"] = plots.misclassified(images, labels, probabilities, most=MOST_SHOWN)
-        n = int(np.flatnonzero(labels == 4)[0])
-        title = "What each layer makes of a 4"
+        right = np.flatnonzero((labels == 4) & (probabilities.argmax(axis=1) == labels))
+        n = int(right[0]) if len(right) else int(np.flatnonzero(labels == 4)[0])
+        title = f"What each layer makes of a {labels[n]}"
+        if not len(right):
+            title += f", which is taken for a {probabilities[n].argmax()}"
         pictures["maps"] = plots.maps(part.model, images[n], probabilities[n], title, transform=part.transform)
     compared = [name for name in ("eq8", "eq8-distorted", "today", "today-distorted") if name in parts]
     if compared:
         errors = errors_under({name: parts[name].outputs for name in compared}, images, labels)
         pictures["robustness"] = robustness(errors)
     for name, figure in pictures.items():
+        plots.stamp(figure, warning)
         plots.save(figure, folder / f"{name}.png")
 
 
@@ -71,6 +79,10 @@ def table(parts: Mapping[str, Trained], outputs: Mapping[str, Any], labels: Any)
     def on_the_fly(metrics: dict[str, Any]) -> str:
         return f"{metrics['train_error'][:19][-1]:.2%}"
 
+    def images(otherwise: int, suffix: str = "") -> str:
+        names = [f"{column}{suffix}" for column in columns]
+        return f"{images_of({name: part.metrics for name, part in parts.items()}, names, otherwise):,} images"
+
     def rates(metrics: dict[str, Any]) -> str:
         return f"{metrics['smallest_rate'][0]:.1g} to {metrics['largest_rate'][0]:.2g}"
 
@@ -84,19 +96,25 @@ def table(parts: Mapping[str, Trained], outputs: Mapping[str, Any], labels: Any)
         return f"| {' | '.join([label, paper, *map(cell, names)])} |"
 
     columns = ("eq8", "eq9", "adam", "today")
+    pass_19 = min([19, *(len(part.metrics["train_error"]) for part in parts.values())])
     lines = [
         "| | paper | Eq. 8 | Eq. 9 | Eq. 8, Adam | today's LeNet-5 |",
         "|---|---:|---:|---:|---:|---:|",
-        row("test error, 60,000 images", "0.95%", error, *columns),
+        row(f"test error, {images(60_000)}", "0.95%", error, *columns),
         row("test error, with distortions", "0.8% (82)", error, *(f"{name}-distorted" for name in columns)),
-        row("test error, 30,000 images", "about 1.2%", error, *(f"{name}-30000" for name in columns)),
-        row("test error, 15,000 images", "about 1.7%", error, *(f"{name}-15000" for name in columns)),
-        row("training error on the fly, pass 19", "0.35%", noted(on_the_fly), *columns),
+        row(f"test error, {images(30_000, '-30000')}", "about 1.2%", error, *(f"{name}-30000" for name in columns)),
+        row(f"test error, {images(15_000, '-15000')}", "about 1.7%", error, *(f"{name}-15000" for name in columns)),
+        row(f"training error on the fly, pass {pass_19}", "0.35%", noted(on_the_fly), *columns),
         row("rejected, to leave 0.5% error", "1.8% (LeNet-4)", rejections, *columns),
         row("rates in the first pass", "7e-05 to 0.016", noted(rates), "eq8", "eq9", "", ""),
         row("trainable parameters", "60,000", parameters, *columns),
     ]
     return "\n".join(lines) + "\n"
+
+
+def images_of(metrics: Mapping[str, Mapping[str, Any]], names: Iterable[str], otherwise: int) -> int:
+    """How many training images the first of these parts had that is finished."""
+    return next((int(metrics[name]["arguments"]["images"]) for name in names if name in metrics), otherwise)
 
 
 def rejected(outputs: Any, labels: Any, goal: float = 0.005) -> float:
@@ -121,28 +139,48 @@ def softmax(outputs: Any) -> Any:
 
 @mpl.rc_context(plots.STYLE)
 def learning_curves(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Test error, and training error on the fly, after each pass: the paper's Figure 5, and with distortions."""
+    """Test error, and training error on the fly, after each pass: the paper's Figure 5, and with distortions.
+
+    The scale is that of the last passes, if these made less than 3% errors; what lies above is marked at the upper end.
+    """
     panels = {
-        "60,000 images": ("0.95%", 0.95, ("eq8", "eq9", "adam", "today")),
+        "{} images": ("0.95%", 0.95, ("eq8", "eq9", "adam", "today")),
         "with distortions": ("0.8%", 0.8, ("eq8-distorted", "eq9-distorted", "adam-distorted", "today-distorted")),
     }
     names = {"eq8": "Eq. 8", "eq9": "Eq. 9", "adam": "Eq. 8, Adam", "today": "today's"}
+    curves = {
+        part: [
+            (", test", [100 / noted["test_images"] * errors for errors in noted["test_errors"]]),
+            (", training", [100 * error for error in noted["train_error"]]),
+        ]
+        for part, noted in metrics.items()
+    }
+    shown = {part: lines for part, lines in curves.items() if any(part in parts for _, _, parts in panels.values())}
+    noted = [values for lines in shown.values() for _, values in lines]
+    top = 3.0 if all(values[-1] < 3 for values in noted) else 1.05 * max(map(max, noted))
     figure = plots.new_figure(4.2, layout="constrained")
     legend = True  # in the first panel that has lines; the other's are the same
     for k, (title, (text, level, parts)) in enumerate(panels.items()):
         axes = figure.add_subplot(1, 2, k + 1)
         axes.axhline(level, color=plots.GREY, linewidth=0.8)
-        axes.text(0.6, level, f"paper {text}", ha="left", va="top", fontsize=8, color=plots.GREY)
-        for part, (line, colour) in zip(parts, plots.LINES, strict=False):
-            if part not in metrics:
-                continue
-            label, passes = names[part.partition("-")[0]], range(1, len(metrics[part]["train_error"]) + 1)
-            share = 100 / metrics[part]["test_images"]
-            test = [errors * share for errors in metrics[part]["test_errors"]]
-            axes.plot(passes, test, line, color=colour, label=f"{label}, test", markersize=4)
-            train = [100 * error for error in metrics[part]["train_error"]]
-            axes.plot(passes, train, color=colour, linewidth=0.9, alpha=0.8, label=f"{label}, training")
-        axes.set(title=title, xlabel="passes through the training set", ylim=(0, 3.0))
+        below: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "bottom"}
+        axes.text(0.02, level, f"paper {text}", fontsize=8, color=plots.GREY, **below)
+        highest = 0.0
+        for part, (marked, colour) in zip(parts, plots.LINES, strict=False):
+            for kind, values in shown.get(part, []):
+                label, passes = names[part.partition("-")[0]] + kind, np.arange(1, len(values) + 1)
+                style: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.8} if kind == ", training" else {"markersize": 4}
+                line = "-" if kind == ", training" else marked
+                axes.plot(passes, values, line, color=colour, label=label, **style)
+                above = passes[np.array(values) > top]
+                if len(above):
+                    axes.plot(above, np.full(len(above), top), "^", color=colour, clip_on=False, markersize=5)
+                highest = max(highest, *values)
+        title = title.format(f"{images_of(metrics, parts, 60_000):,}")
+        title += f"; ▲ above {top:.2g}%, up to {highest:.2g}%" if highest > top else ""
+        axes.set(
+            title=title, xlabel="passes through the training set", ylabel="error" if k == 0 else None, ylim=(0, top)
+        )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
         finish(axes, legend)
@@ -167,10 +205,10 @@ def robustness(errors: Mapping[str, Mapping[str, list[tuple[float, float]]]]) ->
         for (part, points), (line, colour) in zip(parts.items(), plots.LINES, strict=False):
             x, y = np.array(points).T
             axes.plot(x, 100 * y, line, color=colour, label=labels[part], markersize=4)
-        axes.set(xlabel=change, ylim=(0, 60))
+        axes.set(xlabel=change, ylabel="test error" if k % 2 == 0 else None, ylim=(0, 100))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
         finish(axes, legend=k == 2)
-    figure.suptitle("Test error on images that were moved, scaled, turned or damaged", fontsize=11)
+    figure.suptitle("Test error on images moved, scaled, turned or damaged", fontsize=11)
     return figure
 
 

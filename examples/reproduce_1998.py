@@ -7,15 +7,15 @@ from the parts that are finished. Read from top to bottom: the parts, the data, 
 """
 
 import os
-import signal
 
-if __name__ == "__main__":  # a Ctrl-C while modules are imported just ends the program; main() does better
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from examples import programs
+
+if __name__ == "__main__":
+    programs.begin()
 # Before NumPy is imported, which reads it: one image at a time is too little work for two threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
-import json
 import math
 import platform
 import sys
@@ -34,7 +34,7 @@ except ModuleNotFoundError:
     sys.exit('reproduce_1998: the example needs more packages than the framework; run pip install -e ".[example]"')
 
 import tinygrad_lenet
-from examples.runs import Run, ctrl_c_deferred, own_folder
+from examples.runs import Run, ctrl_c_deferred, own_folder, read_json
 from models import LeNet5, LeNet5_1998
 from tinygrad_lenet import Tensor, checkpoint, data, nn, no_grad, optim, parallel
 from tinygrad_lenet import functional as F
@@ -87,12 +87,14 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: the cache)")
-    parser.add_argument("--download", action="store_true", help="fetch MNIST into --data-dir if it is missing")
+    parser.add_argument("--download", action="store_true", help="fetch into --data-dir what is missing or wrong there")
     parser.add_argument(
         "--quick", action="store_true", help="a minute, to see it work: 3 passes, digits of the package"
     )
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, order and distortions")
-    parser.add_argument("--out", type=Path, default=Path("runs/lenet5-1998"), help="folder for parts and report")
+    parser.add_argument(
+        "--out", type=Path, help="folder for parts and report (default: runs/lenet5-1998, or runs/lenet5-1998-quick)"
+    )
     parser.add_argument(
         "--checkpoint-every", type=float, default=60, metavar="SECONDS", help="between checkpoints within a pass"
     )
@@ -231,12 +233,45 @@ def scores(part: Part, model: nn.Module, images: Any) -> Any:
     return y if part.today else -y
 
 
+def settings_of(name: str, part: Part, args: argparse.Namespace) -> dict[str, Any]:
+    """All that a part's results depend on."""
+    return {**asdict(part), "part": name, "seed": args.seed, "quick": args.quick}
+
+
+def refuse_other_parts(args: argparse.Namespace, parts: dict[str, Part]) -> None:
+    """ValueError if --out holds a part with other settings: it cannot be gone on with, nor stand in the same table."""
+    for name, part in parts.items():
+        folder, mine = args.out / name, settings_of(name, part, args)
+        found = []
+        if (folder / "checkpoint.safetensors").exists():
+            found.append(checkpoint.load(folder / "checkpoint.safetensors")[1].get("arguments"))
+        if (folder / "metrics.json").exists():
+            found.append(metrics_of(folder)["arguments"])
+        for theirs in found:
+            if not isinstance(theirs, dict):
+                raise ValueError(f"{folder} is of another program; give another --out")
+            differences = [
+                f"{key} is {value} here and {theirs.get(key, value)} there"
+                for key, value in mine.items()
+                if theirs.get(key, value) != value
+            ]
+            if differences:
+                raise ValueError(f"{folder} is of another run: {', '.join(differences)}; give another --out")
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """What a finished part has noted; ValueError for a file of something else."""
+    metrics = read_json(folder / "metrics.json")
+    lists = ("train_loss", "train_error", "test_errors")
+    if not isinstance(metrics, dict) or not {"test_images", "arguments", *lists} <= metrics.keys():
+        raise ValueError(f"{folder / 'metrics.json'} is of another program; give another --out")
+    return metrics
+
+
 def run_part(name: str, part: Part, args: argparse.Namespace, interrupted: Callable[[], bool]) -> bool:
     """Train one part to its end, unless it is finished, and write its results; whether it came to its end."""
     folder = args.out / name
-    settings = argparse.Namespace(
-        **asdict(part), part=name, seed=args.seed, quick=args.quick, out=folder, checkpoint_every=args.checkpoint_every
-    )
+    settings = argparse.Namespace(**settings_of(name, part, args), out=folder, checkpoint_every=args.checkpoint_every)
     images, labels = load(args, "train")
     test_images, test_labels = load(args, "test")
     with own_folder(folder, make=True):
@@ -267,12 +302,9 @@ def run_part(name: str, part: Part, args: argparse.Namespace, interrupted: Calla
             raise ValueError(f"{name}: {run.trouble} (the checkpoint of before is kept)")
         if loader.epoch < part.passes:
             return False
-        checkpoint.save(folder / "model.safetensors", model.state_dict())
         metrics = {
             "test_images": len(test_labels),
-            "train_loss": run.train_loss,
-            **run.history,
-            "epoch_seconds": run.epoch_seconds,
+            **run.epochs,
             "versions": {
                 "tinygrad_lenet": tinygrad_lenet.__version__,
                 "numpy": np.__version__,
@@ -280,7 +312,7 @@ def run_part(name: str, part: Part, args: argparse.Namespace, interrupted: Calla
             },
             "arguments": run.arguments,
         }
-        checkpoint.replace(folder / "metrics.json", f"{json.dumps(metrics, indent=2)}\n".encode())
+        run.finish(model, metrics)
     return True
 
 
@@ -290,18 +322,24 @@ def main() -> None:
         raise ValueError(f"--seed is {args.seed}; expected at least 0")
     if not args.checkpoint_every >= 0:
         raise ValueError(f"--checkpoint-every is {args.checkpoint_every}; expected seconds, at least 0")
+    if args.out is None:
+        args.out = Path("runs", "lenet5-1998-quick" if args.quick else "lenet5-1998")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a file; expected a folder")
     parallel.tune_process()
-    parts = {name: PARTS[name] for name in args.parts}
-    if args.quick:
-        parts = {
-            name: replace(part, passes=min(3, part.passes), images=part.images // 100) for name, part in parts.items()
-        }
+    parts = {name: in_brief(part) for name, part in PARTS.items()} if args.quick else PARTS
+    refuse_other_parts(args, parts)
     with ctrl_c_deferred() as interrupted:
-        for name, part in parts.items():
-            if not run_part(name, part, args, interrupted):
+        for name in args.parts:
+            if not run_part(name, parts[name], args, interrupted):
                 print("the same command goes on from here")
                 raise KeyboardInterrupt
     report(args)
+
+
+def in_brief(part: Part) -> Part:
+    """The quick form of a part: 3 passes over a hundredth of the images."""
+    return replace(part, passes=min(3, part.passes), images=part.images // 100)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -316,25 +354,11 @@ def report(args: argparse.Namespace) -> None:
             model = build(part, args.seed)
             model.load_state_dict(checkpoint.load(folder / "model.safetensors")[0])
             parts[name] = report_1998.Trained(
-                model,
-                data.to_input if part.today else input_1998,
-                partial(scores, part, model),
-                json.loads((folder / "metrics.json").read_text()),
+                model, data.to_input if part.today else input_1998, partial(scores, part, model), metrics_of(folder)
             )
-    report_1998.write(args.out, parts, images, labels)
-    if args.quick:
-        print("\n--quick is a hundredth of the images and 3 passes: it shows that all works, not how well")
+    report_1998.write(args.out, parts, images, labels, "quick, not comparable" if args.quick else "")
     print(f"\n{(args.out / 'table.md').read_text()}\ntable.md and pictures are in {args.out}")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        main()
-    except (ValueError, TypeError, OSError) as error:
-        what = "standard output was closed" if isinstance(error, BrokenPipeError) else error
-        sys.exit(f"reproduce_1998: {what}")
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more, while Python ends, would change the exit status
-        print("reproduce_1998: stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)  # what shells expect
+    programs.run(main)

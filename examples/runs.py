@@ -1,12 +1,20 @@
 """A training run that can be stopped at any moment and resumed to the same weights, for the programs of this folder."""
 
 import argparse
+import csv
+import errno
+import io
+import itertools
+import json
 import math
 import os
+import shutil
 import signal
+import sys
+import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +24,25 @@ import numpy as np
 
 try:
     import fcntl
-except ImportError:  # not on Windows
+except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
+    import msvcrt
 
-from tinygrad_lenet import checkpoint, data, nn, optim
+from tinygrad_lenet import checkpoint, data, files, nn, optim
 
 # What a resumed run may change, since the weights do not depend on it. (They do on --workers: sums of floats depend on
 # how a batch is cut. And on --backend, to the last bit, but a run may move to another machine.)
-MAY_CHANGE = {"data_dir", "download", "backend", "out", "checkpoint_every", "resume", "plots", "no_progress"}
+MAY_CHANGE = {
+    "data_dir",
+    "download",
+    "backend",
+    "out",
+    "checkpoint_every",
+    "resume",
+    "plots",
+    "no_progress",
+    "tensorboard",
+}
 
 
 @dataclass
@@ -39,9 +58,11 @@ class Run:
     optimizer: optim.Optimizer
     schedule: optim.OneCycle | optim.PassRates
     loader: data.DataLoader
+    held: tuple[Any, Any] = ((), ())  # the images and labels to validate on, if any were held out
     train_loss: list[float] = field(default_factory=list)  # the mean over each finished epoch
     epoch_seconds: list[float] = field(default_factory=list)
     history: dict[str, list[float]] = field(default_factory=dict)  # what else was noted, a number an epoch
+    best: dict[str, Any] = field(default_factory=dict)  # the weights of the best epoch, where somebody looks for it
     loss: float = 0.0  # the sum over the images of this epoch so far
     correct: float = 0.0
     seconds: float = 0.0
@@ -68,6 +89,7 @@ class Run:
         moments = optimizer.pop("tensors")
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"optimizer.{name}": array for name, array in moments.items()}
+        tensors |= {f"best.{name}": array for name, array in self.best.items()}
         return tensors, {
             "arguments": self.arguments,
             "data": self.data,  # the folder may change, what lies in it may not
@@ -85,11 +107,43 @@ class Run:
         for name, value in values.items():
             self.history.setdefault(name, []).append(float(value))
 
-    def begin(self) -> None:
-        """Save at once, so that a folder that cannot be written to is found now, and drop results of an earlier run."""
-        self.save()
-        for results in ("metrics.json", "model.safetensors"):
-            (self.args.out / results).unlink(missing_ok=True)
+    @property
+    def epochs(self) -> dict[str, list[float]]:
+        """All that was noted, a list by name with a number for each finished epoch."""
+        return {"train_loss": self.train_loss, **self.history, "epoch_seconds": self.epoch_seconds}
+
+    def begin(self) -> Path | None:
+        """Save at once, so that a folder that cannot be written to is found now.
+
+        An earlier run's checkpoint is kept under another name, which is returned. Its results stay, until `finish`.
+        """
+        aside = None
+        if self.path.exists():
+            names = (self.path.with_name(f"checkpoint.earlier-{i}.safetensors") for i in itertools.count(1))
+            aside = next(path for path in names if not os.path.lexists(path))
+            try:
+                os.link(os.path.realpath(self.path), aside)
+            except OSError:  # a file system without links
+                shutil.copy2(self.path, aside)
+        try:
+            self.save()
+        except BaseException:
+            if aside is not None:
+                aside.unlink()
+            raise
+        return aside
+
+    def finish(self, model: nn.Module, metrics: dict[str, Any]) -> None:
+        """Write model.safetensors, metrics.csv and metrics.json, all or none, in the place of an earlier run's."""
+        checkpoint.replace_all(
+            {
+                self.args.out / "model.safetensors": checkpoint.to_bytes(model.state_dict()),
+                self.args.out / "metrics.csv": as_csv(self.epochs),
+                self.args.out / "metrics.json": as_json(metrics),
+            }
+        )
+        for earlier in self.args.out.glob("checkpoint.earlier-*.safetensors"):
+            earlier.unlink(missing_ok=True)
 
     def save(self) -> None:
         checkpoint.save(self.path, *self.state())
@@ -99,11 +153,17 @@ class Run:
         if not self.path.exists():
             raise ValueError(f"--resume: there is no {self.path}; name the run's folder with --out, or begin a new run")
         own_tensors, own = self.state()
-        size = sum(tensor.size * tensor.dtype.itemsize for tensor in own_tensors.values())
+        size = 2 * sum(tensor.size * tensor.dtype.itemsize for tensor in own_tensors.values())  # the best weights too
         tensors, state = checkpoint.load(self.path, max_bytes=size + checkpoint.HEADER_LIMIT)
         try:
-            refuse_differences(own, state)
-            self.model.load_state_dict(part(tensors, "model."))
+            if set(state) != set(own):
+                raise ValueError(f"it holds {sorted(state)}; expected {sorted(own)}")
+            refuse_differences(own["arguments"], state["arguments"])
+            if state["data"] != own["data"]:
+                raise ValueError("its training images or labels are not those in --data-dir; give the folder of then")
+            self.best = part(tensors, "best.")
+            for weights in filter(None, (self.best, part(tensors, "model."))):  # both have to fit
+                self.model.load_state_dict(weights)
             self.optimizer.load_state_dict({**state["optimizer"], "tensors": part(tensors, "optimizer.")})
             self.schedule.load_state_dict(state["schedule"])
             self.loader.load_state_dict(state["loader"])
@@ -111,13 +171,21 @@ class Run:
             self.epoch_seconds = [float(seconds) for seconds in state["epoch_seconds"]]
             self.history = {name: [float(value) for value in values] for name, values in state["history"].items()}
             self.loss, self.correct, self.seconds = map(float, state["epoch_so_far"])
-            finished = [self.loader.epoch, len(self.epoch_seconds), len(self.train_loss)]
+            finished = [self.loader.epoch, *map(len, self.epochs.values())]
             steps = self.loader.epoch
             if isinstance(self.schedule, optim.OneCycle):  # which counts batches
                 steps = steps * len(self.loader) + math.ceil(self.loader.position / self.loader.batch_size)
-            if steps != self.schedule.count or finished != finished[:1] * 3:
+            # What is noted as an epoch begins may be one ahead.
+            if steps != self.schedule.count or max(finished) > min(finished) + 1 or min(finished) < self.loader.epoch:
                 raise ValueError(f"it counts {self.schedule.count} steps and finished epochs {finished}")
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            whole = self.loader.position % self.loader.batch_size == 0 or self.loader.position == len(
+                self.loader.images
+            )
+            if not whole or self.loader.seed != own["loader"]["seed"]:
+                raise ValueError(f"it is at no place of this run's images, {state['loader']}")
+            if bool(self.best) != bool(self.history.get("validation_loss")):
+                raise ValueError(f"it has {len(self.best)} tensors of the best epoch")
+        except Exception as error:  # of any kind: somebody may have changed the state by hand
             raise ValueError(f"--resume: {self.path} is of another run: {error}") from error
 
 
@@ -125,11 +193,8 @@ def part(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def refuse_differences(own: dict[str, Any], state: dict[str, Any]) -> None:
-    """ValueError that names what differs between this run and that of a checkpoint's state."""
-    if set(state) != set(own):
-        raise ValueError(f"it holds {sorted(state)}; expected {sorted(own)}")
-    mine, theirs = own["arguments"], dict(state["arguments"])
+def refuse_differences(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """ValueError that names the arguments in which this run and that of a checkpoint differ, if they matter."""
     # On another device the last bits differ anyhow, and the CPU's workers are not to be had there.
     free = MAY_CHANGE if theirs.get("backend") == mine.get("backend") else MAY_CHANGE | {"workers"}
     differences = [
@@ -139,8 +204,31 @@ def refuse_differences(own: dict[str, Any], state: dict[str, Any]) -> None:
     ]
     if differences:
         raise ValueError(f"{', '.join(differences)}; give the arguments of then, or begin a new run without --resume")
-    if state["data"] != own["data"]:
-        raise ValueError("its training images or labels are not those in --data-dir; give the folder of then")
+
+
+def as_json(value: Any) -> bytes:
+    """The contents of a file that people read, too."""
+    return f"{json.dumps(value, indent=1)}\n".encode()
+
+
+def as_csv(epochs: Mapping[str, list[float]]) -> bytes:
+    """A row an epoch, below the names of what was noted."""
+    text = io.StringIO()
+    rows = enumerate(itertools.zip_longest(*epochs.values()), start=1)
+    csv.writer(text, lineterminator="\n").writerows([["epoch", *epochs], *([i, *values] for i, values in rows)])
+    return text.getvalue().encode()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of at most 16 MB holds; ValueError, which names it, if it cannot be read."""
+    try:
+        with files.open_regular(path) as file:
+            text = file.read(2**24)
+        return json.loads(text)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}); expected a file of JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}); remove it, or give another folder") from None
 
 
 @contextmanager
@@ -153,20 +241,63 @@ def own_folder(out: Path, make: bool) -> Iterator[None]:
         raise ValueError(f"--out {out} is a file; expected a folder")
     if make:
         out.mkdir(parents=True, exist_ok=True)
-    if fcntl is None or not out.exists():
+    if not out.exists():
         yield
         return
-    folder = os.open(out, os.O_RDONLY)
+    with locked(out):
+        files.remove_remains(out)
+        yield
+
+
+LOCKS: set[int] = set()  # descriptors of what this process has locked
+PATIENCE = 2.0  # seconds, in which a run that was killed comes to its end
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a folder for this process alone; the system takes the lock away when it ends, however that happens."""
+    file = folder if fcntl else folder / ".lock"  # Windows locks no folders
+    descriptor = os.open(file, os.O_RDONLY if fcntl else os.O_RDWR | os.O_CREAT)
+    LOCKS.add(descriptor)
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another run is at work in {out}; wait for it, or give another --out") from None
-        for remains in out.glob("*.safetensors.*.part"):
-            remains.unlink(missing_ok=True)
+        deadline = time.monotonic() + PATIENCE
+        while not lock(descriptor):
+            if time.monotonic() > deadline:
+                raise ValueError(f"another run is at work in {folder}; wait for it, or give another --out")
+            time.sleep(0.05)
         yield
     finally:
-        os.close(folder)
+        LOCKS.discard(descriptor)
+        os.close(descriptor)
+        if file != folder:
+            with suppress(OSError):  # Windows keeps it while another run waits for it
+                file.unlink()
+
+
+def lock(descriptor: int) -> bool:
+    """Whether nobody else has the lock; then this process has it."""
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        print(f"{error.strerror}: this file system has no locks; let no other run use the same --out", file=sys.stderr)
+    return True
+
+
+def leave_locks() -> None:
+    """Close, in a forked worker, what would keep a folder locked if the worker outlives its run for a moment."""
+    while LOCKS:
+        os.close(LOCKS.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=leave_locks)
 
 
 @contextmanager

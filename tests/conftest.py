@@ -4,6 +4,7 @@ The profiles are "default" for every day, and `pytest --hypothesis-profile=thoro
 """
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,9 @@ settings.register_profile(
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000, derandomize=False)
 settings.load_profile("default")
+
+# Where Ctrl-C is ignored, as behind a script's &, programs that are started keep it so; tests send it to them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_quick_run(quick: tuple[Path, str]) -> None:
     assert results["versions"]["numpy"] == np.__version__
     for name, claim in claims.CLAIMS.items():
         assert imread(out / f"{name}.png").shape[1] == 1200
-        assert "\n".join(claim.report(results)) in printed
+        assert f"{name} (quick, not comparable)\n\n" + "\n".join(claim.report(results)) in printed
         legible(claim.draw(results, claims.load("digits", None, False)))
     errors = claims.error_rates(results, claims.AS_IT_IS, 300, "test_errors")
     assert 0 < errors.max() < 50  # it did learn
@@ -171,7 +171,17 @@ def test_other_settings_are_refused(quick: tuple[Path, str], tmp_path: Path) -> 
     assert (tmp_path / "claims.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": {}, "measurements": {"a": {"claim": "b"}}}', "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"settings": {}, "measurements": {"a": {"claim": "shift", "seed": 0}}}',
+        '{"settings": {}, "measurements": {"a": {"claim": "b"}}}',
+        "\x00",
+    ],
+)
 def test_files_of_others_are_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "claims.json").write_text(content)
     refuses(program("--quick", "--out", tmp_path), r"claims\.json holds no results of claims .+; remove it, or give")

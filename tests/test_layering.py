@@ -12,10 +12,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "tinygrad_lenet"
 ORDER = (
-    "shapes", "backend", "graph", "anomaly", "index", "tensor", "op", "curvature", "ops", "kernels",
+    "shapes", "backend", "files", "graph", "anomaly", "index", "tensor", "op", "curvature", "ops", "kernels",
     "einsum", "functional", "nn", "optim", "data", "checkpoint", "parallel", "testing", "models",
 )  # fmt: skip
-OPTIONAL = ("cupy", "hypothesis", "pooch", "safetensors", "tqdm", "torch")
+OPTIONAL = ("cupy", "hypothesis", "pooch", "safetensors", "threadpoolctl", "tqdm", "torch")
 ARRAY_LIBRARIES = {"numpy", "cupy", "scipy", "torch"}  # an op computes with the namespace that it is handed
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}  # these run code as they read
 BUILT_ON_IT = {"models", "examples", "tests", "pytest"}

@@ -9,27 +9,23 @@ A loop of your own that can be resumed saves `model.state_dict()`, the tensors o
 ``state``, the rest of it, `schedule.state_dict()` and `loader.state_dict()`; see `examples/train_lenet5.py`.
 """
 
-import errno
-import itertools
 import json
 import math
 import os
 import reprlib
-import stat
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from . import files
 from .backend import backend_of
+from .files import PathLike
 from .tensor import Tensor
 
-__all__ = ["HEADER_LIMIT", "CheckpointError", "load", "replace", "save"]
-
-PathLike = str | os.PathLike[str]
+__all__ = ["HEADER_LIMIT", "CheckpointError", "load", "replace", "replace_all", "save", "to_bytes"]
 
 HEADER_LIMIT = 4 * 2**20  # bytes; JSON takes up to 20 times its size once it is read, so a header must not be huge
 
@@ -41,7 +37,6 @@ _DTYPES = {
 }  # fmt: skip
 _STATE = "state"  # the key in safetensors' metadata, which are strings by name
 _CHECKSUM = "crc32"  # likewise
-_serial = itertools.count()  # two threads that save at once write two files
 
 
 class CheckpointError(ValueError):
@@ -62,6 +57,11 @@ def save(path: PathLike, tensors: Mapping[str, Any], state: Mapping[str, Any] | 
     ...     load(f"{folder}/run.safetensors")
     ({'w': array([1., 2.], dtype=float32)}, {'epoch': 3})
     """
+    replace(path, to_bytes(tensors, state))
+
+
+def to_bytes(tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> bytes:
+    """Return what `save` would write, for `replace_all`; the same errors, but for those of writing."""
     arrays = {_checked_name(name): _host_array(name, value) for name, value in tensors.items()}
     metadata = {_CHECKSUM: _checksum(arrays)} | ({_STATE: _to_json(state)} if state else {})
     try:
@@ -74,14 +74,15 @@ def save(path: PathLike, tensors: Mapping[str, Any], state: Mapping[str, Any] | 
             f"checkpoint.save: names and state take {header:,} bytes; expected at most {HEADER_LIMIT:,}, "
             "so save long lists of numbers as tensors"
         )
-    replace(path, data)
+    return data
 
 
 def load(path: PathLike, max_bytes: int = 2**30) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """Return the tensors, as NumPy arrays by name, and the state that `save` wrote; other safetensors files load too.
 
-    CheckpointError for a file that is missing, damaged, truncated, larger than ``max_bytes``, or of another kind; it
-    names the file. Nothing larger than the file is allocated, and nothing large at all for one that is refused.
+    CheckpointError for a file that is missing, no regular file, damaged, truncated, larger than ``max_bytes``, or of
+    another kind; it names the file. Nothing larger than the file is allocated, and nothing large at all for one that
+    is refused.
 
     See `save` for an example.
     """
@@ -93,18 +94,7 @@ def load(path: PathLike, max_bytes: int = 2**30) -> tuple[dict[str, npt.NDArray[
         )
 
     try:
-        is_file = stat.S_ISREG(os.stat(name).st_mode)
-        opened = open(name, "rb") if is_file else None  # noqa: SIM115 - a pipe would wait for ever
-    except (OSError, ValueError) as error:  # ValueError: the path holds a zero byte
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(
-            f"checkpoint.load: {name} cannot be read ({reason}); expected a safetensors file; check the path"
-        ) from error
-    if opened is None:
-        raise refuse("is no ordinary file", "a safetensors file")
-
-    with opened as file:
-        try:
+        with files.open_regular(name) as file:
             size = os.fstat(file.fileno()).st_size
             header = int.from_bytes(file.read(8), "little")
             if size > max_bytes:
@@ -115,12 +105,17 @@ def load(path: PathLike, max_bytes: int = 2**30) -> tuple[dict[str, npt.NDArray[
                 raise refuse(f"has a header of {header:,} bytes", f"at most {HEADER_LIMIT:,}")
             tensors, metadata = _decode(file, header, size)
             state = json.loads(metadata.get(_STATE, "{}"), parse_float=_finite, parse_constant=_finite)
-        except CheckpointError:
-            raise
-        except RecursionError:
-            raise refuse("is nested too deeply", "what checkpoint.save wrote") from None
-        except (OSError, OverflowError, ValueError) as error:
-            raise refuse(f"is damaged or of another kind ({error})", "whole tensors of NumPy's dtypes") from error
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint.load: {name} cannot be read ({error.strerror or error}); expected a safetensors file; "
+            "check the path"
+        ) from error
+    except RecursionError:
+        raise refuse("is nested too deeply", "what checkpoint.save wrote") from None
+    except (OverflowError, ValueError) as error:
+        raise refuse(f"is damaged or of another kind ({error})", "whole tensors of NumPy's dtypes") from error
     if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(tensors):
         raise refuse("is damaged: its tensors are not those that were saved", "the checksum in its header")
     if not isinstance(state, dict):
@@ -137,51 +132,30 @@ def _checksum(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
 
 
 def replace(path: PathLike, data: bytes) -> None:
-    """Replace the file at ``path`` by one that holds ``data``, at one moment and for good.
+    """Replace the file at ``path`` by one that holds ``data``, at one moment and for good; see `replace_all`."""
+    replace_all({path: data})
 
-    The bytes are written beside it, forced to the disk, and renamed. CheckpointError if that fails; whatever was there
-    before is intact then.
 
-    >>> import tempfile
+def replace_all(contents: Mapping[PathLike, bytes]) -> None:
+    """Replace the files at these paths by others that hold these bytes, each at one moment and for good.
+
+    All are written beside their places before the first is put there. CheckpointError if one cannot be written, or
+    its place holds something that is no regular file; whatever was there before is intact then.
+
+    >>> import os, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     replace(f"{folder}/notes.txt", b"LeNet")
-    ...     os.listdir(folder)
-    ['notes.txt']
+    ...     replace_all({f"{folder}/notes.txt": b"LeNet", f"{folder}/more.txt": b"5"})
+    ...     sorted(os.listdir(folder))
+    ['more.txt', 'notes.txt']
     """
-    name = os.path.realpath(path)  # of a link, what it points to is replaced
-    beside = f"{name}.{os.getpid()}.{next(_serial)}.part"
     try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the new name with the contents not yet there
-        os.replace(beside, name)
-        _sync_folder(os.path.dirname(name))
+        files.replace(contents)
     except OSError as error:
-        with suppress(OSError):
-            os.remove(beside)
+        names = " and ".join(os.fsdecode(path) for path in contents)
         raise CheckpointError(
-            f"checkpoint: {os.fspath(path)} cannot be written ({error.strerror or error}); "
+            f"checkpoint: {names} cannot be written ({error.strerror or error}); "
             "whatever was there before is intact; make room, or write to another folder"
         ) from error
-    except BaseException:  # Ctrl-C, say
-        with suppress(OSError):
-            os.remove(beside)
-        raise
-
-
-def _sync_folder(folder: str) -> None:
-    """Force the folder's entries to the disk, so that the new name outlasts a power cut."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows, where folders cannot be opened
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _encode(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:

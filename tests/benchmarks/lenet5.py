@@ -286,9 +286,10 @@ class Bench:
 
     def scripts(self, cores: int, name: str, out: Path, *options: str) -> tuple[list[str], dict[str, str]]:
         """The command and the environment that train on MNIST with ours, or with PyTorch."""
-        shared = ["--data-dir", str(self.data_dir), *options]
+        dataset = "idx" if self.args.data_dir is None else "mnist"
+        shared = ["--dataset", dataset, "--data-dir", str(self.data_dir), *options]
         if name == "ours":
-            own = ["--dataset", "mnist", "--workers", str(cores), "--no-progress", "--out", str(out)]
+            own = ["--workers", str(cores), "--no-progress", "--out", str(out)]
             return ["-m", "examples.train_lenet5", *own, *shared], machine.environment(1)
         return (
             ["-m", "tests.benchmarks.torch_train", "--threads", str(cores), *shared],

@@ -7,8 +7,11 @@
 ((64, 1, 32, 32), (64,))
 """
 
-from .idx import DataError, read_idx, write_idx
+from .idx_files import DataError, read_idx, write_idx
 from .loader import Affine, DataLoader, to_input
-from .sets import digits, fashion_mnist, mnist
+from .sets import digits, fashion_mnist, idx, mnist
 
-__all__ = ["Affine", "DataError", "DataLoader", "digits", "fashion_mnist", "mnist", "read_idx", "to_input", "write_idx"]
+__all__ = [
+    "Affine", "DataError", "DataLoader",
+    "digits", "fashion_mnist", "idx", "mnist", "read_idx", "to_input", "write_idx",
+]  # fmt: skip

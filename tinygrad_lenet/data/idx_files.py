@@ -15,7 +15,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-PathLike = str | os.PathLike[str]
+from .. import files
+from ..files import PathLike
+
 Stream = IO[bytes] | gzip.GzipFile
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -29,13 +31,14 @@ class DataError(ValueError):
     """A data file is missing, damaged, or not what it should be; the sentence says which, and what to do."""
 
 
-def read_idx(path: PathLike) -> npt.NDArray[Any]:
+def read_idx(path: PathLike, max_bytes: int = 2**30) -> npt.NDArray[Any]:
     """Return the array in an IDX file, plain or gzipped (told apart by the first bytes, not by the name).
 
     The array has the shape of the header, native byte order and memory of its own. Memory grows with the bytes
     that the file really holds, never with what its header promises.
 
-    Raises DataError where the file is missing, empty, damaged, shorter or longer than its header says.
+    Raises DataError where the file is missing, no regular file, empty, damaged, shorter or longer than its header
+    says, or has more than ``max_bytes``, unpacked.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -45,14 +48,14 @@ def read_idx(path: PathLike) -> npt.NDArray[Any]:
     """
     name = os.fspath(path)
     try:
-        with open(name, "rb") as file:
+        with files.open_regular(name) as file:
             size = os.fstat(file.fileno()).st_size
             gzipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             if not gzipped:
-                return _parse(file, name, smallest=size, largest=size)
+                return _parse(file, name, smallest=size, largest=size, limit=max_bytes)
             with gzip.GzipFile(fileobj=file) as stream:
-                return _parse(stream, name, smallest=0, largest=size * _DEFLATE_LIMIT)
+                return _parse(stream, name, smallest=0, largest=size * _DEFLATE_LIMIT, limit=max_bytes)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"read_idx: {name} is a damaged gzip file ({error}), expected a whole one; fetch it again"
@@ -63,8 +66,8 @@ def read_idx(path: PathLike) -> npt.NDArray[Any]:
         ) from error
 
 
-def _parse(stream: Stream, name: str, smallest: int, largest: int) -> npt.NDArray[Any]:
-    """Read one IDX array from stream, which is known to hold between smallest and largest bytes."""
+def _parse(stream: Stream, name: str, smallest: int, largest: int, limit: int) -> npt.NDArray[Any]:
+    """Read one IDX array of at most limit bytes from stream, which is known to hold from smallest to largest bytes."""
 
     def refuse(found: str, expected: str) -> DataError:
         return DataError(f"read_idx: {name} {found}, expected {expected}; fetch the file again or check the path")
@@ -90,6 +93,8 @@ def _parse(stream: Stream, name: str, smallest: int, largest: int) -> npt.NDArra
         raise refuse(f"has the shape {shape}", "at least one element")
     if not smallest <= total <= largest:
         raise refuse(f"has the shape {shape} but not the bytes for it", f"{total} bytes, header and elements together")
+    if total > limit:
+        raise refuse(f"has {total:,} bytes", f"at most max_bytes, {limit:,}")
     data = _read(stream, promised)
     if len(data) < promised:
         raise refuse(f"is truncated: it holds {len(data)} bytes of elements", f"{promised} for the shape {shape}")
@@ -113,7 +118,8 @@ def _read(stream: Stream, count: int) -> bytearray:
 def write_idx(path: PathLike, array: npt.NDArray[Any]) -> None:
     """Write an array of any shape as an IDX file, gzipped if the name ends in .gz; the same array, the same bytes.
 
-    Raises TypeError for a dtype that IDX has no code for, ValueError for no axes, too many, or no elements.
+    Raises TypeError for a dtype that IDX has no code for, ValueError for no axes, too many, or no elements, DataError
+    if the file cannot be written; whatever was there before is intact then.
     """
     dtype = array.dtype.newbyteorder(">")
     if dtype not in _CODES:
@@ -125,14 +131,10 @@ def write_idx(path: PathLike, array: npt.NDArray[Any]) -> None:
     data += np.ascontiguousarray(array, dtype).tobytes()
     if name.endswith(".gz"):
         data = gzip.compress(data, mtime=0)  # without the time, the bytes depend on the array alone
-    beside = f"{name}.{os.getpid()}.part"
     try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, name)
-    except BaseException:
-        if os.path.exists(beside):
-            os.remove(beside)
-        raise
+        files.replace({name: data})
+    except OSError as error:
+        raise DataError(
+            f"write_idx: {name} cannot be written ({error.strerror or error}); "
+            "whatever was there before is intact; make room, or write to another folder"
+        ) from error
