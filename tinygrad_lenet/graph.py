@@ -355,7 +355,7 @@ def _fitted(op: Any, rule: str, spec: Any, gx: Any, x: Node, y: Node) -> Any:
             f"{op.name}: {rule} returned {found.dtype} of shape {found.shape} for {spec.name}; "
             f"expected {computed} of shape {shape}"
         )
-    return gx if computed == dtype else gx.astype(dtype)  # type: ignore[attr-defined]
+    return gx if computed == dtype else gx.astype(dtype)
 
 
 def _unbroadcast(gx: Any, shape: Shape) -> Any:

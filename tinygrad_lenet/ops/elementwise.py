@@ -110,7 +110,7 @@ class Power(Elementwise):
     def backward(self, gy, y, a, b):
         def ga():
             if not isinstance(b, Tensor):
-                return chain(gy, b * a ** (b - 1)) if b else FullLike(0.0)(gy)
+                return chain(gy, b * a ** (b - 1) if b else FullLike(0.0)(y))
             return chain(gy, b * a ** where(b == 0, 1.0, b - 1))  # b = 0: the slope is 0, also at a = 0
 
         def gb():
