@@ -44,7 +44,9 @@ from tinygrad_lenet import backend, checkpoint, parallel
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="more than one worker needs os.fork"),
-    pytest.mark.filterwarnings("ignore:parallel.run. other threads run:RuntimeWarning"),  # tqdm's, of other tests
+    pytest.mark.filterwarnings(
+        "ignore:parallel.run. other threads are running:RuntimeWarning"
+    ),  # tqdm's, of other tests
 ]
 
 WORDS = ["--epochs", str(EPOCHS), *SETTINGS[1]]  # dropout, batch normalisation, two workers
@@ -241,7 +243,7 @@ def test_other_arguments(words: list[str], difference: str, done: Path, example:
 
 def test_other_images(done: Path, example: Callable[..., str]) -> None:
     change(done / "checkpoint.safetensors", data="00000000")
-    with pytest.raises(ValueError, match="training images or labels are not those in --data-dir"):
+    with pytest.raises(ValueError, match="training data are not those in --data-dir"):
         example(*WORDS, "--out", done, "--resume")
 
 
