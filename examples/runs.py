@@ -153,9 +153,8 @@ class Run:
         if not self.path.exists():
             raise ValueError(f"--resume: there is no {self.path}; name the run's folder with --out, or start a new run")
         own_tensors, own = self.state()
-        size = 2 * sum(
-            tensor.size * tensor.dtype.itemsize for tensor in own_tensors.values()
-        )  # the best weights as well
+        # Twice, for the best weights as well.
+        size = 2 * sum(tensor.size * tensor.dtype.itemsize for tensor in own_tensors.values())
         tensors, state = checkpoint.load(self.path, max_bytes=size + checkpoint.HEADER_LIMIT)
         try:
             if set(state) != set(own):

@@ -66,13 +66,9 @@ def arguments() -> argparse.Namespace:
         "from, checkpoint.safetensors.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--recipe", choices=RECIPES, default="plain", help="other defaults; fast: 99%% on MNIST quickly"
-    )
+    parser.add_argument("--recipe", choices=RECIPES, default="plain", help="other defaults; fast: 99%% on MNIST soon")
     parser.add_argument("--model", choices=MODELS, default="lenet5", help="which LeNet-5")
-    parser.add_argument(
-        "--dataset", choices=EPOCHS, default="digits", help="what to learn; idx: the files in --data-dir"
-    )
+    parser.add_argument("--dataset", choices=EPOCHS, default="digits", help="what to learn; idx: files in --data-dir")
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -354,9 +350,7 @@ def train_and_test(run: Run, model: LeNet5, test_images: Any, test_labels: Any, 
     best = best_epoch(run)
     if best is not None:
         model.load_state_dict(run.best)
-        print(
-            f"the weights are those of epoch {best + 1} of {loader.epoch}, the best on {args.validation} held-out ones"
-        )
+        print(f"the weights are those of epoch {best + 1} of {loader.epoch}, best on {args.validation} held-out images")
     probabilities = predict(model, test_images)
     errors = int((probabilities.argmax(axis=1) != test_labels).sum())
     accuracy = 1 - errors / len(test_labels)

@@ -178,13 +178,20 @@ def _steps(inner: Any) -> Any:
 REGISTRY: dict[str, Any] = {}  # the class of each op by its name; `tinygrad_lenet.op.Op` fills it
 
 
+_PLAIN = {int, float, bool, str, type(None)}
+_WHOLE = {int}
+
+
 @functools.lru_cache(maxsize=1024, typed=True)
 def _made(op_class: Any, *parameters: Any) -> Any:
     return op_class(*parameters)
 
 
 def op(name: str, *parameters: Any) -> Any:
-    """The op called ``name`` with these parameters, numbers or names; made once, as ops do not change."""
+    """The op called ``name`` with these parameters; made once, as ops do not change."""
+    for each in parameters:
+        if type(each) not in _PLAIN and not (type(each) is tuple and _WHOLE.issuperset(map(type, each))):
+            return REGISTRY[name](*parameters)  # True would be found as 1, and a list cannot be looked up
     return _made(REGISTRY[name], *parameters)
 
 

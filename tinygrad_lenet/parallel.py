@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from .graph import note_write
 from .shapes import integer
 from .tensor import Tensor, wrap
 
@@ -102,6 +103,7 @@ class Group:
         for array in arrays:
             array[...] = (weighted[start : start + array.size] / total).reshape(array.shape)
             start += array.size
+        note_write(*arrays)
 
 
 class _ForkGroup(Group):

@@ -303,11 +303,11 @@ class Tensor(Node):
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The sum along ``axis``; that of integers and booleans is an int64."""
-        return REGISTRY["sum"](axis, keepdims)(self)
+        return op("sum", axis, keepdims)(self)
 
     def mean(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The mean along ``axis``; that of integers is a float32."""
-        return REGISTRY["mean"](axis, keepdims)(self)
+        return op("mean", axis, keepdims)(self)
 
     def var(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The mean squared distance from the mean (NumPy's ddof=0)."""
@@ -318,11 +318,11 @@ class Tensor(Node):
 
     def max(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The largest element; tied elements receive equal parts of the gradient."""
-        return REGISTRY["max"](axis, keepdims)(self)
+        return op("max", axis, keepdims)(self)
 
     def min(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The smallest element; tied elements receive equal parts of the gradient."""
-        return REGISTRY["min"](axis, keepdims)(self)
+        return op("min", axis, keepdims)(self)
 
     def argmax(self, axis: int | None = None) -> "Tensor":
         """The index of the first largest element; integers, without gradient."""
@@ -336,12 +336,12 @@ class Tensor(Node):
 
     def reshape(self, *shape: int | Sequence[int]) -> "Tensor":
         """The same elements in another shape; one axis may be -1."""
-        return REGISTRY["reshape"](_flat(shape))(self)
+        return op("reshape", _flat(shape))(self)
 
     def transpose(self, *axes: int | Sequence[int]) -> "Tensor":
         """The axes in another order; reversed if none is given."""
         order = _flat(axes) if axes else tuple(range(self.ndim))[::-1]
-        return REGISTRY["transpose"](order)(self)
+        return op("transpose", order)(self)
 
     @property
     def T(self) -> "Tensor":
@@ -367,7 +367,7 @@ class Tensor(Node):
 
     def broadcast_to(self, shape: int | Sequence[int]) -> "Tensor":
         """Repeated along new axes and axes of size 1 until it has ``shape``."""
-        return REGISTRY["broadcast_to"](shape)(self)
+        return op("broadcast_to", shape)(self)
 
     def astype(self, dtype: Any) -> "Tensor":
         """The values in another dtype; the gradient comes back in this one."""
@@ -409,7 +409,7 @@ class Tensor(Node):
 
     def logsumexp(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """log(sum of e**x) along ``axis``."""
-        return REGISTRY["logsumexp"](axis, keepdims)(self)
+        return op("logsumexp", axis, keepdims)(self)
 
     # Python's protocols and NumPy's
 

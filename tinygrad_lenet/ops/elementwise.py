@@ -250,32 +250,29 @@ class ReLU(Elementwise):
         return where(y <= 0, 0.0, gy)
 
 
-class Maximum(Elementwise):
+class _Extreme(Elementwise, kind=True):
+    """The gradient goes to the input that was taken, a NaN being taken always, and half to each where they tie."""
+
+    domains = {"a": Domain(distinct=True), "b": Domain(distinct=True)}
+    integers = "kept"
+
+    def forward(self, xp, a, b):
+        return getattr(xp, self.name)(a, b)
+
+    def backward(self, gy, y, a, b):
+        return lambda: _part(gy, a, y, b), lambda: _part(gy, b, y, a)
+
+
+class Maximum(_Extreme):
     """y = max(a, b); the gradient goes to the larger input, NaN being the largest, and half to each where they tie."""
 
     signature = "maximum(a[...], b[...]) -> y[...]"
-    domains = {"a": Domain(distinct=True), "b": Domain(distinct=True)}
-    integers = "kept"
-
-    def forward(self, xp, a, b):
-        return xp.maximum(a, b)
-
-    def backward(self, gy, y, a, b):
-        return lambda: _part(gy, a, y, b), lambda: _part(gy, b, y, a)
 
 
-class Minimum(Elementwise):
+class Minimum(_Extreme):
     """y = min(a, b); the gradient goes to the smaller input, NaN being smallest, and half to each where they tie."""
 
     signature = "minimum(a[...], b[...]) -> y[...]"
-    domains = {"a": Domain(distinct=True), "b": Domain(distinct=True)}
-    integers = "kept"
-
-    def forward(self, xp, a, b):
-        return xp.minimum(a, b)
-
-    def backward(self, gy, y, a, b):
-        return lambda: _part(gy, a, y, b), lambda: _part(gy, b, y, a)
 
 
 def _part(gy, x, y, other):
@@ -302,103 +299,81 @@ class Where(Elementwise):
         return None, lambda: where(condition, gy, 0.0), lambda: where(condition, 0.0, gy)
 
 
-# Without gradient: comparisons, which NumPy makes exact for any two dtypes, logic, and constants.
+# Without gradient: comparisons, logic, and constants.
 
 
-class Equal(Op):
-    """y = (a == b), element by element; NaN equals nothing."""
+class _Compare(Op, kind=True):
+    """Element by element, exact for any two dtypes, which NumPy sees to."""
+
+    domains = {"a": CONSTANT, "b": CONSTANT}
+    integers = "native"
+
+    def forward(self, xp, a, b):
+        return getattr(xp, self.name)(a, b)
+
+
+class Equal(_Compare):
+    """y = (a == b); NaN equals nothing."""
 
     signature = "equal(a[...], b[...]) -> y[...]"
-    domains = {"a": CONSTANT, "b": CONSTANT}
-    integers = "native"
-
-    def forward(self, xp, a, b):
-        return xp.equal(a, b)
 
 
-class NotEqual(Op):
-    """y = (a != b), element by element; NaN differs from everything."""
+class NotEqual(_Compare):
+    """y = (a != b); NaN differs from everything."""
 
     signature = "not_equal(a[...], b[...]) -> y[...]"
-    domains = {"a": CONSTANT, "b": CONSTANT}
-    integers = "native"
-
-    def forward(self, xp, a, b):
-        return xp.not_equal(a, b)
 
 
-class Less(Op):
-    """y = (a < b), element by element."""
+class Less(_Compare):
+    """y = (a < b)."""
 
     signature = "less(a[...], b[...]) -> y[...]"
-    domains = {"a": CONSTANT, "b": CONSTANT}
-    integers = "native"
-
-    def forward(self, xp, a, b):
-        return xp.less(a, b)
 
 
-class LessEqual(Op):
-    """y = (a <= b), element by element."""
+class LessEqual(_Compare):
+    """y = (a <= b)."""
 
     signature = "less_equal(a[...], b[...]) -> y[...]"
-    domains = {"a": CONSTANT, "b": CONSTANT}
-    integers = "native"
-
-    def forward(self, xp, a, b):
-        return xp.less_equal(a, b)
 
 
-class Greater(Op):
-    """y = (a > b), element by element."""
+class Greater(_Compare):
+    """y = (a > b)."""
 
     signature = "greater(a[...], b[...]) -> y[...]"
-    domains = {"a": CONSTANT, "b": CONSTANT}
-    integers = "native"
-
-    def forward(self, xp, a, b):
-        return xp.greater(a, b)
 
 
-class GreaterEqual(Op):
-    """y = (a >= b), element by element."""
+class GreaterEqual(_Compare):
+    """y = (a >= b)."""
 
     signature = "greater_equal(a[...], b[...]) -> y[...]"
-    domains = {"a": CONSTANT, "b": CONSTANT}
-    integers = "native"
-
-    def forward(self, xp, a, b):
-        return xp.greater_equal(a, b)
 
 
-class LogicalAnd(Op):
-    """y = a and b, of booleans."""
+class _Logic(Op, kind=True):
+    """Of booleans, element by element."""
+
+    domains = {"a": BOOLEAN, "b": BOOLEAN}
+
+    def forward(self, xp, *booleans):
+        return getattr(xp, self.name)(*booleans)
+
+
+class LogicalAnd(_Logic):
+    """y = a and b."""
 
     signature = "logical_and(a[...], b[...]) -> y[...]"
-    domains = {"a": BOOLEAN, "b": BOOLEAN}
-
-    def forward(self, xp, a, b):
-        return xp.logical_and(a, b)
 
 
-class LogicalOr(Op):
-    """y = a or b, of booleans."""
+class LogicalOr(_Logic):
+    """y = a or b."""
 
     signature = "logical_or(a[...], b[...]) -> y[...]"
-    domains = {"a": BOOLEAN, "b": BOOLEAN}
-
-    def forward(self, xp, a, b):
-        return xp.logical_or(a, b)
 
 
-class LogicalNot(Op):
-    """y = not x, of booleans."""
+class LogicalNot(_Logic):
+    """y = not x."""
 
     signature = "logical_not(x[...]) -> y[...]"
     domains = {"x": BOOLEAN}
-
-    def forward(self, xp, x):
-        return xp.logical_not(x)
 
 
 class FullLike(Op):

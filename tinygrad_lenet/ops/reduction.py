@@ -78,90 +78,74 @@ class Mean(Op):
         return self.backward(hy / _count(x.shape, self.axis), y, x)
 
 
-class Max(Movement):
+class _Extreme(Movement, kind=True):
+    """One of the elements along axes, chosen by its value; equal parts of the gradient go to those that tie."""
+
+    domains = {"x": Domain(distinct=True)}
+    rules = _REDUCTION
+    parameters = _AXES
+    integers = "kept"
+    reads_values = True
+
+    def output_shape(self, x):
+        return _chosen_shape(self.name, x, self.axis, self.keepdims)
+
+    def forward(self, xp, x):
+        return getattr(xp, self.name)(x, axis=self.axis, keepdims=self.keepdims)
+
+    def backward(self, gy, y, x):
+        chosen = (x == _keep_axes(y, self.axis, x.shape)) | (x != x)
+        ties = chosen.astype(x.dtype).sum(self.axis, keepdims=True)
+        return where(chosen, _keep_axes(gy, self.axis, x.shape) / ties, 0.0)
+
+
+class Max(_Extreme):
     """y = largest x along axes, NaN being the largest; the gradient goes to it, in equal parts to those that tie."""
 
     axis: int | tuple[int, ...] | None
     keepdims: bool
 
     signature = "max(x[...]) -> y[...]"
-    domains = {"x": Domain(distinct=True)}
-    rules = _REDUCTION
-    parameters = _AXES
-    integers = "kept"
-    reads_values = True
-
-    def output_shape(self, x):
-        return _chosen_shape("max", x, self.axis, self.keepdims)
-
-    def forward(self, xp, x):
-        return xp.max(x, axis=self.axis, keepdims=self.keepdims)
-
-    def backward(self, gy, y, x):
-        return _parts(gy, y, x, self.axis)
 
 
-class Min(Movement):
+class Min(_Extreme):
     """y = smallest x along axes, NaN being the smallest; the gradient goes to it, in equal parts to those that tie."""
 
     axis: int | tuple[int, ...] | None
     keepdims: bool
 
     signature = "min(x[...]) -> y[...]"
-    domains = {"x": Domain(distinct=True)}
-    rules = _REDUCTION
-    parameters = _AXES
-    integers = "kept"
-    reads_values = True
+
+
+class _ArgExtreme(Op, kind=True):
+    """The index of an element along an axis, or, without one, of all elements in row-major order."""
+
+    domains = {"x": CONSTANT}
+    rules = {"axis": (lambda op, name, value: None if value is None else one_axis(op, name, value),)}
+    parameters = {"axis": (None, 0, -1)}
+    integers = "native"
 
     def output_shape(self, x):
-        return _chosen_shape("min", x, self.axis, self.keepdims)
+        return _chosen_shape(self.name, x, self.axis, keepdims=False)
 
     def forward(self, xp, x):
-        return xp.min(x, axis=self.axis, keepdims=self.keepdims)
-
-    def backward(self, gy, y, x):
-        return _parts(gy, y, x, self.axis)
+        return getattr(xp, self.name)(x, axis=self.axis)
 
 
-def _index_rule(op, name, value):
-    return None if value is None else one_axis(op, name, value)
-
-
-class ArgMax(Op):
-    """y = the index of the first largest x along an axis, or of all elements in row-major order; NaN is largest."""
+class ArgMax(_ArgExtreme):
+    """y = the index of the first largest x, NaN being the largest."""
 
     axis: int | None
 
     signature = "argmax(x[...]) -> y[...]"
-    domains = {"x": CONSTANT}
-    rules = {"axis": (_index_rule,)}
-    parameters = {"axis": (None, 0, -1)}
-    integers = "native"
-
-    def output_shape(self, x):
-        return _chosen_shape("argmax", x, self.axis, False)
-
-    def forward(self, xp, x):
-        return xp.argmax(x, axis=self.axis)
 
 
-class ArgMin(Op):
-    """y = the index of the first smallest x along an axis, or of all elements in row-major order; NaN is smallest."""
+class ArgMin(_ArgExtreme):
+    """y = the index of the first smallest x, NaN being the smallest."""
 
     axis: int | None
 
     signature = "argmin(x[...]) -> y[...]"
-    domains = {"x": CONSTANT}
-    rules = {"axis": (_index_rule,)}
-    parameters = {"axis": (None, 0, -1)}
-    integers = "native"
-
-    def output_shape(self, x):
-        return _chosen_shape("argmin", x, self.axis, False)
-
-    def forward(self, xp, x):
-        return xp.argmin(x, axis=self.axis)
 
 
 def _chosen_shape(op, shape, axis, keepdims):
@@ -169,13 +153,6 @@ def _chosen_shape(op, shape, axis, keepdims):
         if not shape[a]:
             raise ShapeError(f"{op}: axis {a} of x is empty; expected at least one element to choose from")
     return reduced_shape(op, shape, axis, keepdims)
-
-
-def _parts(gy, y, x, axis):
-    """gy in equal parts for the elements of x that are y, its extreme along axis."""
-    chosen = (x == _keep_axes(y, axis, x.shape)) | (x != x)
-    ties = chosen.astype(x.dtype).sum(axis, keepdims=True)
-    return where(chosen, _keep_axes(gy, axis, x.shape) / ties, 0.0)
 
 
 def _count(shape, axis):
