@@ -68,13 +68,14 @@ class Op:
     sizes: ClassVar[Mapping[str, Sequence[Any]]] = {}
     integers: ClassVar[Literal["int64", "float", "kept", "refused", "native"]] = "float"
     one_float_dtype: ClassVar[bool] = False
-    reads_values: ClassVar[bool] = True  # whether backward depends on the values of inputs or output
+    reads_values: ClassVar[bool] = True  # whether backward depends on the values of inputs or output, indices aside
     writes: ClassVar[bool] = False  # whether forward writes into the first input, which is then the output
     curved: ClassVar[bool] = False  # whether `curvature` keeps the op's own second derivative, as losses do
 
     name: ClassVar[str]
     parsed: ClassVar[Signature]
     differentiable: ClassVar[bool]  # whether there is a backward
+    read: ClassVar[frozenset[str]]  # the inputs, and the output, whose values backward depends on
     _divisors: ClassVar[tuple[str, ...]]
     _typed: ClassVar[bool]  # whether some inputs must be booleans or integers
 
@@ -102,6 +103,8 @@ class Op:
             raise TypeError(f"op {cls.__name__}: no test values are given for parameter {odd}, or it is no field")
         if set(cls.domains) != {x.name for x in parsed.inputs}:
             raise TypeError(f"op {cls.__name__}: domains are for {sorted(cls.domains)}, inputs are {cls.signature}")
+        read = {x.name for x in parsed.inputs if cls.reads_values or cls.domains[x.name].kind == "index"}
+        cls.read = frozenset(read | {parsed.output.name} if cls.reads_values else read)
         if cls.name in REGISTRY and REGISTRY[cls.name].__module__ != cls.__module__:
             raise TypeError(f"op {cls.__name__}: the name {cls.name!r} is taken by {REGISTRY[cls.name]}")
         if fields:
@@ -213,9 +216,11 @@ def _bind(
 
 def _operand(x: Any) -> Tensor | Number:
     """An op's input: a tensor, or a Python number, which goes with any device and takes its dtype from the others."""
+    if type(x) is int and x.bit_length() > 1023:
+        raise ValueError(f"an integer of {x.bit_length()} bits is larger than any number that an array holds")
     if type(x) in (int, float, bool):
         return x
-    if isinstance(x, np.generic):
+    if isinstance(x, np.generic) and x.dtype.kind in "fiub":
         x = x.item()
         return float(x) if isinstance(x, np.floating) else x  # of a long double, item is one
     return Tensor(x)

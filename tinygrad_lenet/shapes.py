@@ -163,7 +163,7 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
     >>> integer("conv2d", "groups", 2, minimum=1)
     2
     """
-    if type(value) is int and value >= minimum:
+    if type(value) is int and minimum <= value < 2**63:
         return value
     try:
         if isinstance(value, bool):
@@ -228,7 +228,7 @@ def integers(op: str, name: str, value: Any, minimum: int) -> tuple[int, ...]:
     (2, -1)
     """
     given = value if isinstance(value, (tuple, list)) else (value,)
-    return tuple([each if type(each) is int and each >= minimum else integer(op, name, each, minimum) for each in given])
+    return tuple([integer(op, name, each, minimum) for each in given])
 
 
 def axes(op: str, name: str, value: Any) -> tuple[int, ...] | None:
