@@ -70,7 +70,7 @@ def _part(op: str, part: Any) -> Any:
             part = part.astype(np.int64)  # of an empty list
     if part.dtype.kind not in "iub":
         raise TypeError(f"{op}: an index may hold integers, slices, booleans, None and ..., not {part!r}")
-    return bool(part.data.item()) if part.dtype.kind == "b" and not part.shape else part
+    return bool(part.item()) if part.dtype.kind == "b" and not part.shape else part
 
 
 def _axes_named(part: Any) -> int:
