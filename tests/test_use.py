@@ -1,4 +1,4 @@
-"""What people do with tensors, modules and optimisers, and what must happen: it works, or is refused and changes nothing."""
+"""What people do with tensors, modules and optimisers: it works, or it is refused and nothing has changed."""
 
 import asyncio
 import contextvars
@@ -10,13 +10,14 @@ import signal
 import threading
 import types
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -54,8 +55,8 @@ def test_operators_in_place_write_where_nothing_is_recorded(act: Callable[..., A
     for make in (leaf, lambda *values: leaf(*values) * 1.0):
         u = make(2.0, 3.0)
         with no_grad():
-            assert act(same := u, 1.5) is u
-        np.testing.assert_array_equal(same.numpy(), expected)
+            assert act(u, 1.5) is u
+        np.testing.assert_array_equal(u.numpy(), expected)
 
 
 @pytest.mark.parametrize("act", IN_PLACE)
@@ -109,7 +110,7 @@ def test_refused_writes_change_nothing(case: str) -> None:
     array, index, value, error = REFUSED_WRITES[case]
     before = array.copy()
     t = Tensor(array)
-    with pytest.raises(error):
+    with refused(error, "copy()" if case.startswith("read-only") else ""):
         if index is None:
             t += value
         else:
@@ -118,26 +119,12 @@ def test_refused_writes_change_nothing(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "value"),
-    [(0, 5), ((slice(None), 1), [1, 2, 3]), (..., 1.5), ((1, slice(0, 3, 2)), 7), ([2, 0], np.ones((2, 1))), (-1, True),
-     (np.arange(12).reshape(3, 4) % 2 == 0, -1.0), ((np.array([True, False, True]), 2), 4), ((None, 0), np.float64(3)),
-     (([0, 2], [1, 3]), [1.5, 2.5]), (slice(3, 3), 0), (False, 1), (np.zeros((3, 4), bool), 1)],
-)  # fmt: skip
-def test_item_assignment_is_numpys(index: Any, value: Any) -> None:
-    array, expected = np.zeros((3, 4)), np.zeros((3, 4))
-    expected[index] = value
-    t = Tensor(array)
-    t[index] = value
-    np.testing.assert_array_equal(array, expected)  # in the memory that it was given
-    if isinstance(index, np.ndarray):
-        u = Tensor(np.zeros((3, 4)))
-        u[Tensor(index)] = Tensor(np.asarray(value, np.float64))
-        np.testing.assert_array_equal(u.numpy(), expected)
-
-
-@pytest.mark.parametrize(
     "write",
-    [lambda x: x.__setitem__(0, 1.0), lambda x: (x * 2.0).__setitem__(0, 1.0), lambda x: Tensor([0.0]).__setitem__(0, x[0])],
+    [
+        lambda x: x.__setitem__(0, 1.0),
+        lambda x: (x * 2.0).__setitem__(0, 1.0),
+        lambda x: Tensor([0.0]).__setitem__(0, x[0]),
+    ],
 )
 def test_item_assignment_is_refused_where_a_gradient_is_recorded(write: Callable[[Tensor], None]) -> None:
     with refused(ValueError, "gradient no_grad()"):
@@ -311,10 +298,6 @@ def test_labels_that_would_wrap_round_are_refused(loss: Callable[..., Tensor]) -
         loss(np.zeros((1, 3), np.float32), np.array([2**63 + 1], np.uint64))
 
 
-def test_a_constant_tensor_may_be_wrapped_again() -> None:
-    assert Tensor(A.detach(), requires_grad=True).requires_grad
-
-
 # NumPy's functions
 
 C = A.detach()
@@ -334,8 +317,9 @@ OURS: dict[str, Callable[[Any, Any], Any]] = {
 NOT_OURS: dict[str, Callable[[Any], Any]] = {
     "norm": np.linalg.norm, "median": np.median, "sin": np.sin, "add.reduce": np.add.reduce, "sort": np.sort,
     "multiply.outer": lambda a: np.multiply.outer(a, a), "add": lambda a: np.add(a, 1.0, out=np.zeros(2)),
-    "sum": lambda a: np.sum(a, dtype=float), "pad": lambda a: np.pad(a, 1, mode="edge"), "vstack": lambda a: np.vstack([a, a]),
-    "where": lambda a: np.where(a > 1), "var": lambda a: np.var(a, ddof=1), "copyto": lambda a: np.copyto(np.ones(2), a),
+    "sum": lambda a: np.sum(a, dtype=float), "pad": lambda a: np.pad(a, 1, mode="edge"),
+    "vstack": lambda a: np.vstack([a, a]), "where": lambda a: np.where(a > 1), "var": lambda a: np.var(a, ddof=1),
+    "copyto": lambda a: np.copyto(np.ones(2), a),
 }  # fmt: skip
 
 
@@ -383,14 +367,11 @@ def test_operators_give_way_to_foreign_types() -> None:
 
 @pytest.mark.parametrize("other", FOREIGN, ids=repr)
 def test_foreign_values_equal_nothing_and_do_not_add(other: Any) -> None:
-    assert (A == other) is False
-    assert (other == A) is False
-    assert (A != other) is True
+    assert (operator.eq(A, other), other == A, operator.ne(A, other)) == (False, False, True)
     for act in (operator.add, operator.mul, operator.matmul, operator.lt, operator.and_):
         for pair in ((A, other), (other, A)):
             with pytest.raises(TypeError):
                 act(*pair)
-    assert A in [None, "a", A]
 
 
 # no_grad on everything that can be called or suspended
@@ -452,14 +433,11 @@ def test_a_generator_may_be_closed_in_another_thread() -> None:
         with no_grad():
             yield records()
 
-    for make in (lambda: steps([]), inner, plain):
-        g, answers = make(), []
-        threading_steps = (lambda: answers.append(next(g)), lambda: (g.close(), answers.append(records())))
-        for act in threading_steps:
-            thread = threading.Thread(target=act)
-            thread.start()
-            thread.join(10)
-        assert answers == [False, True]
+    for g in (steps([]), inner(), plain()):
+        with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+            assert one.submit(next, g).result(10) is False
+            other.submit(g.close).result(10)
+            assert other.submit(records).result(10)
         assert records()
 
 
@@ -504,17 +482,25 @@ def test_no_grad_on_an_async_generator() -> None:
 
 
 def test_tasks_may_share_one_no_grad() -> None:
+    """Also where the one that entered first leaves first."""
     one = no_grad()
 
-    async def task(first: asyncio.Event, second: asyncio.Event) -> bool:
-        with one:
-            first.set()
-            await second.wait()
-        return records()
-
     async def main() -> list[bool]:
-        a, b = asyncio.Event(), asyncio.Event()
-        return list(await asyncio.gather(task(a, b), task(b, a)))
+        inside, outside = asyncio.Event(), asyncio.Event()
+
+        async def first() -> bool:
+            with one:
+                await inside.wait()
+            outside.set()
+            return records()
+
+        async def second() -> bool:
+            with one:
+                inside.set()
+                await outside.wait()
+            return records()
+
+        return list(await asyncio.gather(first(), second()))
 
     assert asyncio.run(main()) == [True, True]
 
@@ -625,7 +611,8 @@ def a_model() -> tuple[nn.Module, optim.Optimizer]:
 
 @pytest.mark.parametrize("spoil", [
     lambda s: s | {"1.bias": np.ones(7)}, lambda s: s | {"more": 1}, lambda s: {k: s[k] for k in list(s)[:-1]},
-    lambda s: s | {"2.num_batches_tracked": np.array(0.5)}, lambda s: s | {"1.bias": ["a"]}, lambda s: list(s), lambda s: None,
+    lambda s: s | {"2.num_batches_tracked": np.array(0.5)}, lambda s: s | {"1.bias": ["a"]},
+    lambda s: list(s), lambda s: None,
 ])  # fmt: skip
 def test_a_module_that_refuses_a_state_is_unchanged(spoil: Callable[[Any], Any]) -> None:
     model, optimizer = a_model()
@@ -679,24 +666,12 @@ def test_a_schedule_that_refuses_is_unchanged(name: str) -> None:
 
 @pytest.mark.parametrize("make", [
     lambda o: optim.StepLR(o, HUGE), lambda o: optim.StepLR(o, 1, HUGE), lambda o: optim.OneCycle(o, HUGE, 5),
-    lambda o: optim.OneCycle(o, 1.0, HUGE), lambda o: optim.PassRates(o, [(HUGE, 0.1)]), lambda o: setattr(o, "lr", HUGE),
-    lambda o: optim.OneCycle(o, 1.0, 5, start_factor=HUGE),
+    lambda o: optim.OneCycle(o, 1.0, HUGE), lambda o: optim.PassRates(o, [(HUGE, 0.1)]),
+    lambda o: setattr(o, "lr", HUGE), lambda o: optim.OneCycle(o, 1.0, 5, start_factor=HUGE),
 ])  # fmt: skip
 def test_a_schedule_that_cannot_be_made_leaves_the_rate_alone(make: Callable[[Any], Any]) -> None:
     optimizer = optim.SGD([leaf(1.0)], 0.1)
     unchanged(optimizer, lambda: make(optimizer), ValueError)
-
-
-@pytest.mark.parametrize("spoil", ["gradient", "read-only"])
-@pytest.mark.parametrize("member", [1, 3])  # the second of a dtype, and one of the second dtype
-def test_an_optimiser_that_refuses_a_step_has_updated_nothing(member: int, spoil: str) -> None:
-    _, optimizer = a_model()
-    p = optimizer.params[member]
-    if spoil == "gradient":
-        p.grad.data = np.ones(7)
-    else:
-        p.data.flags.writeable = False
-    unchanged(optimizer, optimizer.step, ValueError, str(member))
 
 
 def test_a_move_to_a_device_that_is_not_there_changes_nothing() -> None:
@@ -705,9 +680,10 @@ def test_a_move_to_a_device_that_is_not_there_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("spoil", [
-    lambda norm: norm.running_var.data.setflags(write=False), lambda norm: norm.num_batches_tracked.data.setflags(write=False),
+    lambda norm: norm.running_var.data.setflags(write=False), lambda norm: setattr(norm, "momentum", HUGE),
+    lambda norm: norm.num_batches_tracked.data.setflags(write=False),
     lambda norm: setattr(norm.running_var, "data", np.ones(3, np.float32)),
-    lambda norm: setattr(norm.running_var, "data", np.ones(2, np.int64)), lambda norm: setattr(norm, "momentum", HUGE),
+    lambda norm: setattr(norm.running_var, "data", np.ones(2, np.int64)),
 ])  # fmt: skip
 def test_batch_norm_with_unfit_buffers_changes_none(spoil: Callable[[Any], Any]) -> None:
     norm = nn.BatchNorm1d(2)
@@ -721,7 +697,8 @@ def test_batch_norm_with_unfit_buffers_changes_none(spoil: Callable[[Any], Any])
 def convolve(seed: int, size: int = 9, images: int = 2) -> list[np.ndarray]:
     """The output and the gradients of two convolutions, which use all of the kernels' scratch."""
     rng = np.random.default_rng(seed)
-    x, w, v = (Tensor(rng.standard_normal(s), requires_grad=True) for s in ((images, 2, size, size), (3, 2, 3, 3), (2, 3, 3, 3)))
+    shapes = (images, 2, size, size), (3, 2, 3, 3), (2, 3, 3, 3)
+    x, w, v = (Tensor(rng.standard_normal(shape), requires_grad=True) for shape in shapes)
     y = F.conv2d(F.conv2d(x, w).tanh(), v)
     (y * y).sum().backward()
     return [y.numpy(), *(t.grad.numpy() for t in (x, w, v))]
@@ -747,25 +724,6 @@ def test_a_handler_may_run_ops_inside_any_kernel(name: str, monkeypatch: pytest.
     for a, b in zip(convolve(0), alone, strict=True):
         np.testing.assert_array_equal(a, b)
     assert calls >= 2
-
-
-def test_a_signal_handler_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone, rounds = convolve(0), 0
-
-    def handler(*_: Any) -> None:
-        nonlocal rounds
-        rounds += 1
-        contextvars.Context().run(convolve, 1)
-
-    previous = signal.signal(signal.SIGALRM, handler)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.01)
-        while rounds < 20:
-            for a, b in zip(convolve(0), alone, strict=True):
-                np.testing.assert_array_equal(a, b)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 def test_a_gradient_that_comes_in_between_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -876,6 +834,8 @@ def indexed(draw: st.DrawFn) -> tuple[np.ndarray, Any]:
 
 
 @given(indexed())
+@example((np.arange(24.0).reshape(2, 3, 4), (slice(None), [0, 2], 1)))
+@example((np.arange(24.0).reshape(2, 3, 4), ([0, 1], slice(None), [[1], [3]])))
 def test_indices_are_numpys(case: tuple[np.ndarray, Any]) -> None:
     array, index = case
     try:
@@ -891,24 +851,30 @@ def test_indices_are_numpys(case: tuple[np.ndarray, Any]) -> None:
     gx = np.zeros_like(array)
     np.add.at(gx, index, gy)
     np.testing.assert_allclose(grad(y, [x], gy)[0].numpy(), gx, atol=1e-12)
-    written, t = array.copy(), Tensor(array.copy())
-    written[index] = 7.0
-    t[index] = 7.0
-    np.testing.assert_array_equal(t.numpy(), written)
+    for value in (7, gy, gy[..., :1] if gy.ndim else gy):
+        expected, memory = array.copy(), array.copy()
+        expected[index] = value
+        t = Tensor(memory)
+        t[Tensor(index) if type(index) is np.ndarray else index] = value
+        np.testing.assert_array_equal(memory, expected)
 
 
-@pytest.mark.parametrize("index", [(True, 0, 1), (False, 0), (0, True, [1, 0]), True, np.True_, np.array(True), (None, True, 1)])
+@pytest.mark.parametrize(
+    "index", [(True, 0, 1), (False, 0), (0, True, [1, 0]), True, np.True_, np.array(True), (None, True, 1)], ids=repr
+)
 def test_true_and_false_are_indices(index: Any) -> None:
     array = np.arange(6.0).reshape(2, 3)
     np.testing.assert_array_equal(Tensor(array)[index].numpy(), array[index])
 
 
-@pytest.mark.parametrize("index", [3, -4, [0, 3], np.array([2**63 + 1], np.uint64), np.array([[-4]]), Tensor(np.array([3])), HUGE])
+@pytest.mark.parametrize(
+    "index", [3, -4, [0, 3], np.array([2**63 + 1], np.uint64), np.array([[-4]]), Tensor(np.array([3])), HUGE]
+)
 def test_indices_out_of_range_are_refused(index: Any) -> None:
     for t in (leaf(1.0, 2.0, 3.0), Tensor([1.0, 2.0, 3.0])):
-        with refused(IndexError, "axis 0"):
+        with refused(IndexError, "getitem axis 0"):
             t[index]
-    with refused(IndexError, "axis 0"):
+    with refused(IndexError, "assign axis 0"):
         t[index] = 1.0
 
 

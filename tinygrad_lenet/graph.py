@@ -100,9 +100,11 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
     False
     """
 
+    _tokens: list[Token[Mode]]  # of all threads and tasks that are within
+
     def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
         self = super().__new__(cls)
-        self._tokens: list[Token[Mode]] = []  # of all threads and tasks that are within
+        self._tokens = []
         return self if function is None else self(function)
 
     def __enter__(self) -> None:
@@ -183,7 +185,7 @@ def _steps(inner: Any) -> Any:
         inner.close()
 
 
-_awaited = types.coroutine(_steps)  # a coroutine is run in steps, as a generator is
+_awaited: Callable[[Any], Any] = types.coroutine(_steps)  # a coroutine is run in steps, as a generator is
 
 
 REGISTRY: dict[str, Any] = {}  # the class of each op by its name; `tinygrad_lenet.op.Op` fills it

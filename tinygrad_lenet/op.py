@@ -7,7 +7,6 @@ no other way in.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import get_annotations
@@ -200,8 +199,9 @@ class Op:
     def _shape(self, shapes: tuple[Shape, ...]) -> Shape | None:
         """`output_shape`, remembered, for an op that is applied again and again."""
         known: dict[Any, Any] = self.__dict__.setdefault("_known_shapes", {})
-        with suppress(KeyError):  # another thread may clear it at any time
-            return known[shapes]
+        shape = known.get(shapes, False)
+        if shape is not False:
+            return shape
         if len(known) > 64:
             known.clear()
         shape = known[shapes] = self.output_shape(*shapes)
