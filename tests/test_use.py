@@ -298,6 +298,15 @@ def test_labels_that_would_wrap_round_are_refused(loss: Callable[..., Tensor]) -
         loss(np.zeros((1, 3), np.float32), np.array([2**63 + 1], np.uint64))
 
 
+def test_a_nan_in_a_transposed_kernel_stays_where_it_is() -> None:
+    weight = np.ones((1, 1, 3, 3))
+    weight[0, 0, 0, 0] = np.nan
+    y = F.conv_transpose2d(np.ones((1, 1, 4, 4)), weight).numpy()[0, 0]
+    assert np.isnan(y[:4, :4]).all()
+    assert np.isfinite(y[4:]).all()
+    assert np.isfinite(y[:, 4:]).all()
+
+
 # NumPy's functions
 
 C = A.detach()
@@ -346,7 +355,7 @@ def test_what_numpy_asks_of_any_array() -> None:
 
 # Operators give way
 
-FOREIGN = [None, "a", Decimal(1), Fraction(1, 2), 1j, object(), {}]
+FOREIGN: list[Any] = [None, "a", Decimal(1), Fraction(1, 2), 1j, object(), {}]
 
 
 class Foreign:
@@ -363,6 +372,10 @@ def test_operators_give_way_to_foreign_types() -> None:
     for name in symbols.split():
         t = A if name[0] != "i" else Tensor([1.0, 2.0])
         assert getattr(operator, name)(t, Foreign()) == "mine", name
+
+
+def test_numpys_text_equals_nothing() -> None:
+    assert operator.eq(A, np.str_("a")) is False
 
 
 @pytest.mark.parametrize("other", FOREIGN, ids=repr)

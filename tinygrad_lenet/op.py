@@ -5,6 +5,7 @@ gradient can be differentiated again). Every array that a tensor holds was made 
 no other way in.
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class Op:
     differentiable: ClassVar[bool]  # whether there is a backward
     read: ClassVar[frozenset[str]]  # the inputs, and the output, whose values backward depends on
     _divisors: ClassVar[tuple[str, ...]]
-    _typed: ClassVar[bool]  # whether some inputs must be booleans or integers
+    _typed: ClassVar[float]  # the place of the first input that must be booleans or integers; inf if there is none
 
     def __init_subclass__(cls, kind: bool = False) -> None:
         if kind:  # of ops, such as the elementwise ones, and itself none
@@ -95,7 +96,6 @@ class Op:
             raise TypeError(f"op {cls.__name__} lacks {', '.join(missing).replace('__doc__', 'a docstring')}")
         cls.parsed = parsed = Signature.parse(cls.signature)
         cls.name = parsed.op
-        cls._typed = any(domain.kind in ("boolean", "index") for domain in cls.domains.values())
         cls._divisors = tuple({axis.partition("/")[2] for x in parsed.inputs for axis in x.axes if "/" in axis})
         fields = {name for base in cls.__mro__ if base is not Op for name in get_annotations(base)}
         if fields != set(cls.parameters):
@@ -103,6 +103,8 @@ class Op:
             raise TypeError(f"op {cls.__name__}: no test values are given for parameter {odd}, or it is no field")
         if set(cls.domains) != {x.name for x in parsed.inputs}:
             raise TypeError(f"op {cls.__name__}: domains are for {sorted(cls.domains)}, inputs are {cls.signature}")
+        typed = (i for i, x in enumerate(parsed.inputs) if cls.domains[x.name].kind in ("boolean", "index"))
+        cls._typed = next(typed, math.inf)
         read = {x.name for x in parsed.inputs if cls.reads_values or cls.domains[x.name].kind == "index"}
         cls.read = frozenset(read | {parsed.output.name} if cls.reads_values else read)
         if cls.name in REGISTRY and REGISTRY[cls.name].__module__ != cls.__module__:
@@ -170,7 +172,7 @@ class Op:
                 dtype = array.dtype if dtype is None else False
         backend = backend_of(*arrays)
         self._shape(tuple(shapes))
-        if not dtype or dtype.kind != "f" or self._typed:  # several dtypes, integers, or numbers alone
+        if not dtype or dtype.kind != "f" or len(operands) > self._typed:  # several dtypes, integers, numbers alone
             operands = _converted(self, operands)
             arrays = [x.data if isinstance(x, Tensor) else x for x in operands]
         if backend is NUMPY:

@@ -228,7 +228,12 @@ def integers(op: str, name: str, value: Any, minimum: int) -> tuple[int, ...]:
     (2, -1)
     """
     given = value if isinstance(value, (tuple, list)) else (value,)
-    return tuple([integer(op, name, each, minimum) for each in given])
+    return tuple(
+        [
+            each if type(each) is int and minimum <= each < 2**63 else integer(op, name, each, minimum)
+            for each in given
+        ]
+    )
 
 
 def axes(op: str, name: str, value: Any) -> tuple[int, ...] | None:
