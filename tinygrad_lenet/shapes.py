@@ -229,10 +229,7 @@ def integers(op: str, name: str, value: Any, minimum: int) -> tuple[int, ...]:
     """
     given = value if isinstance(value, (tuple, list)) else (value,)
     return tuple(
-        [
-            each if type(each) is int and minimum <= each < 2**63 else integer(op, name, each, minimum)
-            for each in given
-        ]
+        [each if type(each) is int and minimum <= each < 2**63 else integer(op, name, each, minimum) for each in given]
     )
 
 
