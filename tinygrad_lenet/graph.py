@@ -12,10 +12,10 @@ import functools
 import inspect
 import itertools
 import operator
-import threading
+import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple, Protocol
 
@@ -71,10 +71,13 @@ def _switched(to: Mode) -> Iterator[None]:
         _restore(token)
 
 
-def _restore(token: Token[Mode]) -> None:
+def _restore(token: Token[Mode]) -> bool:
     """Go back to the mode before; a generator that is closed in another thread or task has nothing to restore there."""
-    with suppress(ValueError):
+    try:
         mode.reset(token)
+    except ValueError:
+        return False
+    return True
 
 
 def observed(observer: Observer | None) -> Any:
@@ -94,21 +97,21 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
     False
     """
 
-    _tokens: dict[int, list[Token[Mode]]]  # for each thread, since an object may be used again, also within itself
+    _tokens: list[Token[Mode]]  # of all threads and tasks that are within
 
     def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
         self = super().__new__(cls)
-        self._tokens = {}
+        self._tokens = []
         return self if function is None else self(function)
 
     def __enter__(self) -> None:
-        token = mode.set(mode.get()._replace(recording=False))
-        self._tokens.setdefault(threading.get_ident(), []).append(token)
+        self._tokens.append(mode.set(mode.get()._replace(recording=False)))
 
     def __exit__(self, *exception: object) -> None:
-        here = self._tokens.get(threading.get_ident())
-        if here:
-            _restore(here.pop())
+        for token in reversed(self._tokens):  # the last that belongs to this thread and task
+            if _restore(token):
+                self._tokens.remove(token)
+                return
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(function):
@@ -125,14 +128,19 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
             @functools.wraps(function)
             async def stream(*arguments: Any, **options: Any) -> Any:
                 inner = function(*arguments, **options)
+                send, value = inner.asend, None
                 try:
                     while True:
-                        with no_grad():
-                            try:
-                                item = await anext(inner)
-                            except StopAsyncIteration:
-                                return
-                        yield item
+                        try:
+                            item = await _awaited(send(value))
+                        except StopAsyncIteration:
+                            return
+                        try:
+                            send, value = inner.asend, (yield item)
+                        except GeneratorExit:
+                            raise
+                        except BaseException as error:
+                            send, value = inner.athrow, error
                 finally:
                     await inner.aclose()
 
@@ -141,8 +149,7 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
 
             @functools.wraps(function)
             async def coroutine(*arguments: Any, **options: Any) -> Any:
-                with no_grad():
-                    return await function(*arguments, **options)
+                return await _awaited(function(*arguments, **options))
 
             return coroutine
 
@@ -173,6 +180,9 @@ def _steps(inner: Any) -> Any:
                 send, value = inner.throw, error
     finally:
         inner.close()
+
+
+_awaited: Callable[[Any], Any] = types.coroutine(_steps)  # a coroutine is run in steps, as a generator is
 
 
 REGISTRY: dict[str, Any] = {}  # the class of each op by its name; `tinygrad_lenet.op.Op` fills it
@@ -220,12 +230,13 @@ def note_write(*arrays: Array) -> None:
 
 def _refuse_overwritten(y: Node) -> None:
     """ValueError if an input of the op that made y, or y itself, has been written to since."""
-    if _last_write <= y.made or not y.op.reads_values:
+    if _last_write <= y.made or not y.op.read:
         return
-    for spec, x in zip(
-        [*y.op.parsed.specs(len(y.inputs or ())), y.op.parsed.output], [*(y.inputs or ()), y], strict=True
-    ):
-        if isinstance(x, Node) and _writes.get(id(memory_of(x.data)), (None, 0))[1] > y.made:
+    inputs, signature = y.inputs or (), y.op.parsed
+    for spec, x in zip([*signature.specs(len(inputs)), signature.output], [*inputs, y], strict=True):
+        if spec.name not in y.op.read or not isinstance(x, Node):
+            continue
+        if _writes.get(id(memory_of(x.data)), (None, 0))[1] > y.made:
             raise ValueError(
                 f"backward: {spec.name}, of shape {x.data.shape}, was written to after {y.op.name} had used it, so its "
                 "gradient would be wrong; call backward before the write (an optimiser's step is one), or compute the "

@@ -5,6 +5,7 @@ gradient can be differentiated again). Every array that a tensor holds was made 
 no other way in.
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,15 +69,16 @@ class Op:
     sizes: ClassVar[Mapping[str, Sequence[Any]]] = {}
     integers: ClassVar[Literal["int64", "float", "kept", "refused", "native"]] = "float"
     one_float_dtype: ClassVar[bool] = False
-    reads_values: ClassVar[bool] = True  # whether backward depends on the values of inputs or output
+    reads_values: ClassVar[bool] = True  # whether backward depends on the values of inputs or output, indices aside
     writes: ClassVar[bool] = False  # whether forward writes into the first input, which is then the output
     curved: ClassVar[bool] = False  # whether `curvature` keeps the op's own second derivative, as losses do
 
     name: ClassVar[str]
     parsed: ClassVar[Signature]
     differentiable: ClassVar[bool]  # whether there is a backward
+    read: ClassVar[frozenset[str]]  # the inputs, and the output, whose values backward depends on
     _divisors: ClassVar[tuple[str, ...]]
-    _typed: ClassVar[bool]  # whether some inputs must be booleans or integers
+    _typed: ClassVar[float]  # the place of the first input that must be booleans or integers; inf if there is none
 
     def __init_subclass__(cls, kind: bool = False) -> None:
         if kind:  # of ops, such as the elementwise ones, and itself none
@@ -94,7 +96,6 @@ class Op:
             raise TypeError(f"op {cls.__name__} lacks {', '.join(missing).replace('__doc__', 'a docstring')}")
         cls.parsed = parsed = Signature.parse(cls.signature)
         cls.name = parsed.op
-        cls._typed = any(domain.kind in ("boolean", "index") for domain in cls.domains.values())
         cls._divisors = tuple({axis.partition("/")[2] for x in parsed.inputs for axis in x.axes if "/" in axis})
         fields = {name for base in cls.__mro__ if base is not Op for name in get_annotations(base)}
         if fields != set(cls.parameters):
@@ -102,6 +103,10 @@ class Op:
             raise TypeError(f"op {cls.__name__}: no test values are given for parameter {odd}, or it is no field")
         if set(cls.domains) != {x.name for x in parsed.inputs}:
             raise TypeError(f"op {cls.__name__}: domains are for {sorted(cls.domains)}, inputs are {cls.signature}")
+        typed = (i for i, x in enumerate(parsed.inputs) if cls.domains[x.name].kind in ("boolean", "index"))
+        cls._typed = next(typed, math.inf)
+        read = {x.name for x in parsed.inputs if cls.reads_values or cls.domains[x.name].kind == "index"}
+        cls.read = frozenset(read | {parsed.output.name} if cls.reads_values else read)
         if cls.name in REGISTRY and REGISTRY[cls.name].__module__ != cls.__module__:
             raise TypeError(f"op {cls.__name__}: the name {cls.name!r} is taken by {REGISTRY[cls.name]}")
         if fields:
@@ -169,7 +174,7 @@ class Op:
                 dtype = array.dtype if dtype is None else False
         backend = backend_of(*arrays)
         self._shape(tuple(shapes))
-        if not dtype or dtype.kind != "f" or self._typed:  # several dtypes, integers, or numbers alone
+        if not dtype or dtype.kind != "f" or len(operands) > self._typed:  # several dtypes, integers, numbers alone
             operands = _converted(self, operands)
             arrays = [x.data if isinstance(x, Tensor) else x for x in operands]
         if backend is NUMPY:
@@ -198,8 +203,9 @@ class Op:
     def _shape(self, shapes: tuple[Shape, ...]) -> Shape | None:
         """`output_shape`, remembered, for an op that is applied again and again."""
         known: dict[Any, Any] = self.__dict__.setdefault("_known_shapes", {})
-        if shapes in known:
-            return known[shapes]
+        shape = known.get(shapes, False)
+        if shape is not False:
+            return shape
         if len(known) > 64:
             known.clear()
         shape = known[shapes] = self.output_shape(*shapes)
@@ -215,9 +221,11 @@ def _bind(
 
 def _operand(x: Any) -> Tensor | Number:
     """An op's input: a tensor, or a Python number, which goes with any device and takes its dtype from the others."""
+    if type(x) is int and x.bit_length() > 1023:
+        raise ValueError(f"an integer of {x.bit_length()} bits is larger than any number that an array holds")
     if type(x) in (int, float, bool):
         return x
-    if isinstance(x, np.generic):
+    if isinstance(x, np.generic) and x.dtype.kind in "fiub":
         x = x.item()
         return float(x) if isinstance(x, np.floating) else x  # of a long double, item is one
     return Tensor(x)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, backend_of, transfer
+from .backend import Array, backend_of, is_writable, transfer
 from .curvature import curvature
 from .graph import note_write
 from .nn.state import copy_values, fitting_values
@@ -140,7 +140,7 @@ class Optimizer:
                     f"{type(self).__name__}: the gradient of parameter {member} has shape {array.shape}; "
                     f"expected the parameter's, {shape}"
                 )
-            if not getattr(group.arrays[k].flags, "writeable", True):
+            if not is_writable(group.arrays[k]):
                 raise ValueError(f"{type(self).__name__}: parameter {member} lies in read-only memory")
             if self._steps[member] != step:
                 if step >= 0:
@@ -206,6 +206,8 @@ class Optimizer:
         if state["algorithm"] != name:
             raise ValueError(f"{name}: the state is that of {state['algorithm']!r}; expected {name!r}")
         lr = number(name, "lr", state["lr"], "(0, inf)")
+        if not isinstance(state["steps"], (list, tuple)):
+            raise TypeError(f"{name}: steps is {type(state['steps']).__name__}; expected a list of counts")
         steps = [integer(name, "each count in steps", step, minimum=0) for step in state["steps"]]
         if len(steps) != len(self.params):
             raise ValueError(f"{name}: the state is for {len(steps)} parameters; expected {len(self.params)}")
@@ -503,7 +505,10 @@ class StepLR(_Schedule):
         super().__init__(optimizer)
 
     def _lr_at(self, count: int) -> float:
-        return self.base_lr * self.gamma ** (count // self.step_size)
+        try:
+            return self.base_lr * self.gamma ** (count // self.step_size)
+        except OverflowError:
+            return math.inf  # which the optimiser refuses
 
 
 class PassRates(_Schedule):

@@ -11,7 +11,7 @@ from typing import Any, Union
 
 import numpy as np
 
-from .backend import Array, backend_of, backend_of_type, default_device, transfer
+from .backend import Array, backend_of, backend_of_type, default_device, is_writable, transfer
 from .graph import REGISTRY, Node, Path, backpropagate, mode, op
 from .index import parse
 from .shapes import Shape, ShapeError, integers, normalize_axes
@@ -437,7 +437,8 @@ class Tensor(Node):
                 f"this tensor was computed by {self.op.name}, and its graph can be neither copied nor pickled; "
                 "detach() it first"
             )
-        return _rebuilt, (type(self), self.numpy(), self.requires_grad, self._grad, self.device)
+        attributes = getattr(self, "__dict__", None)  # of a subclass
+        return _rebuilt, (type(self), self.numpy(), self.requires_grad, self._grad, self.device), attributes or None
 
     def __len__(self) -> int:
         if not self.ndim:
@@ -450,8 +451,8 @@ class Tensor(Node):
         They are cut from halves of halves, so that each level of these writes the gradient once, where rows that were
         cut from the whole would write all of it once a row.
         """
-        if len(self) <= 8 or not self.requires_grad:
-            return (self[i] for i in range(len(self)))
+        if len(self) <= 16 or not self.requires_grad:
+            return (REGISTRY["getitem"]((i,))(self) for i in range(len(self)))
         middle = len(self) // 2
         return itertools.chain.from_iterable(iter(self[part]) for part in (slice(middle), slice(middle, None)))
 
@@ -538,10 +539,7 @@ def real_dtype(caller: str, dtype: Any) -> np.dtype[Any]:
 
 def _host_array(data: Any) -> np.ndarray:
     """Python numbers, lists of them, NumPy scalars and anything with ``__array__`` as a NumPy array."""
-    if isinstance(data, np.ma.MaskedArray):
-        raise TypeError("Tensor: the data is a masked array, whose mask would be lost; use its filled()")
-    if isinstance(data, (list, tuple)) and _holds_tensors(data):
-        raise TypeError("Tensor: a list of tensors would lose their gradients; join them with functional.stack")
+    _refuse_loss(data)
     try:
         array = np.asarray(data)
     except ValueError as error:
@@ -553,8 +551,15 @@ def _host_array(data: Any) -> np.ndarray:
     return array
 
 
-def _holds_tensors(data: Sequence[Any]) -> bool:
-    return any(isinstance(each, Tensor) or (isinstance(each, (list, tuple)) and _holds_tensors(each)) for each in data)
+def _refuse_loss(data: Any) -> None:
+    """TypeError for masked arrays, also in lists, and for lists of tensors."""
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("Tensor: the data is a masked array, whose mask would be lost; use its filled()")
+    if isinstance(data, (list, tuple)):
+        for each in data:
+            if isinstance(each, Tensor):
+                raise TypeError("Tensor: a list of tensors would lose their gradients; join them with functional.stack")
+            _refuse_loss(each)
 
 
 def _well_formed(array: Array) -> Array:
@@ -573,7 +578,9 @@ def _same_place(value: Any, t: Tensor) -> Tensor:
 
 def _is_operand(x: object) -> bool:
     """Whether x can be an op's input: a tensor, a number, an array or a list; others may bring operators."""
-    return isinstance(x, (Tensor, int, float, np.generic, list, tuple)) or backend_of_type(type(x)) is not None
+    if isinstance(x, np.generic):
+        return x.dtype.kind in "fiub"
+    return isinstance(x, (Tensor, int, float, list, tuple)) or backend_of_type(type(x)) is not None
 
 
 def _apply(name: str, a: Any, b: Any) -> Any:
@@ -609,13 +616,19 @@ def _write(t: Tensor, index: Any, value: Any) -> None:
             and not np.iinfo(t.dtype).min <= value <= np.iinfo(t.dtype).max
         ):
             raise ValueError(f"assign: {value} does not fit into {t.dtype}")
-        value = value.astype(t.dtype) if t.dtype.kind == "f" or value.dtype.kind in "iub" else value
+        if value.dtype.kind in ("fiub" if t.dtype.kind == "f" else "iub"):
+            value = value.astype(t.dtype)
     value = value if isinstance(value, Tensor) else _same_place(value, t)
     if t.dtype.kind != "f" and not np.can_cast(value.dtype, t.dtype, "safe"):
         raise TypeError(f"assign: the value is {value.dtype}, which {t.dtype} cannot hold; use astype first")
-    if not getattr(getattr(t.data, "flags", None), "writeable", True):
-        raise ValueError("assign: the tensor lies in read-only memory; write into a copy() of it")
+    check_writable("assign", "the tensor", t)
     REGISTRY["assign"](pattern)(t, value, *arrays)
+
+
+def check_writable(caller: str, name: str, t: Tensor) -> None:
+    """ValueError if t lies in read-only memory."""
+    if not is_writable(t.data):
+        raise ValueError(f"{caller}: {name} lies in read-only memory; use a copy() of it")
 
 
 def _parsed_index(name: str, x: Tensor, index: Any) -> tuple[Any, list[Tensor]]:

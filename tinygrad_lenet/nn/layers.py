@@ -26,7 +26,7 @@ from ..ops.lenet_1998 import Subsample2d as Subsample2dOp
 from ..ops.pool import AvgPool2d as AvgPool2dOp
 from ..ops.pool import MaxPool2d as MaxPool2dOp
 from ..shapes import Pair, ShapeError, generator, integer, number, pair
-from ..tensor import Tensor, TensorLike, as_tensor
+from ..tensor import Tensor, TensorLike, as_tensor, check_writable
 from .module import Activation, Module, Parameter
 
 Random = np.random.Generator | int | None
@@ -439,6 +439,8 @@ class _BatchNorm(Module):
         if x.ndim not in map(len, map(str.split, self._inputs)):
             expected = " or ".join(f"[{axes}]" for axes in self._inputs)
             raise ShapeError(f"{type(self).__name__}: x has shape {x.shape}; expected {expected}")
+        if self.training:
+            check_writable(type(self).__name__, "num_batches_tracked", self.num_batches_tracked)
         y = F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
         )
