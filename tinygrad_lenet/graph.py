@@ -255,6 +255,9 @@ def ancestors(output: Node) -> list[Node]:
 class Path:
     """The nodes that lead from ``targets`` (default: all leaves) to ``output``, for passes from the output back."""
 
+    wanted: set[int]  # ids of the targets
+    leading: set[int]  # and of all nodes between them and the output, ends included
+
     def __init__(self, caller: str, output: Node, targets: Sequence[Node] | None) -> None:
         self._nodes = ancestors(output)
         self._all = targets is None

@@ -6,7 +6,7 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 import numpy as np
 
-from ..backend import transfer
+from ..backend import Array, transfer
 from ..graph import no_grad
 from ..shapes import Shape, ShapeError, integer
 from ..tensor import HookHandle, Tensor
@@ -27,6 +27,8 @@ class Parameter(Tensor):
     """
 
     __slots__ = ()
+
+    data: Array
 
     def __init__(
         self, data: Any, requires_grad: bool = True, dtype: Any = np.float32, device: str | None = None
