@@ -25,6 +25,10 @@ from .tensor import Tensor
 __all__ = ["SGD", "Adam", "AdamW", "OneCycle", "Optimizer", "PassRates", "StepLR", "StochasticDiagonalLM"]
 
 
+def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+    return __all__
+
+
 @dataclass
 class _Group:
     """The parameters of one dtype on one device, and flat vectors with a place for each of their elements."""

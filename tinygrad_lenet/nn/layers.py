@@ -53,18 +53,22 @@ class _Convolution(Module):
 
     @property
     def stride(self) -> Pair:
+        """How far the window moves, (vertical, horizontal)."""
         return self.op.stride
 
     @property
     def padding(self) -> Pair:
+        """How many pixels are added on each side, (vertical, horizontal)."""
         return self.op.padding
 
     @property
     def dilation(self) -> Pair:
+        """The distance of neighbouring elements of the kernel, (vertical, horizontal)."""
         return self.op.dilation
 
     @property
     def groups(self) -> int:
+        """How many groups of channels are convolved apart from each other."""
         return self.op.groups
 
     def _draw(self, rows: int, columns: int, bias: bool, rng: Random, dtype: Any) -> None:
@@ -178,6 +182,7 @@ class ConvTranspose2d(_Convolution):
 
     @property
     def output_padding(self) -> Pair:
+        """How many pixels are added to the output at its lower and right edge, (vertical, horizontal)."""
         return getattr(self.op, "output_padding")  # noqa: B009 - which a convolution's op does not have
 
 
@@ -217,14 +222,17 @@ class _Pool(Module):
 
     @property
     def kernel_size(self) -> Pair:
+        """The size of the window, (vertical, horizontal)."""
         return self.op.kernel_size
 
     @property
     def stride(self) -> Pair:
+        """How far the window moves, (vertical, horizontal)."""
         return self.op.stride
 
     @property
     def padding(self) -> Pair:
+        """How many pixels are added on each side, (vertical, horizontal)."""
         return self.op.padding
 
     def forward(self, x: TensorLike) -> Tensor:
@@ -279,6 +287,7 @@ class Subsample2d(Module):
 
     @property
     def kernel_size(self) -> Pair:
+        """The size of the window, (vertical, horizontal)."""
         return self.op.kernel_size
 
     def forward(self, x: TensorLike) -> Tensor:
