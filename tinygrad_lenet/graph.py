@@ -17,12 +17,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, overload
 
 from .backend import Array, memory_of
 from .shapes import Shape
 
 Rule = Callable[..., Any]  # an op's backward or curvature
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Node:
@@ -96,7 +97,13 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
 
     _tokens: dict[int, list[Token[Mode]]]  # for each thread, since an object may be used again, also within itself
 
-    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+    @overload
+    def __new__(cls, function: None = None) -> Self: ...
+
+    @overload
+    def __new__(cls, function: Function) -> Function: ...  # type: ignore[misc]  # it decorates, so it is no no_grad
+
+    def __new__(cls, function: Any = None) -> Any:
         self = super().__new__(cls)
         self._tokens = {}
         return self if function is None else self(function)
@@ -110,7 +117,10 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
         if here:
             _restore(here.pop())
 
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, function: Function) -> Function:
+        return self._around(function)
+
+    def _around(self, function: Any) -> Any:
         if not callable(function):
             raise TypeError(f"no_grad: {function!r} is no function; write `with no_grad():` or decorate a function")
         if inspect.isgeneratorfunction(function):

@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -235,19 +235,19 @@ class Tensor(Node):
     # In place: into this tensor's memory where nothing is recorded. While a gradient is, ``t += v`` makes a new tensor,
     # as ``t = t + v`` does, since an op may have kept the old values.
 
-    def __iadd__(self, other: "TensorLike") -> "Tensor":
+    def __iadd__(self, other: "TensorLike") -> Self:
         return _in_place("add", self, other)
 
-    def __isub__(self, other: "TensorLike") -> "Tensor":
+    def __isub__(self, other: "TensorLike") -> Self:
         return _in_place("subtract", self, other)
 
-    def __imul__(self, other: "TensorLike") -> "Tensor":
+    def __imul__(self, other: "TensorLike") -> Self:
         return _in_place("multiply", self, other)
 
-    def __itruediv__(self, other: "TensorLike") -> "Tensor":
+    def __itruediv__(self, other: "TensorLike") -> Self:
         return _in_place("divide", self, other)
 
-    def __ipow__(self, other: "TensorLike") -> "Tensor":
+    def __ipow__(self, other: "TensorLike") -> Self:
         return _in_place("power", self, other)
 
     def __getitem__(self, index: Any) -> "Tensor":
@@ -730,7 +730,7 @@ def grad(
     grad_output: TensorLike | None = None,
     create_graph: bool = False,
     allow_unused: bool = False,
-) -> tuple[Any, ...]:
+) -> tuple[Tensor | Any, ...]:  # Any, since only who allows unused inputs has to look for None
     """d(output)/d(input) for each of ``inputs``, without touching any ``.grad``.
 
     ``grad_output`` is d(loss)/d(output), of output's shape; it may be left out if output has one element. The graph
