@@ -15,6 +15,7 @@ import pytest
 import tinygrad_lenet
 
 ROOT = Path(__file__).resolve().parents[1]
+METHODS = (property, classmethod, staticmethod, FunctionType)
 
 PROGRAM = '''
 from collections.abc import Iterator
@@ -120,7 +121,7 @@ def test_a_users_program_under_strict_mypy(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     (tmp_path / "program.py").write_text(PROGRAM)
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", f"--cache-dir={os.devnull}", "program.py"],
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir", os.devnull, "program.py"],
         cwd=tmp_path, env=os.environ | {"MYPYPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     found = {int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error:" in line}
@@ -152,10 +153,9 @@ def public() -> Iterator[tuple[str, Any]]:
                 continue
             yield f"{module.__name__}.{name}", value
             for member in dir(value) if inspect.isclass(value) else ():
-                found = inspect.getattr_static(value, member)
-                if not member.startswith("_") and isinstance(
-                    found, (property, classmethod, staticmethod, FunctionType)
-                ):
+                field = member in inspect.get_annotations(value)  # which may hold a function
+                method = isinstance(inspect.getattr_static(value, member), METHODS)
+                if method and not field and not member.startswith("_"):
                     yield f"{module.__name__}.{name}.{member}", getattr(value, member)
 
 
