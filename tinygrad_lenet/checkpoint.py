@@ -27,6 +27,11 @@ from .tensor import Tensor
 
 __all__ = ["HEADER_LIMIT", "CheckpointError", "load", "replace", "replace_all", "save", "to_bytes"]
 
+
+def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+    return __all__
+
+
 HEADER_LIMIT = 4 * 2**20  # bytes; JSON takes up to 20 times its size once it is read, so a header must not be huge
 
 # The format's names of NumPy's dtypes. The widest come first in a file, so that each tensor is aligned; in this order,

@@ -54,6 +54,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+    return __all__
+
+
 def conv2d(
     x: TensorLike,
     weight: TensorLike,

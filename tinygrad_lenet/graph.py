@@ -17,12 +17,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, overload
 
 from .backend import Array, memory_of
 from .shapes import Shape
 
 Rule = Callable[..., Any]  # an op's backward or curvature
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Node:
@@ -99,7 +100,13 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
 
     _tokens: list[Token[Mode]]  # of all threads and tasks that are within
 
-    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+    @overload
+    def __new__(cls, function: None = None) -> Self: ...
+
+    @overload
+    def __new__(cls, function: Function) -> Function: ...  # type: ignore[misc]  # it decorates, so it is no no_grad
+
+    def __new__(cls, function: Any = None) -> Any:
         self = super().__new__(cls)
         self._tokens = []
         return self if function is None else self(function)
@@ -113,7 +120,10 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
                 self._tokens.remove(token)
                 return
 
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, function: Function) -> Function:
+        return self._around(function)
+
+    def _around(self, function: Any) -> Any:
         if not callable(function):
             raise TypeError(f"no_grad: {function!r} is no function; write `with no_grad():` or decorate a function")
         if inspect.isgeneratorfunction(function):
@@ -272,6 +282,9 @@ def ancestors(output: Node) -> list[Node]:
 
 class Path:
     """The nodes that lead from ``targets`` (default: all leaves) to ``output``, for passes from the output back."""
+
+    wanted: set[int]  # ids of the targets
+    leading: set[int]  # and of all nodes between them and the output, ends included
 
     def __init__(self, caller: str, output: Node, targets: Sequence[Node] | None) -> None:
         self._nodes = ancestors(output)

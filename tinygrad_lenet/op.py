@@ -120,7 +120,9 @@ class Op:
     def __repr__(self) -> str:  # of an op with parameters, dataclass writes it
         return f"{type(self).__name__}()"
 
-    def output_shape(self, *shapes: Shape) -> Shape | None:
+    # In these four, Any and **named let an op's own signature have its inputs by name, as type checkers see it.
+
+    def output_shape(self, *shapes: Any, **named: Any) -> Shape | None:
         """The output's shape; ShapeError for shapes that do not fit. None if it depends on the values of the inputs."""
         leading, sizes = self.bind(shapes)
         return (*leading, *[sizes[axis] for axis in self.parsed.output.fixed_axes])
@@ -129,15 +131,17 @@ class Op:
         """What ``...`` stands for and the size of each axis, by the signature; ShapeError if shapes do not fit."""
         return _bind(self.parsed, shapes, tuple([(name, getattr(self, name)) for name in self._divisors]))
 
-    def forward(self, xp: Any, *arrays: Array) -> Array:
+    def forward(self, xp: Any, *arrays: Any, **named: Any) -> Array:
         """Compute the output from arrays of namespace ``xp``."""
         raise TypeError(f"op {type(self).__name__} lacks forward")
 
-    def backward(self, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
+    def backward(self, gy: Tensor, y: Tensor, /, *inputs: Any, **named: Any) -> Gradient | tuple[Gradient, ...]:
         """The gradient for each input, given d(loss)/dy: a tensor, None, or a function that is called if needed."""
         raise TypeError(f"op {type(self).__name__} lacks backward")
 
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
+    def curvature(
+        self, hy: Tensor, gy: Tensor, y: Tensor, /, *inputs: Any, **named: Any
+    ) -> Gradient | tuple[Gradient, ...]:
         """For each input x_j, sum_i hy_i (dy_i/dx_j)^2; a ``curved`` op adds gy_i d2y_i/dx_j2, where that is positive.
 
         An op need not have this second rule; see the function `tinygrad_lenet.curvature`.

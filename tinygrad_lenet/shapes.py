@@ -43,6 +43,7 @@ class ArraySpec:
 
     @property
     def any_rank(self) -> bool:
+        """Whether ``...`` is among the axes: any number of them, first."""
         return "..." in self.axes
 
     @property

@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Union
+from typing import Any, Self
 
 import numpy as np
 
@@ -17,8 +17,6 @@ from .index import parse
 from .shapes import Shape, ShapeError, integers, normalize_axes
 
 Number = int | float
-TensorLike = Union["Tensor", Array, Number]
-Hook = Callable[["Tensor"], "Tensor | None"]
 Axis = int | Sequence[int] | None
 
 _BOOLEAN_UFUNCS = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "invert": "logical_not"}
@@ -45,6 +43,7 @@ class Tensor(Node):
 
     data: Array
     _grad: "Tensor | None"
+    hooks: "dict[int, Hook] | None"
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> None:
         if isinstance(data, Tensor):
@@ -150,7 +149,7 @@ class Tensor(Node):
         self._grad = None
 
     def backward(
-        self, gradient: TensorLike | None = None, retain_graph: bool = False, create_graph: bool = False
+        self, gradient: "TensorLike | None" = None, retain_graph: bool = False, create_graph: bool = False
     ) -> None:
         """Add d(self)/d(leaf) to ``.grad`` of every leaf that requires it.
 
@@ -169,7 +168,7 @@ class Tensor(Node):
             taken.add(id(gx.data))
             _accumulate(leaf, gx)
 
-    def register_hook(self, hook: Hook) -> "HookHandle":
+    def register_hook(self, hook: "Hook") -> "HookHandle":
         """Call ``hook(gradient)`` in every backward pass, once this tensor's gradient is complete.
 
         What it returns, unless None, takes the gradient's place. ``handle.remove()`` ends it. ValueError if the tensor
@@ -188,40 +187,40 @@ class Tensor(Node):
 
     # Operators
 
-    def __add__(self, other: TensorLike) -> "Tensor":
+    def __add__(self, other: "TensorLike") -> "Tensor":
         return _apply("add", self, other)
 
-    def __radd__(self, other: TensorLike) -> "Tensor":
+    def __radd__(self, other: "TensorLike") -> "Tensor":
         return _apply("add", other, self)
 
-    def __sub__(self, other: TensorLike) -> "Tensor":
+    def __sub__(self, other: "TensorLike") -> "Tensor":
         return _apply("subtract", self, other)
 
-    def __rsub__(self, other: TensorLike) -> "Tensor":
+    def __rsub__(self, other: "TensorLike") -> "Tensor":
         return _apply("subtract", other, self)
 
-    def __mul__(self, other: TensorLike) -> "Tensor":
+    def __mul__(self, other: "TensorLike") -> "Tensor":
         return _apply("multiply", self, other)
 
-    def __rmul__(self, other: TensorLike) -> "Tensor":
+    def __rmul__(self, other: "TensorLike") -> "Tensor":
         return _apply("multiply", other, self)
 
-    def __truediv__(self, other: TensorLike) -> "Tensor":
+    def __truediv__(self, other: "TensorLike") -> "Tensor":
         return _apply("divide", self, other)
 
-    def __rtruediv__(self, other: TensorLike) -> "Tensor":
+    def __rtruediv__(self, other: "TensorLike") -> "Tensor":
         return _apply("divide", other, self)
 
-    def __pow__(self, other: TensorLike) -> "Tensor":
+    def __pow__(self, other: "TensorLike") -> "Tensor":
         return _apply("power", self, other)
 
-    def __rpow__(self, other: TensorLike) -> "Tensor":
+    def __rpow__(self, other: "TensorLike") -> "Tensor":
         return _apply("power", other, self)
 
-    def __matmul__(self, other: TensorLike) -> "Tensor":
+    def __matmul__(self, other: "TensorLike") -> "Tensor":
         return _matmul(self, as_tensor(other)) if _is_operand(other) else NotImplemented
 
-    def __rmatmul__(self, other: TensorLike) -> "Tensor":
+    def __rmatmul__(self, other: "TensorLike") -> "Tensor":
         return _matmul(as_tensor(other), self) if _is_operand(other) else NotImplemented
 
     def __pos__(self) -> "Tensor":
@@ -236,19 +235,19 @@ class Tensor(Node):
     # In place: into this tensor's memory where nothing is recorded. While a gradient is, ``t += v`` makes a new tensor,
     # as ``t = t + v`` does, since an op may have kept the old values.
 
-    def __iadd__(self, other: TensorLike) -> "Tensor":
+    def __iadd__(self, other: "TensorLike") -> Self:
         return _in_place("add", self, other)
 
-    def __isub__(self, other: TensorLike) -> "Tensor":
+    def __isub__(self, other: "TensorLike") -> Self:
         return _in_place("subtract", self, other)
 
-    def __imul__(self, other: TensorLike) -> "Tensor":
+    def __imul__(self, other: "TensorLike") -> Self:
         return _in_place("multiply", self, other)
 
-    def __itruediv__(self, other: TensorLike) -> "Tensor":
+    def __itruediv__(self, other: "TensorLike") -> Self:
         return _in_place("divide", self, other)
 
-    def __ipow__(self, other: TensorLike) -> "Tensor":
+    def __ipow__(self, other: "TensorLike") -> Self:
         return _in_place("power", self, other)
 
     def __getitem__(self, index: Any) -> "Tensor":
@@ -256,7 +255,7 @@ class Tensor(Node):
         pattern, arrays = _parsed_index("getitem", self, index)
         return REGISTRY["getitem"](pattern)(self, *arrays)
 
-    def __setitem__(self, index: Any, value: TensorLike) -> None:
+    def __setitem__(self, index: Any, value: "TensorLike") -> None:
         """Write ``value`` into the elements at ``index``; ValueError where that would falsify a gradient."""
         if mode.get().recording and (self.requires_grad or getattr(value, "requires_grad", False)):
             raise ValueError(
@@ -273,22 +272,22 @@ class Tensor(Node):
     def __ne__(self, other: object) -> "Tensor":  # type: ignore[override]
         return _apply("not_equal", self, other)
 
-    def __lt__(self, other: TensorLike) -> "Tensor":
+    def __lt__(self, other: "TensorLike") -> "Tensor":
         return _apply("less", self, other)
 
-    def __le__(self, other: TensorLike) -> "Tensor":
+    def __le__(self, other: "TensorLike") -> "Tensor":
         return _apply("less_equal", self, other)
 
-    def __gt__(self, other: TensorLike) -> "Tensor":
+    def __gt__(self, other: "TensorLike") -> "Tensor":
         return _apply("greater", self, other)
 
-    def __ge__(self, other: TensorLike) -> "Tensor":
+    def __ge__(self, other: "TensorLike") -> "Tensor":
         return _apply("greater_equal", self, other)
 
-    def __and__(self, other: TensorLike) -> "Tensor":
+    def __and__(self, other: "TensorLike") -> "Tensor":
         return _apply("logical_and", self, other)
 
-    def __or__(self, other: TensorLike) -> "Tensor":
+    def __or__(self, other: "TensorLike") -> "Tensor":
         return _apply("logical_or", self, other)
 
     __rand__ = __and__
@@ -297,7 +296,8 @@ class Tensor(Node):
     def __invert__(self) -> "Tensor":
         return op("logical_not")(self)
 
-    __hash__ = object.__hash__  # by identity: == compares elements
+    def __hash__(self) -> int:  # by identity: == compares elements
+        return object.__hash__(self)
 
     # Reductions, with NumPy's names and arguments. axis: an integer, a tuple of integers, or None for all.
 
@@ -413,7 +413,9 @@ class Tensor(Node):
 
     # Python's protocols and NumPy's
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    # For type checkers an array of objects: what `ndarray * tensor` gives would else be taken for an array of numbers,
+    # while it is a tensor. The values are numbers all the same.
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, np.dtype[np.object_]]:
         if type(self.data) is not np.ndarray:
             raise TypeError(f"a tensor on {self.device!r} does not become a NumPy array by itself; use .numpy()")
         return np.array(self.data, dtype=dtype, copy=copy)
@@ -478,6 +480,10 @@ class Tensor(Node):
         device = "" if self.device == "cpu" else f", device={self.device!r}"
         dtype = "" if self.dtype in (np.float32, np.bool_) else f", dtype={self.dtype.name}"
         return f"Tensor({values}{dtype}{device}{', requires_grad=True' if self.requires_grad else ''})"
+
+
+TensorLike = Tensor | Array | Number
+Hook = Callable[[Tensor], Tensor | None]
 
 
 class HookHandle:
@@ -737,7 +743,7 @@ def grad(
     grad_output: TensorLike | None = None,
     create_graph: bool = False,
     allow_unused: bool = False,
-) -> tuple[Any, ...]:
+) -> tuple[Tensor | Any, ...]:  # Any, since only who allows unused inputs has to look for None
     """d(output)/d(input) for each of ``inputs``, without touching any ``.grad``.
 
     ``grad_output`` is d(loss)/d(output), of output's shape; it may be left out if output has one element. The graph
