@@ -7,9 +7,9 @@ if __name__ == "models":
 
     import tinygrad_lenet.models  # noqa: F401
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("tinygrad_lenet.models"):
-            sys.modules[name.removeprefix("tinygrad_lenet.")] = module
+    for _name, _module in list(sys.modules.items()):
+        if _name.startswith("tinygrad_lenet.models"):
+            sys.modules[_name.removeprefix("tinygrad_lenet.")] = _module
 else:
     from .lenet5 import LeNet5
     from .lenet5_1998 import LeNet5_1998

@@ -204,6 +204,15 @@ def memory_of(array: Array) -> Array:
     return owner
 
 
+def is_writable(array: Array) -> bool:
+    """Whether the memory of ``array`` can be written to; that of a GPU always can.
+
+    >>> is_writable(np.broadcast_to(1.0, (2,)))
+    False
+    """
+    return bool(getattr(array.flags, "writeable", True))
+
+
 _kernels: dict[tuple[str, str], Kernel] = {}
 
 

@@ -19,7 +19,7 @@ from .ops.layout import Concatenate, Pad
 from .ops.lenet_1998 import ScaledTanh, ScatterKernels, Subsample2d, connection_table
 from .ops.pool import AvgPool2d, MaxPool2d
 from .shapes import ShapeError, integer, normalize_axis, number
-from .tensor import Tensor, TensorLike, as_tensor, numpy_functions, real_dtype
+from .tensor import Tensor, TensorLike, as_tensor, check_writable, numpy_functions, real_dtype
 
 __all__ = [
     "avg_pool2d",
@@ -52,6 +52,10 @@ __all__ = [
     "tanh",
     "where",
 ]
+
+
+def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+    return __all__
 
 
 def conv2d(
@@ -453,6 +457,7 @@ def batch_norm(
         with no_grad():
             for running, batch in statistics:
                 if isinstance(running, Tensor):
+                    check_writable("batch_norm", "a running statistic", running)
                     updates.append((running, (1 - momentum) * running + momentum * batch.reshape(channels)))
             for running, new in updates:
                 running[...] = new
@@ -527,8 +532,11 @@ def stack(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
     for i, x in enumerate(tensors):
         if x.shape != tensors[0].shape:
             raise ShapeError(f"stack: input {i} has shape {x.shape}, input 0 {tensors[0].shape}; expected the same")
-    place = normalize_axis("stack", axis, tensors[0].ndim + 1)
-    return Concatenate(place)(*(x.expand_dims(place) for x in tensors))
+    shape = tensors[0].shape
+    place = normalize_axis("stack", axis, len(shape) + 1)
+    if place == len(shape):
+        return Concatenate(place)(*(x.expand_dims(place) for x in tensors))
+    return Concatenate(place)(*tensors).reshape((*shape[:place], len(tensors), *shape[place:]))
 
 
 def _tensors(op: str, xs: Sequence[TensorLike]) -> list[Tensor]:

@@ -12,17 +12,18 @@ import functools
 import inspect
 import itertools
 import operator
-import threading
+import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, overload
 
 from .backend import Array, memory_of
 from .shapes import Shape
 
 Rule = Callable[..., Any]  # an op's backward or curvature
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Node:
@@ -71,10 +72,13 @@ def _switched(to: Mode) -> Iterator[None]:
         _restore(token)
 
 
-def _restore(token: Token[Mode]) -> None:
+def _restore(token: Token[Mode]) -> bool:
     """Return to the previous mode; a generator closed in another thread or task has nothing to restore there."""
-    with suppress(ValueError):
+    try:
         mode.reset(token)
+    except ValueError:
+        return False
+    return True
 
 
 def observed(observer: Observer | None) -> Any:
@@ -94,23 +98,32 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
     False
     """
 
-    _tokens: dict[int, list[Token[Mode]]]  # per thread, since an object may be reused, even within its own block
+    _tokens: list[Token[Mode]]  # of all threads and tasks inside the block
 
-    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+    @overload
+    def __new__(cls, function: None = None) -> Self: ...
+
+    @overload
+    def __new__(cls, function: Function) -> Function: ...  # type: ignore[misc]  # it decorates, so it is no no_grad
+
+    def __new__(cls, function: Any = None) -> Any:
         self = super().__new__(cls)
-        self._tokens = {}
+        self._tokens = []
         return self if function is None else self(function)
 
     def __enter__(self) -> None:
-        token = mode.set(mode.get()._replace(recording=False))
-        self._tokens.setdefault(threading.get_ident(), []).append(token)
+        self._tokens.append(mode.set(mode.get()._replace(recording=False)))
 
     def __exit__(self, *exception: object) -> None:
-        here = self._tokens.get(threading.get_ident())
-        if here:
-            _restore(here.pop())
+        for token in reversed(self._tokens):  # the last that belongs to this thread and task
+            if _restore(token):
+                self._tokens.remove(token)
+                return
 
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, function: Function) -> Function:
+        return self._around(function)
+
+    def _around(self, function: Any) -> Any:
         if not callable(function):
             raise TypeError(f"no_grad: {function!r} is not a function; write `with no_grad():` or decorate a function")
         if inspect.isgeneratorfunction(function):
@@ -125,14 +138,19 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
             @functools.wraps(function)
             async def stream(*arguments: Any, **options: Any) -> Any:
                 inner = function(*arguments, **options)
+                send, value = inner.asend, None
                 try:
                     while True:
-                        with no_grad():
-                            try:
-                                item = await anext(inner)
-                            except StopAsyncIteration:
-                                return
-                        yield item
+                        try:
+                            item = await _awaited(send(value))
+                        except StopAsyncIteration:
+                            return
+                        try:
+                            send, value = inner.asend, (yield item)
+                        except GeneratorExit:
+                            raise
+                        except BaseException as error:
+                            send, value = inner.athrow, error
                 finally:
                     await inner.aclose()
 
@@ -141,8 +159,7 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
 
             @functools.wraps(function)
             async def coroutine(*arguments: Any, **options: Any) -> Any:
-                with no_grad():
-                    return await function(*arguments, **options)
+                return await _awaited(function(*arguments, **options))
 
             return coroutine
 
@@ -173,6 +190,9 @@ def _steps(inner: Any) -> Any:
                 send, value = inner.throw, error
     finally:
         inner.close()
+
+
+_awaited: Callable[[Any], Any] = types.coroutine(_steps)  # a coroutine is run in steps, as a generator is
 
 
 REGISTRY: dict[str, Any] = {}  # the class of each op by its name; `tinygrad_lenet.op.Op` fills it
@@ -220,12 +240,13 @@ def note_write(*arrays: Array) -> None:
 
 def _refuse_overwritten(y: Node) -> None:
     """ValueError if y, or an input of the op that made it, has been written to since."""
-    if _last_write <= y.made or not y.op.reads_values:
+    if _last_write <= y.made or not y.op.read:
         return
-    for spec, x in zip(
-        [*y.op.parsed.specs(len(y.inputs or ())), y.op.parsed.output], [*(y.inputs or ()), y], strict=True
-    ):
-        if isinstance(x, Node) and _writes.get(id(memory_of(x.data)), (None, 0))[1] > y.made:
+    inputs, signature = y.inputs or (), y.op.parsed
+    for spec, x in zip([*signature.specs(len(inputs)), signature.output], [*inputs, y], strict=True):
+        if spec.name not in y.op.read or not isinstance(x, Node):
+            continue
+        if _writes.get(id(memory_of(x.data)), (None, 0))[1] > y.made:
             raise ValueError(
                 f"backward: {spec.name}, of shape {x.data.shape}, was written to after {y.op.name} had used it, so its "
                 "gradient would be wrong; call backward before the write (an optimiser's step is one), or compute the "
@@ -261,6 +282,9 @@ def ancestors(output: Node) -> list[Node]:
 
 class Path:
     """The nodes that lead from ``targets`` (default: all leaves) to ``output``, for passes back from the output."""
+
+    wanted: set[int]  # ids of the targets
+    leading: set[int]  # and of all nodes between them and the output, ends included
 
     def __init__(self, caller: str, output: Node, targets: Sequence[Node] | None) -> None:
         self._nodes = ancestors(output)

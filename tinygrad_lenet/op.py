@@ -5,6 +5,7 @@ can themselves be differentiated). Every array that a tensor holds was computed 
 computes outside ops.
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,15 +69,16 @@ class Op:
     sizes: ClassVar[Mapping[str, Sequence[Any]]] = {}
     integers: ClassVar[Literal["int64", "float", "kept", "refused", "native"]] = "float"
     one_float_dtype: ClassVar[bool] = False
-    reads_values: ClassVar[bool] = True  # whether backward depends on the values of its inputs or output
+    reads_values: ClassVar[bool] = True  # whether backward depends on values of inputs or output, other than indices
     writes: ClassVar[bool] = False  # whether forward writes into the first input and returns it
     curved: ClassVar[bool] = False  # whether `curvature` keeps the op's own second derivative, as losses do
 
     name: ClassVar[str]
     parsed: ClassVar[Signature]
     differentiable: ClassVar[bool]  # whether there is a backward
+    read: ClassVar[frozenset[str]]  # the inputs, and the output, whose values backward depends on
     _divisors: ClassVar[tuple[str, ...]]
-    _typed: ClassVar[bool]  # whether some inputs must be booleans or integers
+    _typed: ClassVar[float]  # the place of the first input that must be booleans or integers; inf if there is none
 
     def __init_subclass__(cls, kind: bool = False) -> None:
         if kind:  # a kind of op, such as the elementwise ones, not an op itself
@@ -94,7 +96,6 @@ class Op:
             raise TypeError(f"op {cls.__name__} lacks {', '.join(missing).replace('__doc__', 'a docstring')}")
         cls.parsed = parsed = Signature.parse(cls.signature)
         cls.name = parsed.op
-        cls._typed = any(domain.kind in ("boolean", "index") for domain in cls.domains.values())
         cls._divisors = tuple({axis.partition("/")[2] for x in parsed.inputs for axis in x.axes if "/" in axis})
         fields = {name for base in cls.__mro__ if base is not Op for name in get_annotations(base)}
         if fields != set(cls.parameters):
@@ -102,6 +103,10 @@ class Op:
             raise TypeError(f"op {cls.__name__}: no test values are given for parameter {odd}, or it is no field")
         if set(cls.domains) != {x.name for x in parsed.inputs}:
             raise TypeError(f"op {cls.__name__}: domains are for {sorted(cls.domains)}, inputs are {cls.signature}")
+        typed = (i for i, x in enumerate(parsed.inputs) if cls.domains[x.name].kind in ("boolean", "index"))
+        cls._typed = next(typed, math.inf)
+        read = {x.name for x in parsed.inputs if cls.reads_values or cls.domains[x.name].kind == "index"}
+        cls.read = frozenset(read | {parsed.output.name} if cls.reads_values else read)
         if cls.name in REGISTRY and REGISTRY[cls.name].__module__ != cls.__module__:
             raise TypeError(f"op {cls.__name__}: the name {cls.name!r} is taken by {REGISTRY[cls.name]}")
         if fields:
@@ -115,7 +120,9 @@ class Op:
     def __repr__(self) -> str:  # of an op with parameters, dataclass writes it
         return f"{type(self).__name__}()"
 
-    def output_shape(self, *shapes: Shape) -> Shape | None:
+    # In these four, Any and **named allow ops to name their inputs without complaints from type checkers.
+
+    def output_shape(self, *shapes: Any, **named: Any) -> Shape | None:
         """The output's shape, None if it depends on values; ShapeError for shapes that do not fit."""
         leading, sizes = self.bind(shapes)
         return (*leading, *[sizes[axis] for axis in self.parsed.output.fixed_axes])
@@ -124,15 +131,17 @@ class Op:
         """The axes that ``...`` stands for and the size of each named axis; ShapeError if the shapes do not fit."""
         return _bind(self.parsed, shapes, tuple([(name, getattr(self, name)) for name in self._divisors]))
 
-    def forward(self, xp: Any, *arrays: Array) -> Array:
+    def forward(self, xp: Any, *arrays: Any, **named: Any) -> Array:
         """Compute the output from arrays of namespace ``xp``."""
         raise TypeError(f"op {type(self).__name__} lacks forward")
 
-    def backward(self, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
+    def backward(self, gy: Tensor, y: Tensor, /, *inputs: Any, **named: Any) -> Gradient | tuple[Gradient, ...]:
         """The gradient for each input, given d(loss)/dy: a tensor, None, or a function that is called if needed."""
         raise TypeError(f"op {type(self).__name__} lacks backward")
 
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
+    def curvature(
+        self, hy: Tensor, gy: Tensor, y: Tensor, /, *inputs: Any, **named: Any
+    ) -> Gradient | tuple[Gradient, ...]:
         """For each input x_j, sum_i hy_i (dy_i/dx_j)^2; a ``curved`` op adds gy_i d2y_i/dx_j2 where that is positive.
 
         This rule is optional; see the function `tinygrad_lenet.curvature`.
@@ -169,7 +178,7 @@ class Op:
                 dtype = array.dtype if dtype is None else False
         backend = backend_of(*arrays)
         self._shape(tuple(shapes))
-        if not dtype or dtype.kind != "f" or self._typed:  # several dtypes, integers, or numbers alone
+        if not dtype or dtype.kind != "f" or len(operands) > self._typed:  # several dtypes, integers, numbers alone
             operands = _converted(self, operands)
             arrays = [x.data if isinstance(x, Tensor) else x for x in operands]
         if backend is NUMPY:
@@ -198,8 +207,9 @@ class Op:
     def _shape(self, shapes: tuple[Shape, ...]) -> Shape | None:
         """`output_shape`, cached for ops that are applied again and again."""
         known: dict[Any, Any] = self.__dict__.setdefault("_known_shapes", {})
-        if shapes in known:
-            return known[shapes]
+        shape = known.get(shapes, False)
+        if shape is not False:
+            return shape
         if len(known) > 64:
             known.clear()
         shape = known[shapes] = self.output_shape(*shapes)
@@ -215,9 +225,11 @@ def _bind(
 
 def _operand(x: Any) -> Tensor | Number:
     """An op's input: a tensor, or a Python number, which goes with any device and takes the others' dtype."""
+    if type(x) is int and x.bit_length() > 1023:
+        raise ValueError(f"an integer of {x.bit_length()} bits is larger than any number that an array can hold")
     if type(x) in (int, float, bool):
         return x
-    if isinstance(x, np.generic):
+    if isinstance(x, np.generic) and x.dtype.kind in "fiub":
         x = x.item()
         return float(x) if isinstance(x, np.floating) else x  # the item of a long double is one, too
     return Tensor(x)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, backend_of, transfer
+from .backend import Array, backend_of, is_writable, transfer
 from .curvature import curvature
 from .graph import note_write
 from .nn.state import copy_values, fitting_values
@@ -22,6 +22,10 @@ from .shapes import integer, number
 from .tensor import Tensor
 
 __all__ = ["SGD", "Adam", "AdamW", "OneCycle", "Optimizer", "PassRates", "StepLR", "StochasticDiagonalLM"]
+
+
+def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+    return __all__
 
 
 @dataclass
@@ -62,9 +66,9 @@ class Optimizer:
 
     def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0) -> None:
         name = type(self).__name__
-        self.params = _parameters(name, params)
+        self.params: list[Tensor] = _parameters(name, params)
         self.lr = lr
-        self.weight_decay = number(name, "weight_decay", weight_decay, "[0, inf)")
+        self.weight_decay: float = number(name, "weight_decay", weight_decay, "[0, inf)")
         self._steps = [0] * len(self.params)  # how many times each parameter was updated
         self._groups: list[_Group] = []
         self._lay_out()
@@ -138,7 +142,7 @@ class Optimizer:
                     f"{type(self).__name__}: the gradient of parameter {member} has shape {array.shape}; "
                     f"expected the parameter's, {shape}"
                 )
-            if not getattr(group.arrays[k].flags, "writeable", True):
+            if not is_writable(group.arrays[k]):
                 raise ValueError(f"{type(self).__name__}: parameter {member} lies in read-only memory")
             if self._steps[member] != step:
                 if step >= 0:
@@ -204,6 +208,8 @@ class Optimizer:
         if state["algorithm"] != name:
             raise ValueError(f"{name}: the state is that of {state['algorithm']!r}; expected {name!r}")
         lr = number(name, "lr", state["lr"], "(0, inf)")
+        if not isinstance(state["steps"], (list, tuple)):
+            raise TypeError(f"{name}: steps is {type(state['steps']).__name__}; expected a list of counts")
         steps = [integer(name, "each count in steps", step, minimum=0) for step in state["steps"]]
         if len(steps) != len(self.params):
             raise ValueError(f"{name}: the state is for {len(steps)} parameters; expected {len(self.params)}")
@@ -248,8 +254,8 @@ class SGD(Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0,
     ) -> None:
-        self.momentum = number("SGD", "momentum", momentum, "[0, 1)")
-        self.nesterov = bool(nesterov)
+        self.momentum: float = number("SGD", "momentum", momentum, "[0, 1)")
+        self.nesterov: bool = bool(nesterov)
         if self.nesterov and not self.momentum:
             raise ValueError("SGD: nesterov is True and momentum 0; expected a momentum above 0")
         if self.momentum:
@@ -296,8 +302,8 @@ class Adam(Optimizer):
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"{name}: betas is {betas!r}; expected two numbers")
         b1, b2 = (number(name, "each of betas", beta, "[0, 1)") for beta in betas)
-        self.betas = (b1, b2)
-        self.eps = number(name, "eps", eps, "[0, inf)")
+        self.betas: tuple[float, float] = (b1, b2)
+        self.eps: float = number(name, "eps", eps, "[0, inf)")
         super().__init__(params, lr, weight_decay)
 
     def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
@@ -360,7 +366,7 @@ class StochasticDiagonalLM(Optimizer):
     _state = ("inverse",)  # 1 / (mu + h); 0 while h is unknown
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.0005, mu: float = 0.02) -> None:
-        self.mu = number("StochasticDiagonalLM", "mu", mu, "(0, inf)")
+        self.mu: float = number("StochasticDiagonalLM", "mu", mu, "(0, inf)")
         super().__init__(params, lr)
         self._estimated = False
 
@@ -387,6 +393,7 @@ class StochasticDiagonalLM(Optimizer):
         super().step()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`, as `Optimizer.load_state_dict` does."""
         super().load_state_dict(state)
         self._estimated = all(bool((inverse > 0).all()) for inverse in self._tensors().values())
 
@@ -405,8 +412,8 @@ class _Schedule:
     """Sets an optimiser's learning rate as a function of the number of steps taken since construction."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = _optimizer(type(self).__name__, optimizer)
-        self.count = 0
+        self.optimizer: Optimizer = _optimizer(type(self).__name__, optimizer)
+        self.count: int = 0
         optimizer.lr = self._lr_at(0)
 
     def _lr_at(self, count: int) -> float:
@@ -462,11 +469,11 @@ class OneCycle(_Schedule):
         start_factor: float = 25,
         end_factor: float = 1e4,
     ) -> None:
-        self.max_lr = number("OneCycle", "max_lr", max_lr, "(0, inf)")
-        self.total_steps = integer("OneCycle", "total_steps", total_steps, minimum=1)
-        self.warmup = number("OneCycle", "warmup", warmup, "[0, 1]")
-        self.start_factor = number("OneCycle", "start_factor", start_factor, "(0, inf)")
-        self.end_factor = number("OneCycle", "end_factor", end_factor, "(0, inf)")
+        self.max_lr: float = number("OneCycle", "max_lr", max_lr, "(0, inf)")
+        self.total_steps: int = integer("OneCycle", "total_steps", total_steps, minimum=1)
+        self.warmup: float = number("OneCycle", "warmup", warmup, "[0, 1]")
+        self.start_factor: float = number("OneCycle", "start_factor", start_factor, "(0, inf)")
+        self.end_factor: float = number("OneCycle", "end_factor", end_factor, "(0, inf)")
         super().__init__(optimizer)
 
     def _lr_at(self, count: int) -> float:
@@ -495,13 +502,16 @@ class StepLR(_Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        self.step_size = integer("StepLR", "step_size", step_size, minimum=1)
-        self.gamma = number("StepLR", "gamma", gamma, "(0, inf)")
-        self.base_lr = _optimizer("StepLR", optimizer).lr
+        self.step_size: int = integer("StepLR", "step_size", step_size, minimum=1)
+        self.gamma: float = number("StepLR", "gamma", gamma, "(0, inf)")
+        self.base_lr: float = _optimizer("StepLR", optimizer).lr
         super().__init__(optimizer)
 
     def _lr_at(self, count: int) -> float:
-        return self.base_lr * self.gamma ** (count // self.step_size)
+        try:
+            return self.base_lr * self.gamma ** (count // self.step_size)
+        except OverflowError:
+            return math.inf  # which the optimiser refuses
 
 
 class PassRates(_Schedule):
@@ -524,7 +534,7 @@ class PassRates(_Schedule):
         pairs = rates if isinstance(rates, (tuple, list)) else [rates]
         if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
             raise TypeError(f"PassRates: rates are {rates!r}; expected a list of pairs (passes, rate)")
-        self.rates = [
+        self.rates: list[list[float]] = [  # lists, as a state that went through JSON has them
             [
                 integer("PassRates", "each count of passes", passes, minimum=1),
                 number("PassRates", "each rate", rate, "(0, inf)"),

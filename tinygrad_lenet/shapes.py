@@ -43,6 +43,7 @@ class ArraySpec:
 
     @property
     def any_rank(self) -> bool:
+        """Whether ``...`` is among the axes: any number of them, first."""
         return "..." in self.axes
 
     @property
@@ -164,7 +165,7 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
     >>> integer("conv2d", "groups", 2, minimum=1)
     2
     """
-    if type(value) is int and value >= minimum:
+    if type(value) is int and minimum <= value < 2**63:
         return value
     try:
         if isinstance(value, bool):
@@ -230,7 +231,7 @@ def integers(op: str, name: str, value: Any, minimum: int) -> tuple[int, ...]:
     """
     given = value if isinstance(value, (tuple, list)) else (value,)
     return tuple(
-        [each if type(each) is int and each >= minimum else integer(op, name, each, minimum) for each in given]
+        [each if type(each) is int and minimum <= each < 2**63 else integer(op, name, each, minimum) for each in given]
     )
 
 

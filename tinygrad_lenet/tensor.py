@@ -7,18 +7,16 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Union
+from typing import Any, Self
 
 import numpy as np
 
-from .backend import Array, backend_of, backend_of_type, default_device, transfer
+from .backend import Array, backend_of, backend_of_type, default_device, is_writable, transfer
 from .graph import REGISTRY, Node, Path, backpropagate, mode, op
 from .index import parse
 from .shapes import Shape, ShapeError, integers, normalize_axes
 
 Number = int | float
-TensorLike = Union["Tensor", Array, Number]
-Hook = Callable[["Tensor"], "Tensor | None"]
 Axis = int | Sequence[int] | None
 
 _BOOLEAN_UFUNCS = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "invert": "logical_not"}
@@ -45,6 +43,7 @@ class Tensor(Node):
 
     data: Array
     _grad: "Tensor | None"
+    hooks: "dict[int, Hook] | None"
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> None:
         if isinstance(data, Tensor):
@@ -150,7 +149,7 @@ class Tensor(Node):
         self._grad = None
 
     def backward(
-        self, gradient: TensorLike | None = None, retain_graph: bool = False, create_graph: bool = False
+        self, gradient: "TensorLike | None" = None, retain_graph: bool = False, create_graph: bool = False
     ) -> None:
         """Add d(self)/d(leaf) to the ``.grad`` of every leaf that requires a gradient.
 
@@ -169,7 +168,7 @@ class Tensor(Node):
             taken.add(id(gx.data))
             _accumulate(leaf, gx)
 
-    def register_hook(self, hook: Hook) -> "HookHandle":
+    def register_hook(self, hook: "Hook") -> "HookHandle":
         """Call ``hook(gradient)`` in every backward pass, once this tensor's gradient is complete.
 
         If it returns anything but None, that replaces the gradient. ``handle.remove()`` removes the hook. ValueError if
@@ -188,40 +187,40 @@ class Tensor(Node):
 
     # Operators
 
-    def __add__(self, other: TensorLike) -> "Tensor":
+    def __add__(self, other: "TensorLike") -> "Tensor":
         return _apply("add", self, other)
 
-    def __radd__(self, other: TensorLike) -> "Tensor":
+    def __radd__(self, other: "TensorLike") -> "Tensor":
         return _apply("add", other, self)
 
-    def __sub__(self, other: TensorLike) -> "Tensor":
+    def __sub__(self, other: "TensorLike") -> "Tensor":
         return _apply("subtract", self, other)
 
-    def __rsub__(self, other: TensorLike) -> "Tensor":
+    def __rsub__(self, other: "TensorLike") -> "Tensor":
         return _apply("subtract", other, self)
 
-    def __mul__(self, other: TensorLike) -> "Tensor":
+    def __mul__(self, other: "TensorLike") -> "Tensor":
         return _apply("multiply", self, other)
 
-    def __rmul__(self, other: TensorLike) -> "Tensor":
+    def __rmul__(self, other: "TensorLike") -> "Tensor":
         return _apply("multiply", other, self)
 
-    def __truediv__(self, other: TensorLike) -> "Tensor":
+    def __truediv__(self, other: "TensorLike") -> "Tensor":
         return _apply("divide", self, other)
 
-    def __rtruediv__(self, other: TensorLike) -> "Tensor":
+    def __rtruediv__(self, other: "TensorLike") -> "Tensor":
         return _apply("divide", other, self)
 
-    def __pow__(self, other: TensorLike) -> "Tensor":
+    def __pow__(self, other: "TensorLike") -> "Tensor":
         return _apply("power", self, other)
 
-    def __rpow__(self, other: TensorLike) -> "Tensor":
+    def __rpow__(self, other: "TensorLike") -> "Tensor":
         return _apply("power", other, self)
 
-    def __matmul__(self, other: TensorLike) -> "Tensor":
+    def __matmul__(self, other: "TensorLike") -> "Tensor":
         return _matmul(self, as_tensor(other)) if _is_operand(other) else NotImplemented
 
-    def __rmatmul__(self, other: TensorLike) -> "Tensor":
+    def __rmatmul__(self, other: "TensorLike") -> "Tensor":
         return _matmul(as_tensor(other), self) if _is_operand(other) else NotImplemented
 
     def __pos__(self) -> "Tensor":
@@ -236,19 +235,19 @@ class Tensor(Node):
     # In place: these write into this tensor's memory if no gradient is recorded. Otherwise ``t += v`` makes a new
     # tensor, as ``t = t + v`` does, since an op may have kept the old values.
 
-    def __iadd__(self, other: TensorLike) -> "Tensor":
+    def __iadd__(self, other: "TensorLike") -> Self:
         return _in_place("add", self, other)
 
-    def __isub__(self, other: TensorLike) -> "Tensor":
+    def __isub__(self, other: "TensorLike") -> Self:
         return _in_place("subtract", self, other)
 
-    def __imul__(self, other: TensorLike) -> "Tensor":
+    def __imul__(self, other: "TensorLike") -> Self:
         return _in_place("multiply", self, other)
 
-    def __itruediv__(self, other: TensorLike) -> "Tensor":
+    def __itruediv__(self, other: "TensorLike") -> Self:
         return _in_place("divide", self, other)
 
-    def __ipow__(self, other: TensorLike) -> "Tensor":
+    def __ipow__(self, other: "TensorLike") -> Self:
         return _in_place("power", self, other)
 
     def __getitem__(self, index: Any) -> "Tensor":
@@ -256,7 +255,7 @@ class Tensor(Node):
         pattern, arrays = _parsed_index("getitem", self, index)
         return REGISTRY["getitem"](pattern)(self, *arrays)
 
-    def __setitem__(self, index: Any, value: TensorLike) -> None:
+    def __setitem__(self, index: Any, value: "TensorLike") -> None:
         """Write ``value`` into the elements at ``index``; ValueError if that would make a gradient wrong."""
         if mode.get().recording and (self.requires_grad or getattr(value, "requires_grad", False)):
             raise ValueError(
@@ -273,22 +272,22 @@ class Tensor(Node):
     def __ne__(self, other: object) -> "Tensor":  # type: ignore[override]
         return _apply("not_equal", self, other)
 
-    def __lt__(self, other: TensorLike) -> "Tensor":
+    def __lt__(self, other: "TensorLike") -> "Tensor":
         return _apply("less", self, other)
 
-    def __le__(self, other: TensorLike) -> "Tensor":
+    def __le__(self, other: "TensorLike") -> "Tensor":
         return _apply("less_equal", self, other)
 
-    def __gt__(self, other: TensorLike) -> "Tensor":
+    def __gt__(self, other: "TensorLike") -> "Tensor":
         return _apply("greater", self, other)
 
-    def __ge__(self, other: TensorLike) -> "Tensor":
+    def __ge__(self, other: "TensorLike") -> "Tensor":
         return _apply("greater_equal", self, other)
 
-    def __and__(self, other: TensorLike) -> "Tensor":
+    def __and__(self, other: "TensorLike") -> "Tensor":
         return _apply("logical_and", self, other)
 
-    def __or__(self, other: TensorLike) -> "Tensor":
+    def __or__(self, other: "TensorLike") -> "Tensor":
         return _apply("logical_or", self, other)
 
     __rand__ = __and__
@@ -297,7 +296,8 @@ class Tensor(Node):
     def __invert__(self) -> "Tensor":
         return op("logical_not")(self)
 
-    __hash__ = object.__hash__  # by identity: == compares elements
+    def __hash__(self) -> int:  # by identity: == compares elements
+        return object.__hash__(self)
 
     # Reductions, with NumPy's names and arguments. axis: an integer, a tuple of integers, or None for all.
 
@@ -413,7 +413,9 @@ class Tensor(Node):
 
     # Python's protocols and NumPy's
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    # For type checkers an array of objects: what `ndarray * tensor` gives would else be taken for an array of numbers,
+    # while it is a tensor. The values are numbers all the same.
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, np.dtype[np.object_]]:
         if type(self.data) is not np.ndarray:
             raise TypeError(f"a tensor on {self.device!r} is not converted to a NumPy array implicitly; use .numpy()")
         return np.array(self.data, dtype=dtype, copy=copy)
@@ -437,7 +439,8 @@ class Tensor(Node):
                 f"this tensor was computed by {self.op.name}, and its graph can be neither copied nor pickled; "
                 "detach() it first"
             )
-        return _rebuilt, (type(self), self.numpy(), self.requires_grad, self._grad, self.device)
+        attributes = getattr(self, "__dict__", None)  # of a subclass
+        return _rebuilt, (type(self), self.numpy(), self.requires_grad, self._grad, self.device), attributes or None
 
     def __len__(self) -> int:
         if not self.ndim:
@@ -450,8 +453,8 @@ class Tensor(Node):
         They are taken from halves of halves: each level of halves then writes the gradient once, whereas rows taken
         from the whole tensor would each write all of it.
         """
-        if len(self) <= 8 or not self.requires_grad:
-            return (self[i] for i in range(len(self)))
+        if len(self) <= 16 or not self.requires_grad:
+            return (REGISTRY["getitem"]((i,))(self) for i in range(len(self)))
         middle = len(self) // 2
         return itertools.chain.from_iterable(iter(self[part]) for part in (slice(middle), slice(middle, None)))
 
@@ -477,6 +480,10 @@ class Tensor(Node):
         device = "" if self.device == "cpu" else f", device={self.device!r}"
         dtype = "" if self.dtype in (np.float32, np.bool_) else f", dtype={self.dtype.name}"
         return f"Tensor({values}{dtype}{device}{', requires_grad=True' if self.requires_grad else ''})"
+
+
+TensorLike = Tensor | Array | Number
+Hook = Callable[[Tensor], Tensor | None]
 
 
 class HookHandle:
@@ -538,10 +545,7 @@ def real_dtype(caller: str, dtype: Any) -> np.dtype[Any]:
 
 def _host_array(data: Any) -> np.ndarray:
     """Python numbers, lists of them, NumPy scalars and anything with ``__array__`` as a NumPy array."""
-    if isinstance(data, np.ma.MaskedArray):
-        raise TypeError("Tensor: the data is a masked array, whose mask would be lost; use its filled()")
-    if isinstance(data, (list, tuple)) and _holds_tensors(data):
-        raise TypeError("Tensor: a list of tensors would lose their gradients; join them with functional.stack")
+    _refuse_loss(data)
     try:
         array = np.asarray(data)
     except ValueError as error:
@@ -553,8 +557,15 @@ def _host_array(data: Any) -> np.ndarray:
     return array
 
 
-def _holds_tensors(data: Sequence[Any]) -> bool:
-    return any(isinstance(each, Tensor) or (isinstance(each, (list, tuple)) and _holds_tensors(each)) for each in data)
+def _refuse_loss(data: Any) -> None:
+    """TypeError for masked arrays, also in lists, and for lists of tensors."""
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("Tensor: the data is a masked array, whose mask would be lost; use its filled()")
+    if isinstance(data, (list, tuple)):
+        for each in data:
+            if isinstance(each, Tensor):
+                raise TypeError("Tensor: a list of tensors would lose their gradients; join them with functional.stack")
+            _refuse_loss(each)
 
 
 def _well_formed(array: Array) -> Array:
@@ -573,7 +584,9 @@ def _same_place(value: Any, t: Tensor) -> Tensor:
 
 def _is_operand(x: object) -> bool:
     """Whether x can be an op's input: a tensor, a number, an array or a list. Other types may have operators."""
-    return isinstance(x, (Tensor, int, float, np.generic, list, tuple)) or backend_of_type(type(x)) is not None
+    if isinstance(x, np.generic):
+        return x.dtype.kind in "fiub"
+    return isinstance(x, (Tensor, int, float, list, tuple)) or backend_of_type(type(x)) is not None
 
 
 def _apply(name: str, a: Any, b: Any) -> Any:
@@ -609,13 +622,19 @@ def _write(t: Tensor, index: Any, value: Any) -> None:
             and not np.iinfo(t.dtype).min <= value <= np.iinfo(t.dtype).max
         ):
             raise ValueError(f"assign: {value} does not fit into {t.dtype}")
-        value = value.astype(t.dtype) if t.dtype.kind == "f" or value.dtype.kind in "iub" else value
+        if value.dtype.kind in ("fiub" if t.dtype.kind == "f" else "iub"):
+            value = value.astype(t.dtype)
     value = value if isinstance(value, Tensor) else _same_place(value, t)
     if t.dtype.kind != "f" and not np.can_cast(value.dtype, t.dtype, "safe"):
         raise TypeError(f"assign: the value is {value.dtype}, which {t.dtype} cannot hold; use astype first")
-    if not getattr(getattr(t.data, "flags", None), "writeable", True):
-        raise ValueError("assign: the tensor's memory is read-only; write into a copy() of it")
+    check_writable("assign", "the tensor", t)
     REGISTRY["assign"](pattern)(t, value, *arrays)
+
+
+def check_writable(caller: str, name: str, t: Tensor) -> None:
+    """ValueError if t lies in read-only memory."""
+    if not is_writable(t.data):
+        raise ValueError(f"{caller}: {name} lies in read-only memory; use a copy() of it")
 
 
 def _parsed_index(name: str, x: Tensor, index: Any) -> tuple[Any, list[Tensor]]:
@@ -724,7 +743,7 @@ def grad(
     grad_output: TensorLike | None = None,
     create_graph: bool = False,
     allow_unused: bool = False,
-) -> tuple[Any, ...]:
+) -> tuple[Tensor | Any, ...]:  # Any, since only who allows unused inputs has to look for None
     """d(output)/d(input) for each of ``inputs``, without touching any ``.grad``.
 
     ``grad_output`` is d(loss)/d(output), with output's shape; it may be left out if output has one element. The graph

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["cases", "check_gradients", "check_op"]
 
+
+def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+    return __all__
+
+
 Function = Callable[..., Tensor]
 Case = tuple[Op, list[np.ndarray]]
 

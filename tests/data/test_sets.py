@@ -255,7 +255,9 @@ def test_no_mirror_answers(
     tmp_path: Path, upstream: Path, serve: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sets._MIRRORS, "mnist", (serve(tmp_path / "a"), serve(tmp_path / "b")))
-    with pytest.raises(DataError, match=r"no mirror: .*127.0.0.1.*404.*127.0.0.1.*404.*put the file into .*mnist by"):
+    with pytest.raises(
+        DataError, match=r"no mirror delivered .*127.0.0.1.*404.*127.0.0.1.*404.*put the file into .*mnist by"
+    ):
         data.mnist(tmp_path / "root", download=True)
 
 

@@ -88,17 +88,17 @@ class DataLoader:
             if function is not None and not callable(function):
                 raise TypeError(f"DataLoader: {name} is {function!r}, expected a function or None")
         self.images = images
-        self.labels = labels.astype(np.int64, copy=False)
-        self.batch_size = integer("DataLoader", "batch_size", batch_size, 1)
-        self.shuffle = bool(shuffle)
-        self.seed = integer("DataLoader", "seed", seed, 0)
+        self.labels: Labels = labels.astype(np.int64, copy=False)
+        self.batch_size: int = integer("DataLoader", "batch_size", batch_size, 1)
+        self.shuffle: bool = bool(shuffle)
+        self.seed: int = integer("DataLoader", "seed", seed, 0)
         self.transform = transform
-        self.drop_last = bool(drop_last)
+        self.drop_last: bool = bool(drop_last)
         self.augment = augment
         self.share = share
-        self.drawn = 0
-        self.epoch = 0
-        self.position = 0  # how many samples of this epoch have been yielded
+        self.drawn: int = 0
+        self.epoch: int = 0
+        self.position: int = 0  # how many samples of this epoch have been yielded
         self._resumed = False
         self._drawn: tuple[tuple[int, int], npt.NDArray[np.intp]] | None = None  # the latest order, and its key
 
@@ -197,11 +197,11 @@ class Affine:
         shear: float = 0.2,
         seed: int = 0,
     ) -> None:
-        self.translation = number("Affine", "translation", translation, "[0, inf)")
-        self.scale = number("Affine", "scale", scale, "[0, 1)")
-        self.squeeze = number("Affine", "squeeze", squeeze, "[0, 1)")
-        self.shear = number("Affine", "shear", shear, "[0, inf)")
-        self.seed = integer("Affine", "seed", seed, 0)
+        self.translation: float = number("Affine", "translation", translation, "[0, inf)")
+        self.scale: float = number("Affine", "scale", scale, "[0, 1)")
+        self.squeeze: float = number("Affine", "squeeze", squeeze, "[0, 1)")
+        self.shear: float = number("Affine", "shear", shear, "[0, inf)")
+        self.seed: int = integer("Affine", "seed", seed, 0)
 
     def __call__(self, images: Images, epoch: int = 0, position: int = 0) -> Images:
         """Distort images, the first of which is sample `position` of `epoch`."""

@@ -26,7 +26,7 @@ from ..ops.lenet_1998 import Subsample2d as Subsample2dOp
 from ..ops.pool import AvgPool2d as AvgPool2dOp
 from ..ops.pool import MaxPool2d as MaxPool2dOp
 from ..shapes import Pair, ShapeError, generator, integer, number, pair
-from ..tensor import Tensor, TensorLike, as_tensor
+from ..tensor import Tensor, TensorLike, as_tensor, check_writable
 from .module import Activation, Module, Parameter
 
 Random = np.random.Generator | int | None
@@ -36,15 +36,16 @@ OneOrTwo = int | tuple[int, int]  # the same for both axes, or (vertical, horizo
 class _Convolution(Module):
     """What convolution and its transpose share: their op, weight (rows, columns, KH, KW) and bias."""
 
+    weight: Parameter
     bias: Parameter | None
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: OneOrTwo, op: Conv2dOp | ConvTranspose2dOp
     ) -> None:
         layer = type(self).__name__
-        self.in_channels = integer(layer, "in_channels", in_channels, minimum=1)
-        self.out_channels = integer(layer, "out_channels", out_channels, minimum=1)
-        self.kernel_size = pair(layer, "kernel_size", kernel_size, minimum=1)
+        self.in_channels: int = integer(layer, "in_channels", in_channels, minimum=1)
+        self.out_channels: int = integer(layer, "out_channels", out_channels, minimum=1)
+        self.kernel_size: Pair = pair(layer, "kernel_size", kernel_size, minimum=1)
         self.op = op
         for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
             if channels % op.groups:
@@ -52,18 +53,22 @@ class _Convolution(Module):
 
     @property
     def stride(self) -> Pair:
+        """How far the window moves, (vertical, horizontal)."""
         return self.op.stride
 
     @property
     def padding(self) -> Pair:
+        """How many pixels are added on each side, (vertical, horizontal)."""
         return self.op.padding
 
     @property
     def dilation(self) -> Pair:
+        """The distance of neighbouring elements of the kernel, (vertical, horizontal)."""
         return self.op.dilation
 
     @property
     def groups(self) -> int:
+        """How many groups of channels are convolved apart from each other."""
         return self.op.groups
 
     def _draw(self, rows: int, columns: int, bias: bool, rng: Random, dtype: Any) -> None:
@@ -96,6 +101,9 @@ class Conv2d(_Convolution):
     (4, 5, 5)
     """
 
+    weight: Parameter
+    bias: Parameter | None
+
     def __init__(
         self,
         in_channels: int,
@@ -111,7 +119,7 @@ class Conv2d(_Convolution):
         connections: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, Conv2dOp(stride, padding, dilation, groups))
-        self.connections = None
+        self.connections: tuple[tuple[int, ...], ...] | None = None
         if connections is None:
             self._draw(self.out_channels, self.in_channels // self.groups, bias, rng, dtype)
             return
@@ -174,6 +182,7 @@ class ConvTranspose2d(_Convolution):
 
     @property
     def output_padding(self) -> Pair:
+        """The pixels added at the output's lower and right edge, (vertical, horizontal)."""
         return getattr(self.op, "output_padding")  # noqa: B009 - the op of a convolution has none
 
 
@@ -186,11 +195,14 @@ class Linear(Module):
     Linear(in_features=84, out_features=10, bias=True)
     """
 
+    weight: Parameter
+    bias: Parameter | None
+
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, rng: Random = None, dtype: Any = np.float32
     ) -> None:
-        self.in_features = integer("Linear", "in_features", in_features, minimum=1)
-        self.out_features = integer("Linear", "out_features", out_features, minimum=1)
+        self.in_features: int = integer("Linear", "in_features", in_features, minimum=1)
+        self.out_features: int = integer("Linear", "out_features", out_features, minimum=1)
         shape = (self.out_features, self.in_features)
         biases = self.out_features if bias else None
         self.weight, self.bias = _initial("Linear", shape, self.in_features, biases, rng, dtype)
@@ -210,14 +222,17 @@ class _Pool(Module):
 
     @property
     def kernel_size(self) -> Pair:
+        """The size of the window, (vertical, horizontal)."""
         return self.op.kernel_size
 
     @property
     def stride(self) -> Pair:
+        """How far the window moves, (vertical, horizontal)."""
         return self.op.stride
 
     @property
     def padding(self) -> Pair:
+        """How many pixels are added on each side, (vertical, horizontal)."""
         return self.op.padding
 
     def forward(self, x: TensorLike) -> Tensor:
@@ -264,14 +279,15 @@ class Subsample2d(Module):
     """
 
     def __init__(self, channels: int, kernel_size: OneOrTwo = 2, dtype: Any = np.float32) -> None:
-        self.channels = integer("Subsample2d", "channels", channels, minimum=1)
-        self.op = Subsample2dOp(kernel_size)
+        self.channels: int = integer("Subsample2d", "channels", channels, minimum=1)
+        self.op: Subsample2dOp = Subsample2dOp(kernel_size)
         dtype = _float_dtype("Subsample2d", dtype)
-        self.weight = Parameter(np.full(self.channels, 1 / math.prod(self.kernel_size)), dtype=dtype)
-        self.bias = Parameter(np.zeros(self.channels), dtype=dtype)
+        self.weight: Parameter = Parameter(np.full(self.channels, 1 / math.prod(self.kernel_size)), dtype=dtype)
+        self.bias: Parameter = Parameter(np.zeros(self.channels), dtype=dtype)
 
     @property
     def kernel_size(self) -> Pair:
+        """The size of the window, (vertical, horizontal)."""
         return self.op.kernel_size
 
     def forward(self, x: TensorLike) -> Tensor:
@@ -351,7 +367,7 @@ class ScaledTanh(Activation):
     """
 
     def __init__(self, amplitude: float = 1.7159, slope: float = 2 / 3) -> None:
-        self.op = ScaledTanhOp(amplitude, slope)
+        self.op: ScaledTanhOp = ScaledTanhOp(amplitude, slope)
 
     def forward(self, x: TensorLike) -> Tensor:
         return self.op(x)
@@ -370,7 +386,7 @@ class Flatten(Module):
     """
 
     def __init__(self, start_axis: int = 1) -> None:
-        self.start_axis = integer("Flatten", "start_axis", start_axis, minimum=0)
+        self.start_axis: int = integer("Flatten", "start_axis", start_axis, minimum=0)
 
     def forward(self, x: TensorLike) -> Tensor:
         x = as_tensor(x)
@@ -393,8 +409,8 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, rng: Random = None) -> None:
-        self.p = number("Dropout", "p", p, "[0, 1)")
-        self.rng = generator("Dropout", "rng", rng)
+        self.p: float = number("Dropout", "p", p, "[0, 1)")
+        self.rng: np.random.Generator = generator("Dropout", "rng", rng)
 
     def forward(self, x: TensorLike) -> Tensor:
         return F.dropout(x, self.p, self.training, self.rng)
@@ -423,9 +439,10 @@ class _BatchNorm(Module):
         dtype: Any = np.float32,
     ) -> None:
         layer = type(self).__name__
-        self.num_features = channels = integer(layer, "num_features", num_features, minimum=1)
-        self.eps = number(layer, "eps", eps, "[0, inf)")
-        self.momentum = number(layer, "momentum", momentum, "[0, 1]")
+        self.num_features: int = integer(layer, "num_features", num_features, minimum=1)
+        channels = self.num_features
+        self.eps: float = number(layer, "eps", eps, "[0, inf)")
+        self.momentum: float = number(layer, "momentum", momentum, "[0, 1]")
         dtype = _float_dtype(layer, dtype)
         self.weight = Parameter(np.ones(channels), dtype=dtype) if affine else None
         self.bias = Parameter(np.zeros(channels), dtype=dtype) if affine else None
@@ -439,6 +456,8 @@ class _BatchNorm(Module):
         if x.ndim not in map(len, map(str.split, self._inputs)):
             expected = " or ".join(f"[{axes}]" for axes in self._inputs)
             raise ShapeError(f"{type(self).__name__}: x has shape {x.shape}; expected {expected}")
+        if self.training:
+            check_writable(type(self).__name__, "num_batches_tracked", self.num_batches_tracked)
         y = F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
         )

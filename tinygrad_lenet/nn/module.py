@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, ParamSpec, Protocol, Self, TypeVar, overload
 
 import numpy as np
 
-from ..backend import transfer
+from ..backend import Array, transfer
 from ..graph import no_grad
 from ..shapes import Shape, ShapeError, integer
 from ..tensor import HookHandle, Tensor
 from .state import copy_values, fitting_values
 
-ForwardHook = Callable[["Module", tuple[Any, ...], Any], Any]
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
 
 
 class Parameter(Tensor):
@@ -27,11 +28,22 @@ class Parameter(Tensor):
 
     __slots__ = ()
 
+    data: Array
+
     def __init__(
         self, data: Any, requires_grad: bool = True, dtype: Any = np.float32, device: str | None = None
     ) -> None:
         super().__init__(data, requires_grad, dtype, device)
         self.data = self.data.copy()  # optimisers write into it
+
+
+class _Forward(Protocol[P, R_co]):
+    """A module whose `forward` is known to type checkers, which then know what calling it takes and gives."""
+
+    _forward_hooks: Mapping[int, Any]
+
+    def forward(self, *inputs: P.args, **options: P.kwargs) -> R_co:
+        """Compute the output."""
 
 
 class Module:
@@ -53,21 +65,22 @@ class Module:
 
     training: bool = True
     _buffers: tuple[str, ...] = ()
-    _forward_hooks: Mapping[int, ForwardHook] = MappingProxyType({})
+    _forward_hooks: Mapping[int, "ForwardHook"] = MappingProxyType({})
 
-    def forward(self, *inputs: Any) -> Any:
+    # A subclass may take and give what it likes. Where only a Module is known, its output is most likely a tensor.
+    def forward(self, *inputs: Any, **options: Any) -> Tensor | Any:
         """Compute the output; every module defines it."""
         raise TypeError(f"{type(self).__name__}: this module does not define forward")
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Compute the output from the inputs."""
+    def __call__(self: _Forward[P, R_co], *inputs: P.args, **options: P.kwargs) -> R_co:
+        """Compute the output from the inputs, which are those of `forward`."""
         y = self.forward(*inputs, **options)
         for hook in tuple(self._forward_hooks.values()):
             answer = hook(self, inputs, y)
             y = y if answer is None else answer
         return y
 
-    def register_forward_hook(self, hook: ForwardHook) -> HookHandle:
+    def register_forward_hook(self, hook: "ForwardHook") -> HookHandle:
         """Call ``hook(module, inputs, output)`` after every call; if it returns anything but None, that is the output.
 
         ``handle.remove()`` removes the hook.
@@ -237,6 +250,9 @@ class Module:
         return _table(*calls, total=sum(parameter.size for parameter in self.parameters()))
 
 
+ForwardHook = Callable[[Module, tuple[Any, ...], Any], Any]
+
+
 class Activation(Module):
     """A module without parameters that acts on each element; a summary folds it into the layer before it."""
 
@@ -266,13 +282,19 @@ class Sequential(Module):
                 raise ValueError(f"Sequential: the name {name!r} is taken, empty or has a dot; expected another")
             setattr(self, name, module)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any) -> Tensor:
         for _, module in self._submodules():
             x = module(x)
         return x
 
     def __len__(self) -> int:
         return len(self._submodules())
+
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Sequential": ...
 
     def __getitem__(self, index: int | slice) -> Module:
         if isinstance(index, slice):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..backend import Array, backend_of
+from ..backend import Array, backend_of, is_writable
 from ..graph import note_write
 from ..tensor import Tensor
 
@@ -31,7 +31,7 @@ def fitting_values(
             misfits.append(f"{name} has shape {value.shape}, expected {target.shape}")
         elif value.dtype.kind == "f" and target.dtype.kind in "iu" and hasattr(state[name], "dtype"):
             misfits.append(f"{name} has dtype {value.dtype}, expected {target.dtype}")
-        if not getattr(getattr(target, "flags", None), "writeable", True):
+        if not is_writable(target):
             misfits.append(f"{name} lies in read-only memory")
     if misfits:
         raise ValueError(f"{caller}: the state does not fit {owner}: {'; '.join(misfits)}")

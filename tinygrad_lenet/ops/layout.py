@@ -6,6 +6,7 @@ from ..backend import transfer
 from ..curvature import Movement
 from ..op import CONSTANT, REAL
 from ..shapes import ShapeError, axes, broadcast_shape, integer, integers, normalize_axes, normalize_axis, one_axis
+from .indexing import GetItem
 
 
 class Reshape(Movement):
@@ -116,7 +117,7 @@ class Concatenate(Movement):
         start = 0
         for each in x:
             stretch = (slice(None),) * axis + (slice(start, start + each.shape[axis]),)
-            gradients.append(lambda stretch=stretch: gy[stretch])
+            gradients.append(lambda stretch=stretch: GetItem(stretch)(gy))
             start += each.shape[axis]
         return tuple(gradients)
 
