@@ -1,11 +1,11 @@
-"""What was computed from what: nodes, the one walk over them, and the backward pass.
+"""The recorded graph: nodes, the one walk over them, and the backward pass.
 
-A `Node` remembers the op that made it and that op's inputs. Nodes refer only to what they were made from, never to what
-was made from them, so a graph has no reference cycles and is freed the moment its output is dropped. One clock counts
-recorded results and writes into memory: sorted by it, a graph is in the order in which it was computed, and a value
-that was written to after an op kept it is noticed.
+A `Node` keeps the op that made it and that op's inputs. Nodes refer only to their inputs, never to their users, so a
+graph has no reference cycles and is freed as soon as its output is dropped. One clock counts recorded results and
+writes into memory: sorting by it puts a graph in the order of computation, and comparing times reveals values that were
+overwritten after an op kept them.
 
-`tinygrad_lenet.Tensor` is the node that holds an array. Nothing here looks at values.
+`tinygrad_lenet.Tensor` is the node that holds an array. Nothing here depends on values.
 """
 
 import functools
@@ -41,7 +41,7 @@ class Node:
 
 
 class Observer(Protocol):
-    """What looks on while ops run; see `observed`."""
+    """Something that watches ops run; see `observed`."""
 
     def computed(self, op: Any, inputs: Sequence[Any], output: Any) -> None:
         """An op has been applied to ``inputs``, tensors and numbers."""
@@ -50,11 +50,11 @@ class Observer(Protocol):
         """The gradient for the input called ``name`` of the op that made ``node``."""
 
     def within_backward(self) -> "Observer | None":
-        """What looks on at the ops that compute gradients."""
+        """The observer of the ops that compute gradients."""
 
 
 class Mode(NamedTuple):
-    """Whether ops are recorded, and what looks on."""
+    """Whether ops are recorded, and who observes them."""
 
     recording: bool = True
     observer: Observer | None = None
@@ -89,7 +89,7 @@ def observed(observer: Observer | None) -> Any:
 class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_grad
     """Within this block nothing is recorded and results require no gradient; also a decorator, with or without ().
 
-    A decorated generator or coroutine runs without recording, and what happens between its steps is not affected.
+    A decorated generator or coroutine runs without recording; code that runs between its steps is not affected.
 
     >>> from tinygrad_lenet import Tensor
     >>> x = Tensor(2.0, requires_grad=True)
@@ -125,7 +125,7 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
 
     def _around(self, function: Any) -> Any:
         if not callable(function):
-            raise TypeError(f"no_grad: {function!r} is no function; write `with no_grad():` or decorate a function")
+            raise TypeError(f"no_grad: {function!r} is not a function; write `with no_grad():` or decorate a function")
         if inspect.isgeneratorfunction(function):
 
             @functools.wraps(function)
@@ -172,7 +172,7 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
 
 
 def _steps(inner: Any) -> Any:
-    """Run a generator so that it records nothing, while its caller does as before."""
+    """Run a generator without recording, leaving its caller's mode as it is."""
     send: Callable[[Any], Any] = inner.send
     value: Any = None
     try:
@@ -208,10 +208,10 @@ def _made(op_class: Any, *parameters: Any) -> Any:
 
 
 def op(name: str, *parameters: Any) -> Any:
-    """The op called ``name`` with these parameters; made once, as ops do not change."""
+    """The op called ``name`` with these parameters; it is made once, since ops do not change."""
     for each in parameters:
         if type(each) not in _PLAIN and not (type(each) is tuple and _WHOLE.issuperset(map(type, each))):
-            return REGISTRY[name](*parameters)  # True would be found as 1, and a list cannot be looked up
+            return REGISTRY[name](*parameters)  # True would be looked up as 1, and a list cannot be looked up
     return _made(REGISTRY[name], *parameters)
 
 
@@ -225,7 +225,7 @@ _writes: dict[int, list[Any]] = {}  # id of the array that owns the memory -> [w
 
 
 def note_write(*arrays: Array) -> None:
-    """Note that the memory of ``arrays`` was written to, now."""
+    """Note that the memory of ``arrays`` has just been written to."""
     global _last_write
     _last_write = now = tick()
     for array in arrays:
@@ -260,7 +260,7 @@ def _refuse_overwritten(y: Node) -> None:
 def ancestors(output: Node) -> list[Node]:
     """``output`` and all nodes that it was computed from and that require a gradient, inputs before outputs.
 
-    An explicit stack, so the depth of a graph is limited only by memory. ValueError if part of it has been freed.
+    It uses an explicit stack, so only memory limits the depth of a graph. ValueError if part of it has been freed.
     """
     if not output._requires_grad:
         return [output]
@@ -281,7 +281,7 @@ def ancestors(output: Node) -> list[Node]:
 
 
 class Path:
-    """The nodes that lead from ``targets`` (default: all leaves) to ``output``, for passes from the output back."""
+    """The nodes that lead from ``targets`` (default: all leaves) to ``output``, for passes back from the output."""
 
     wanted: set[int]  # ids of the targets
     leading: set[int]  # and of all nodes between them and the output, ends included
@@ -305,18 +305,18 @@ class Path:
         return self._nodes
 
     def backwards(self) -> Iterator[Node]:
-        """The nodes from the output back, each forgotten here when it is handed out."""
+        """The nodes from the output back; each one is dropped here when it is yielded."""
         while self._nodes:
             yield self._nodes.pop()
 
     def continues(self, y: Node) -> bool:
-        """Whether the path goes on from y to an input."""
+        """Whether the path continues from y to an input."""
         return y.op is not None and (self._all or any(id(x) in self.leading for x in y.inputs or ()))
 
 
 def backpropagate(path: Path, output: Node, gy: Any, retain_graph: bool, create_graph: bool) -> list[tuple[Any, Any]]:
-    """Each wanted node of the path with its gradient, in the order in which they are reached."""
-    pending = {id(output): gy}  # gradients of nodes some of whose users have not been visited yet
+    """Each wanted node of the path with its gradient, in the order in which the pass reaches them."""
+    pending = {id(output): gy}  # gradients of nodes, some of whose users have not been visited yet
     found = []
     now = mode.get()
     inside = Mode(create_graph, None if now.observer is None else now.observer.within_backward())
@@ -336,7 +336,7 @@ def backpropagate(path: Path, output: Node, gy: Any, retain_graph: bool, create_
 
 
 def add_up(pending: dict[int, Any], gradients: Iterable[tuple[Node, Any]]) -> None:
-    """Add each node's new gradient to what is known of it; a new tensor, since gradients may share memory."""
+    """Add each new gradient to the node's known one, out of place, since gradients may share memory."""
     for x, gx in gradients:
         known = pending.get(id(x))
         pending[id(x)] = gx if known is None else known + gx
@@ -345,10 +345,10 @@ def add_up(pending: dict[int, Any], gradients: Iterable[tuple[Node, Any]]) -> No
 def input_gradients(
     y: Node, wanted: set[int], observer: Observer | None, rule: Rule, *gradients: Any
 ) -> Iterator[tuple[Node, Any]]:
-    """Each wanted input of the op that made y with the gradient that ``rule``, of that op, gives for it.
+    """Each wanted input of the op that made y, with its gradient by that op's ``rule``.
 
-    The gradient is checked and brought to the input's shape and dtype, which undoes broadcasting and promotion once for
-    all ops.
+    The gradient is checked and converted to the input's shape and dtype, which undoes broadcasting and promotion for
+    all ops in one place.
     """
     op, inputs = y.op, y.inputs or ()
     try:
@@ -371,10 +371,10 @@ def input_gradients(
 
 
 def _fitted(op: Any, rule: str, spec: Any, gx: Any, x: Node, y: Node) -> Any:
-    """The gradient for one input, checked and brought to the input's shape and dtype."""
+    """The gradient for one input, checked and converted to the input's shape and dtype."""
     shape, dtype, computed = x.data.shape, x.data.dtype, y.data.dtype
     if gx is None:
-        raise ValueError(f"{op.name}: no gradient is defined for {spec.name}; detach() it if that is meant")
+        raise ValueError(f"{op.name}: no gradient is defined for {spec.name}; detach() it if it should have none")
     if not isinstance(gx, Node):
         raise TypeError(f"{op.name}: {rule} returned {type(gx).__name__} for {spec.name}; expected a Tensor")
     found: Array = gx.data
@@ -398,7 +398,7 @@ def _unbroadcast(gx: Any, shape: Shape) -> Any:
 
 
 def _replaced(gy: Any, answer: Any) -> Any:
-    """The gradient, or what a hook gave in its place."""
+    """The gradient, or the one that a hook returned instead."""
     if answer is None:
         return gy
     expected = f"{gy.dtype} of shape {gy.shape}"

@@ -1,12 +1,12 @@
-"""The layers. Arguments, weight layouts and initial values are PyTorch's; the formulas stand with the functions.
+"""The layers. Arguments, weight layouts and initial values are PyTorch's; `functional` documents the formulas.
 
-A layer holds its op, which has checked the settings, and its parameters, of ``dtype``, float32 unless said otherwise.
-It takes inputs of that dtype, or integers.
+A layer holds its op, which has checked the settings, and its parameters in ``dtype``, by default float32. It takes
+inputs of that dtype or integers.
 
-Weights and biases start uniform in +-1/sqrt(fan_in), where fan_in is how many inputs one output sums over (for the
-transposed convolution, as in PyTorch, how many outputs of one channel an input reaches). They are drawn with NumPy on
-the host, in float64, so every device and dtype starts from the same values. ``rng`` is a NumPy generator, a seed, or
-None for fresh values.
+Weights and biases start uniform in +-1/sqrt(fan_in), where fan_in is the number of inputs that one output sums over
+(for the transposed convolution, as in PyTorch, the number of outputs of one channel that an input reaches). They are
+drawn with NumPy on the host, in float64, so every device and dtype starts from the same values. ``rng`` is a NumPy
+generator, a seed, or None for fresh values.
 """
 
 import math
@@ -90,10 +90,10 @@ class _Convolution(Module):
 class Conv2d(_Convolution):
     """`functional.conv2d` with weight[F C/groups KH KW] and bias[F]: x[N C H W] -> y[N F OH OW].
 
-    F is ``out_channels``, C ``in_channels``. ``connections`` lists, for each output map, which input maps it sees, as
-    does Table I of LeCun et al. (1998); there are then kernels for these K pairs of maps only, weight[K KH KW], row by
-    row, and none for the others. TypeError or ValueError for sizes that are not integers in range, for channels that do
-    not split into ``groups``, and for a table with a missing map, without a row for each output map, or with groups.
+    F is ``out_channels``, C ``in_channels``. ``connections`` lists, for each output map, the input maps that it sees,
+    like Table I of LeCun et al. (1998); then only these K pairs of maps have kernels, weight[K KH KW], row by row.
+    TypeError or ValueError for sizes that are not integers in range, for channels that do not split into ``groups``,
+    and for connections that name a map that does not exist, lack a row for an output map, or come with groups.
 
     >>> Conv2d(1, 6, 5)
     Conv2d(1, 6, kernel_size=(5, 5), stride=(1, 1))
@@ -132,7 +132,7 @@ class Conv2d(_Convolution):
         if self.groups != 1:
             raise ValueError(f"Conv2d: groups is {self.groups}, and connections are given; expected only one of them")
         self._scatter = ScatterKernels.of(self.connections, self.in_channels)
-        # Each output map has a fan-in of its own, so each is drawn as a layer of one map.
+        # Each output map has its own fan-in, so each is drawn like a layer with one map.
         rng = generator("Conv2d", "rng", rng)
         kernels = [(len(maps), *self.kernel_size) for maps in self.connections]
         drawn = [_initial("Conv2d", shape, math.prod(shape), 1 if bias else None, rng, dtype) for shape in kernels]
@@ -312,7 +312,7 @@ class RBF(Module):
     def __init__(self, centers: Any, trainable: bool = False, dtype: Any = np.float32) -> None:
         given = Tensor(centers, dtype=_float_dtype("RBF", dtype)).copy()
         if given.ndim != 2 or not given.size:
-            raise ValueError(f"RBF: centers have shape {given.shape}; expected a row for each class, [K J]")
+            raise ValueError(f"RBF: centers have shape {given.shape}; expected one row per class, [K J]")
         if trainable:
             self.centers = Parameter(given.data, dtype=given.dtype)
         else:
@@ -377,7 +377,7 @@ class ScaledTanh(Activation):
 
 
 class Flatten(Module):
-    """The axes from ``start_axis`` on joined into one: x[N ...] -> y[N K], K the product of their sizes.
+    """The axes from ``start_axis`` on, merged into one: x[N ...] -> y[N K], where K is the product of their sizes.
 
     TypeError or ValueError if ``start_axis`` is not an integer of at least 0; ShapeError if x does not have that axis.
 
@@ -448,7 +448,7 @@ class _BatchNorm(Module):
         self.bias = Parameter(np.zeros(channels), dtype=dtype) if affine else None
         self.register_buffer("running_mean", Tensor(np.zeros(channels, dtype)))
         self.register_buffer("running_var", Tensor(np.ones(channels, dtype)))
-        # Nothing here reads the count; it is kept so that states go from and to PyTorch, which expects it.
+        # Nothing here reads this count; it is kept because PyTorch's states have it.
         self.register_buffer("num_batches_tracked", Tensor(np.zeros((), np.int64)))
 
     def forward(self, x: TensorLike) -> Tensor:
@@ -473,8 +473,9 @@ class _BatchNorm(Module):
 class BatchNorm2d(_BatchNorm):
     """`functional.batch_norm` over N, H and W, with learned weight[C] and bias[C]: x[N C H W] -> y[N C H W].
 
-    C is ``num_features``. While training, statistics are those of the batch and the running ones follow them; else the
-    running ones are used. TypeError or ValueError for settings out of range, ShapeError for x without 4 axes.
+    C is ``num_features``. While training, the statistics are those of the batch, and the running ones follow them;
+    otherwise the running ones are used. TypeError or ValueError for settings out of range, ShapeError unless x has 4
+    axes.
 
     >>> BatchNorm2d(6)
     BatchNorm2d(6, eps=1e-05, momentum=0.1, affine=True)
