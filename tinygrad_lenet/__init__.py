@@ -43,5 +43,5 @@ __all__ = [
 from . import models  # last, since the models are built on all of the above
 
 
-def __dir__() -> list[str]:  # what completion offers: nothing of the engine's inside
+def __dir__() -> list[str]:  # for completion: nothing internal
     return [*__all__, "__version__"]

@@ -205,7 +205,7 @@ def memory_of(array: Array) -> Array:
 
 
 def is_writable(array: Array) -> bool:
-    """Whether the memory of ``array`` can be written to; that of a GPU always can.
+    """Whether the memory of ``array`` is writable; on a GPU it always is.
 
     >>> is_writable(np.broadcast_to(1.0, (2,)))
     False

@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 
-def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+def __dir__() -> list[str]:  # for completion: no helpers, no imports
     return __all__
 
 

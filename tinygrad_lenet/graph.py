@@ -104,7 +104,7 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
     def __new__(cls, function: None = None) -> Self: ...
 
     @overload
-    def __new__(cls, function: Function) -> Function: ...  # type: ignore[misc]  # it decorates, so it is no no_grad
+    def __new__(cls, function: Function) -> Function: ...  # type: ignore[misc]  # as a decorator, it returns a function
 
     def __new__(cls, function: Any = None) -> Any:
         self = super().__new__(cls)
@@ -115,7 +115,7 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
         self._tokens.append(mode.set(mode.get()._replace(recording=False)))
 
     def __exit__(self, *exception: object) -> None:
-        for token in reversed(self._tokens):  # the last that belongs to this thread and task
+        for token in reversed(self._tokens):  # the latest of this thread and task
             if _restore(token):
                 self._tokens.remove(token)
                 return
@@ -192,7 +192,7 @@ def _steps(inner: Any) -> Any:
         inner.close()
 
 
-_awaited: Callable[[Any], Any] = types.coroutine(_steps)  # a coroutine is run in steps, as a generator is
+_awaited: Callable[[Any], Any] = types.coroutine(_steps)  # coroutines run in steps, like generators
 
 
 REGISTRY: dict[str, Any] = {}  # the class of each op by its name; `tinygrad_lenet.op.Op` fills it
@@ -284,7 +284,7 @@ class Path:
     """The nodes that lead from ``targets`` (default: all leaves) to ``output``, for passes back from the output."""
 
     wanted: set[int]  # ids of the targets
-    leading: set[int]  # and of all nodes between them and the output, ends included
+    leading: set[int]  # ids of all nodes from the targets to the output
 
     def __init__(self, caller: str, output: Node, targets: Sequence[Node] | None) -> None:
         self._nodes = ancestors(output)

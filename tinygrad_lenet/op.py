@@ -76,9 +76,9 @@ class Op:
     name: ClassVar[str]
     parsed: ClassVar[Signature]
     differentiable: ClassVar[bool]  # whether there is a backward
-    read: ClassVar[frozenset[str]]  # the inputs, and the output, whose values backward depends on
+    read: ClassVar[frozenset[str]]  # the inputs and output on whose values backward depends
     _divisors: ClassVar[tuple[str, ...]]
-    _typed: ClassVar[float]  # the place of the first input that must be booleans or integers; inf if there is none
+    _typed: ClassVar[float]  # position of the first input that must be booleans or integers; inf if none
 
     def __init_subclass__(cls, kind: bool = False) -> None:
         if kind:  # a kind of op, such as the elementwise ones, not an op itself

@@ -24,7 +24,7 @@ from .tensor import Tensor
 __all__ = ["SGD", "Adam", "AdamW", "OneCycle", "Optimizer", "PassRates", "StepLR", "StochasticDiagonalLM"]
 
 
-def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+def __dir__() -> list[str]:  # for completion: no helpers, no imports
     return __all__
 
 
@@ -393,7 +393,7 @@ class StochasticDiagonalLM(Optimizer):
         super().step()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`, as `Optimizer.load_state_dict` does."""
+        """Continue from a `state_dict`, as `Optimizer.load_state_dict` does."""
         super().load_state_dict(state)
         self._estimated = all(bool((inverse > 0).all()) for inverse in self._tensors().values())
 
@@ -534,7 +534,7 @@ class PassRates(_Schedule):
         pairs = rates if isinstance(rates, (tuple, list)) else [rates]
         if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
             raise TypeError(f"PassRates: rates are {rates!r}; expected a list of pairs (passes, rate)")
-        self.rates: list[list[float]] = [  # lists, as a state that went through JSON has them
+        self.rates: list[list[float]] = [  # lists, as in a state that went through JSON
             [
                 integer("PassRates", "each count of passes", passes, minimum=1),
                 number("PassRates", "each rate", rate, "(0, inf)"),

@@ -43,7 +43,7 @@ class ArraySpec:
 
     @property
     def any_rank(self) -> bool:
-        """Whether ``...`` is among the axes: any number of them, first."""
+        """Whether the axes begin with ``...``, which stands for any number of them."""
         return "..." in self.axes
 
     @property

@@ -413,8 +413,8 @@ class Tensor(Node):
 
     # Python's protocols and NumPy's
 
-    # For type checkers an array of objects: what `ndarray * tensor` gives would else be taken for an array of numbers,
-    # while it is a tensor. The values are numbers all the same.
+    # For type checkers this is an array of objects. Otherwise they would take `ndarray * tensor`, which is a tensor, for
+    # an array of numbers. The values are numbers all the same.
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, np.dtype[np.object_]]:
         if type(self.data) is not np.ndarray:
             raise TypeError(f"a tensor on {self.device!r} is not converted to a NumPy array implicitly; use .numpy()")
@@ -632,7 +632,7 @@ def _write(t: Tensor, index: Any, value: Any) -> None:
 
 
 def check_writable(caller: str, name: str, t: Tensor) -> None:
-    """ValueError if t lies in read-only memory."""
+    """ValueError if the memory of t is read-only."""
     if not is_writable(t.data):
         raise ValueError(f"{caller}: {name} lies in read-only memory; use a copy() of it")
 
@@ -743,7 +743,7 @@ def grad(
     grad_output: TensorLike | None = None,
     create_graph: bool = False,
     allow_unused: bool = False,
-) -> tuple[Tensor | Any, ...]:  # Any, since only who allows unused inputs has to look for None
+) -> tuple[Tensor | Any, ...]:  # Any: only callers that allow unused inputs must check for None
     """d(output)/d(input) for each of ``inputs``, without touching any ``.grad``.
 
     ``grad_output`` is d(loss)/d(output), with output's shape; it may be left out if output has one element. The graph

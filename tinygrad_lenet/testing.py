@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["cases", "check_gradients", "check_op"]
 
 
-def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+def __dir__() -> list[str]:  # for completion: no helpers, no imports
     return __all__
 
 

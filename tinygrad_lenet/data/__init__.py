@@ -17,5 +17,5 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+def __dir__() -> list[str]:  # for completion: no helpers, no imports
     return __all__

@@ -63,12 +63,12 @@ class _Convolution(Module):
 
     @property
     def dilation(self) -> Pair:
-        """The distance of neighbouring elements of the kernel, (vertical, horizontal)."""
+        """The distance between neighbouring kernel elements, (vertical, horizontal)."""
         return self.op.dilation
 
     @property
     def groups(self) -> int:
-        """How many groups of channels are convolved apart from each other."""
+        """The number of groups of channels that are convolved separately."""
         return self.op.groups
 
     def _draw(self, rows: int, columns: int, bias: bool, rng: Random, dtype: Any) -> None:

@@ -38,7 +38,7 @@ class Parameter(Tensor):
 
 
 class _Forward(Protocol[P, R_co]):
-    """A module whose `forward` is known to type checkers, which then know what calling it takes and gives."""
+    """A module whose `forward` type checkers know, so they also know the types of a call."""
 
     _forward_hooks: Mapping[int, Any]
 
@@ -67,13 +67,13 @@ class Module:
     _buffers: tuple[str, ...] = ()
     _forward_hooks: Mapping[int, "ForwardHook"] = MappingProxyType({})
 
-    # A subclass may take and give what it likes. Where only a Module is known, its output is most likely a tensor.
+    # A subclass may have any arguments and outputs. If only Module is known, the output is most likely a tensor.
     def forward(self, *inputs: Any, **options: Any) -> Tensor | Any:
         """Compute the output; every module defines it."""
         raise TypeError(f"{type(self).__name__}: this module does not define forward")
 
     def __call__(self: _Forward[P, R_co], *inputs: P.args, **options: P.kwargs) -> R_co:
-        """Compute the output from the inputs, which are those of `forward`."""
+        """Compute the output; the inputs are those of `forward`."""
         y = self.forward(*inputs, **options)
         for hook in tuple(self._forward_hooks.values()):
             answer = hook(self, inputs, y)
