@@ -413,8 +413,8 @@ class Tensor(Node):
 
     # Python's protocols and NumPy's
 
-    # For type checkers this is an array of objects. Otherwise they would take `ndarray * tensor`, which is a tensor, for
-    # an array of numbers. The values are numbers all the same.
+    # For type checkers this is an array of objects. Otherwise they would take `ndarray * tensor`, which is a tensor,
+    # for an array of numbers. The values are numbers all the same.
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, np.dtype[np.object_]]:
         if type(self.data) is not np.ndarray:
             raise TypeError(f"a tensor on {self.device!r} is not converted to a NumPy array implicitly; use .numpy()")
