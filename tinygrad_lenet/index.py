@@ -100,8 +100,7 @@ def indexed_shape(op: str, shape: Shape, pattern: Pattern, arrays: Sequence[Shap
     >>> indexed_shape("getitem", (4, 5, 6), (AT, slice(2), AT), [(3,), (3,)])
     (3, 2)
     """
-    # Most indices hold only integers and slices; for so few, a list is faster than a generator.
-    if len(pattern) <= len(shape) and all([type(part) in (int, slice) for part in pattern]):  # noqa: C419
+    if len(pattern) <= len(shape) and all(type(part) is int or type(part) is slice for part in pattern):  # mostly
         sliced = [(part, n) for part, n in zip(pattern, shape, strict=False) if type(part) is slice]
         return (*[len(range(*part.indices(n))) for part, n in sliced], *shape[len(pattern) :])
     named = sum(map(_axes_named, pattern))

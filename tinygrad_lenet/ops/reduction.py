@@ -68,14 +68,15 @@ class Mean(Op):
         return reduced_shape("mean", x, self.axis, self.keepdims)
 
     def forward(self, xp, x):
-        y = total(xp, widened(x), self.axis, self.keepdims) / _count(x.shape, self.axis)
+        y = total(xp, widened(x), self.axis, self.keepdims)
+        y = y / _count(x, y)
         return y.astype(x.dtype, copy=False)
 
     def backward(self, gy, y, x):
-        return _keep_axes(gy / _count(x.shape, self.axis), self.axis, x.shape).broadcast_to(x.shape)
+        return _keep_axes(gy / _count(x, gy), self.axis, x.shape).broadcast_to(x.shape)
 
     def curvature(self, hy, gy, y, x):
-        return self.backward(hy / _count(x.shape, self.axis), y, x)
+        return self.backward(hy / _count(x, hy), y, x)
 
 
 class _Extreme(Movement, kind=True):
@@ -155,8 +156,9 @@ def _chosen_shape(op, shape, axis, keepdims):
     return reduced_shape(op, shape, axis, keepdims)
 
 
-def _count(shape, axis):
-    return math.prod([shape[a] for a in normalize_axes("mean", axis, len(shape))])
+def _count(x, y):
+    """How many elements of x each element of y joins."""
+    return x.size // y.size if y.size else 1
 
 
 def _keep_axes(y, axis, shape):
