@@ -186,7 +186,7 @@ def test_other_settings_are_refused(quick: tuple[Path, str], tmp_path: Path) -> 
 )
 def test_files_of_others_are_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "claims.json").write_text(content)
-    refuses(program("--quick", "--out", tmp_path), r"claims\.json holds no results of claims .+; remove it, or give")
+    refuses(program("--quick", "--out", tmp_path), r"claims\.json holds no results of claims .+; remove it, or choose")
     assert (tmp_path / "claims.json").read_text() == content
 
 
