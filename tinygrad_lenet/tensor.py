@@ -62,7 +62,8 @@ class Tensor(Node):
             device = default_device()
         array = _well_formed(array)
         if dtype is not None:
-            array = array.astype(real_dtype("Tensor", dtype), copy=False)
+            with backend_of(array).current(array):
+                array = array.astype(real_dtype("Tensor", dtype), copy=False)
         _fill(self, array if device is None else transfer(array, device))
         self.requires_grad = requires_grad
 

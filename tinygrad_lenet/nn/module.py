@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..backend import transfer
+from ..backend import backend_of, transfer
 from ..graph import no_grad
 from ..shapes import Shape, ShapeError, integer
 from ..tensor import HookHandle, Tensor
@@ -31,7 +31,8 @@ class Parameter(Tensor):
         self, data: Any, requires_grad: bool = True, dtype: Any = np.float32, device: str | None = None
     ) -> None:
         super().__init__(data, requires_grad, dtype, device)
-        self.data = self.data.copy()  # an optimiser writes into it
+        with backend_of(self.data).current(self.data):
+            self.data = self.data.copy()  # an optimiser writes into it
 
 
 class Module:
