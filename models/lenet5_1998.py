@@ -112,9 +112,10 @@ class LeNet5_1998(nn.Module):  # noqa: N801
         c3_kernels = np.repeat(c3_inputs, c3_inputs // 25)[:, None, None]  # repeated for each kernel of a map
         fan_ins = (25, 25, c3_kernels, c3_inputs, 400, 400, 120, 120)
         layers = (self.c1, self.c3, self.c5, self.f6)
-        for p, fan_in in zip((p for layer in layers for p in layer.parameters()), fan_ins, strict=True):
-            p.data[...] = rng.uniform(-1, 1, p.shape) * bound(fan_in)
-        self.s2.weight.data[...] = self.s4.weight.data[...] = coefficient
+        with no_grad():
+            for p, fan_in in zip((p for layer in layers for p in layer.parameters()), fan_ins, strict=True):
+                p[...] = rng.uniform(-1, 1, p.shape) * bound(fan_in)
+            self.s2.weight[...] = self.s4.weight[...] = coefficient
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.c1(x))  # (N, 6, 28, 28)

@@ -6,6 +6,12 @@ What works here works in CuPy (14); what CuPy refuses is refused here, and some 
   take StrictArrays and scalars (of Python or NumPy). CuPy does turn NumPy arrays and lists in an index into its own;
   that copies from the host, so it is refused here: write ``xp.asarray(index)``.
 - Functions on arrays return arrays: reductions and full indexing give 0-d arrays.
+- There are two devices, "strict" and "strict:1". New arrays lie on the current one (`on_device`), and only what lies
+  there can be computed with or written to; views can be taken anywhere.
+- What is computed lies in memory in C order, whatever the order of the operands.
+- An index that is out of range, in an array, wraps round, since nobody looks at it. On a GPU, too, that gives a wrong
+  result without a word, so it has to be caught before.
+- Python integers beyond 64 bits and foreign byte orders are refused; flags tell of contiguity only.
 - The namespace holds only functions that CuPy has, with the keywords that CuPy takes (`_KEYWORDS`), no object arrays.
 - Within `no_host_reads`, nothing depends on the values of an array: ``bool(x)``, ``float(x)``, ``x.item()`` raise, as
   they would break the capture of a CUDA graph. (A boolean mask as an index is let through: it makes CuPy wait, too,
@@ -14,10 +20,10 @@ What works here works in CuPy (14); what CuPy refuses is refused here, and some 
 Listed after https://docs.cupy.dev/en/stable/reference/comparison.html and user_guide/difference.html.
 """
 
-import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,17 +43,31 @@ def no_host_reads() -> Iterator[None]:
         _reads_refused.reset(token)
 
 
+_current: ContextVar[int] = ContextVar("current_device", default=0)
+
+
+@contextmanager
+def on_device(index: int) -> Iterator[None]:
+    """Within this block the device of that number is the current one."""
+    token = _current.set(index)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
 class StrictArray:
     """An array that behaves as CuPy's do."""
 
-    __slots__ = ("__weakref__", "_base", "_host")
+    __slots__ = ("__weakref__", "_base", "_device", "_host")
     __array_ufunc__ = None  # NumPy arrays and functions turn away
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, host: Any, base: "StrictArray | None" = None) -> None:
         self._host = np.asarray(host)
         self._base = base  # the array whose memory this is a view on
-        if self._host.dtype.kind not in "fiubc":
+        self._device = _current.get() if base is None else base._device
+        if self._host.dtype.kind not in "fiubc" or not self._host.dtype.isnative:
             raise TypeError(f"Unsupported dtype {self._host.dtype}")
 
     shape = property(lambda self: self._host.shape)
@@ -57,13 +77,29 @@ class StrictArray:
     strides = property(lambda self: self._host.strides)
     itemsize = property(lambda self: self._host.itemsize)
     nbytes = property(lambda self: self._host.nbytes)
-    flags = property(lambda self: self._host.flags)
+    device = property(lambda self: self._device)
     T = property(lambda self: self._view(self._host.T))
     base = property(lambda self: self._base)
 
+    @property
+    def flags(self) -> SimpleNamespace:
+        flags = self._host.flags
+        return SimpleNamespace(**{name: getattr(flags, name) for name in ("c_contiguous", "f_contiguous", "owndata")})
+
+    def _here(self) -> np.ndarray:
+        """What is computed with or written to, which has to lie on the current device."""
+        if self._device != _current.get():
+            raise ValueError(
+                f"The device where the array resides ({self._device}) is different from the current device "
+                f"({_current.get()}). Peer access is unavailable between these devices."
+            )
+        return self._host
+
     def _view(self, host: Any) -> "StrictArray":
-        shared = np.may_share_memory(host, self._host)
-        return StrictArray(host, (self if self._base is None else self._base) if shared else None)
+        if not host.size or np.may_share_memory(host, self._host):
+            return StrictArray(host, self if self._base is None else self._base)
+        self._here()  # what is no view was computed
+        return StrictArray(host)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to convert.")
@@ -91,9 +127,6 @@ class StrictArray:
     def __int__(self) -> int:
         return int(self._read())
 
-    def __index__(self) -> int:
-        return operator.index(self._read())
-
     def item(self) -> Any:
         return self._read().item()
 
@@ -101,18 +134,18 @@ class StrictArray:
         return self._read().tolist()
 
     def __getitem__(self, index: Any) -> "StrictArray":
-        host = _index(index)
+        host = _index(index, self.shape)
         parts = host if isinstance(host, tuple) else (host,)
         if not any(part is Ellipsis or isinstance(part, np.ndarray) for part in parts):
             host = (*parts, ...)  # a view also of a single element
         return self._view(self._host[host])
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._host[_index(index)] = _operand("__setitem__", value)
+        self._here()[_index(index, self.shape)] = _operand("__setitem__", value)
 
     def astype(self, dtype: Any, order: str = "K", copy: bool = True) -> "StrictArray":
         y = self._host.astype(dtype, order=order, copy=copy)
-        return self if y is self._host else StrictArray(y)
+        return self if y is self._host else self._view(y)
 
     def reshape(self, *shape: Any, order: str = "C") -> "StrictArray":
         return self._view(self._host.reshape(*shape, order=order))
@@ -133,13 +166,15 @@ class StrictArray:
         return StrictArray(self._host.copy(order))
 
     def fill(self, value: Any) -> None:
-        self._host.fill(_operand("fill", value))
+        self._here().fill(_operand("fill", value))
 
 
 def _operand(function: str, x: Any) -> Any:
     """What lies behind an operand: a StrictArray or a scalar; TypeError for all else."""
     if isinstance(x, StrictArray):
-        return x._host
+        return x._here()
+    if isinstance(x, int) and not -(2**63) <= x < 2**64:
+        raise OverflowError("Python int too large to convert to C long")
     if isinstance(x, (bool, int, float, complex, np.generic)):
         return x
     raise TypeError(f"{function}: Unsupported type {type(x)}")
@@ -148,24 +183,36 @@ def _operand(function: str, x: Any) -> Any:
 def _array(function: str, x: Any) -> np.ndarray:
     if not isinstance(x, StrictArray):
         raise TypeError(f"{function}: Argument has incorrect type (expected an array of this backend, got {type(x)})")
-    return x._host
+    return x._here()
 
 
-def _index(index: Any) -> Any:
-    if isinstance(index, tuple):
-        return tuple(map(_index, index))
-    if isinstance(index, StrictArray):
-        if index.dtype.kind not in "iub":
-            raise IndexError(f"arrays used as indices must be of integer or boolean type, not {index.dtype}")
-        return index._host
-    if index is None or index is Ellipsis or isinstance(index, (slice, int, np.integer)):
-        return index
-    raise TypeError(f"an index of type {type(index)} would be copied from the host; use xp.asarray")
+def _index(index: Any, shape: tuple[int, ...]) -> Any:
+    """The index into an array of that shape as NumPy takes it, with integers in arrays brought into range."""
+    parts = index if isinstance(index, tuple) else (index,)
+    named = [
+        part.ndim if isinstance(part, StrictArray) and part.dtype.kind == "b"
+        else not (part is None or part is Ellipsis or isinstance(part, bool))
+        for part in parts
+    ]  # fmt: skip
+    found = []
+    axis = 0
+    for part, axes in zip(parts, named, strict=True):
+        if isinstance(part, StrictArray):
+            host = part._here()
+            if host.dtype.kind not in "iub":
+                raise IndexError(f"arrays used as indices must be of integer or boolean type, not {host.dtype}")
+            found.append(host if host.dtype.kind == "b" or not host.size else host % max(1, shape[axis]))
+        elif part is None or part is Ellipsis or isinstance(part, (slice, int, np.integer)):
+            found.append(part)
+        else:
+            raise TypeError(f"an index of type {type(part)} would be copied from the host; use xp.asarray")
+        axis += len(shape) - sum(named) if part is Ellipsis else axes
+    return tuple(found) if isinstance(index, tuple) else found[0]
 
 
 def _wrap(result: Any) -> Any:
     if isinstance(result, (np.ndarray, np.generic)):
-        return StrictArray(result)
+        return StrictArray(np.asarray(result, order="C"))
     return type(result)(map(_wrap, result)) if isinstance(result, (tuple, list)) else result
 
 
@@ -187,10 +234,10 @@ class _Ufunc:
         self.name = name
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
-        keywords = _keywords(self.name, keywords, {"out", "dtype", "casting"})
         out = keywords.get("out")
+        keywords = _keywords(self.name, keywords, {"out", "dtype", "casting"})
         y = getattr(np, self.name)(*(_operand(self.name, x) for x in inputs), **keywords)
-        return _wrap(y) if out is None else StrictArray(out)
+        return _wrap(y) if out is None else out
 
 
 class _UfuncAt(_Ufunc):
@@ -200,7 +247,7 @@ class _UfuncAt(_Ufunc):
         host = _array(self.name + ".at", a)
         if host.dtype.name not in {"float16", "float32", "float64", "int32", "uint32", "uint64"}:
             raise TypeError(f"{self.name}.at: Unsupported dtype {host.dtype}")
-        getattr(np, self.name).at(host, _index(indices), _operand(self.name + ".at", b))
+        getattr(np, self.name).at(host, _index(indices, host.shape), _operand(self.name + ".at", b))
 
 
 _UFUNCS = """
@@ -257,6 +304,7 @@ _KEYWORDS: dict[str, set[str]] = {
     "split": {"axis"},
     "array_split": {"axis"},
 }
+_KEEPING_ORDER = {"zeros_like", "ones_like", "empty_like", "full_like", "copy", "asfortranarray"}
 # Functions of two arrays.
 _PAIRS: dict[str, set[str]] = {
     "matmul": {"out", "dtype"},
@@ -293,7 +341,9 @@ def _first(name: str, allowed: set[str]) -> Callable[..., Any]:
         rest = tuple(each._host if isinstance(each, StrictArray) else each for each in rest)
         host = _array(name, x)
         y = getattr(np, name)(host, *rest, **_keywords(name, keywords, allowed))
-        return x._view(y) if isinstance(y, np.ndarray) and y.base is not None else _wrap(y)
+        if isinstance(y, np.ndarray) and (y.base is not None or name in _KEEPING_ORDER):
+            return x._view(y)
+        return _wrap(y)
 
     return function
 
@@ -311,6 +361,9 @@ def _creation(name: str, allowed: set[str]) -> Callable[..., Any]:
         for each in arguments:
             if isinstance(each, (np.ndarray, StrictArray)):
                 raise TypeError(f"{name}: Unsupported type {type(each)}")
+        for each in (*arguments, *keywords.values()):
+            if isinstance(each, int):
+                _operand(name, each)
         return StrictArray(getattr(np, name)(*arguments, **_keywords(name, keywords, allowed)))
 
     return function
@@ -319,7 +372,7 @@ def _creation(name: str, allowed: set[str]) -> Callable[..., Any]:
 def _joining(name: str, allowed: set[str]) -> Callable[..., Any]:
     def function(arrays: Any, *axis: Any, **keywords: Any) -> Any:
         hosts = [_array(name, x) for x in arrays]
-        return StrictArray(getattr(np, name)(hosts, *axis, **_keywords(name, keywords, allowed)))
+        return _wrap(getattr(np, name)(hosts, *axis, **_keywords(name, keywords, allowed)))
 
     return function
 
@@ -329,14 +382,14 @@ def _where(condition: Any, *branches: Any) -> Any:
     if not branches:
         return _wrap(np.nonzero(mask))
     a, b = branches
-    return StrictArray(np.where(mask, _operand("where", a), _operand("where", b)))
+    return _wrap(np.where(mask, _operand("where", a), _operand("where", b)))
 
 
 def _einsum(subscripts: str, *arrays: Any, **keywords: Any) -> Any:
     if not isinstance(subscripts, str):
         raise TypeError("einsum: the strict backend takes subscripts as a string")
     hosts = [_array("einsum", x) for x in arrays]
-    return StrictArray(np.einsum(subscripts, *hosts, **_keywords("einsum", keywords, {"dtype", "optimize"})).copy())
+    return _wrap(np.einsum(subscripts, *hosts, **_keywords("einsum", keywords, {"dtype", "optimize"})).copy())
 
 
 def _asarray(a: Any, dtype: Any = None, order: str = "K") -> StrictArray:
@@ -351,7 +404,7 @@ def _make_array(a: Any, dtype: Any = None, copy: bool = True, order: str = "K") 
 
 
 def _as_strided(x: Any, shape: Any = None, strides: Any = None) -> StrictArray:
-    return StrictArray(np.lib.stride_tricks.as_strided(_array("as_strided", x), shape, strides))
+    return x._view(np.lib.stride_tricks.as_strided(_array("as_strided", x), shape, strides))
 
 
 def _copyto(dst: Any, src: Any) -> None:
@@ -425,11 +478,19 @@ for _name in ("sum", "prod", "mean", "max", "min", "any", "all", "var", "std", "
     setattr(StrictArray, _name, getattr(strict_xp, _name))
 
 
+def _from_numpy(array: np.ndarray, index: int) -> StrictArray:
+    with on_device(index):
+        return StrictArray(array.astype(array.dtype.newbyteorder("=")))
+
+
 STRICT = Backend(
     "strict",
     strict_xp,
     StrictArray,
-    from_numpy=lambda array, index: StrictArray(array.copy(order="K")),
+    _from_numpy,
     to_numpy=lambda array: array._host.copy(order="K"),
+    index_of=lambda array: array.device,
+    selected=on_device,
+    count=2,
 )
 register(STRICT)

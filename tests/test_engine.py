@@ -692,6 +692,19 @@ def test_moving_a_tensor_moves_its_gradient_back() -> None:
     np.testing.assert_array_equal(x.grad, [2.0, 4.0])
 
 
+def test_arrays_of_a_device_are_indices_there() -> None:
+    x = Tensor(np.arange(6.0).reshape(3, 2), requires_grad=True, device="strict")
+    for index in (np.array([2, 0, 2]), np.array([True, False, True]), np.array([[True, False]] * 3)):
+        there = Tensor(index, device="strict").data
+        y = x[there]
+        np.testing.assert_array_equal(y.numpy(), x.numpy()[index])
+        (gx,) = grad(y, x, np.ones(y.shape))
+        np.testing.assert_array_equal(gx.numpy(), grad(x[index], x, np.ones(y.shape))[0].numpy())
+        written = x.detach().copy()
+        written[there] = 9.0
+        assert (written[there].numpy() == 9).all()
+
+
 def test_a_tensor_elsewhere_does_not_become_an_array_by_itself() -> None:
     x = Tensor([1.0, 2.0], device="strict")
     with pytest.raises(TypeError, match=r"\.numpy\(\)"):

@@ -13,7 +13,7 @@ from models import LeNet5, LeNet5_1998
 from models.lenet5_1998 import CODES, TABLE_I, count_connections
 from tests.refusals import refused
 from tests.strict import no_host_reads
-from tinygrad_lenet import Tensor, curvature, data, grad, nn, optim, testing
+from tinygrad_lenet import Tensor, backend, curvature, data, grad, nn, optim, testing
 from tinygrad_lenet import functional as F
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -438,6 +438,37 @@ def test_codes() -> None:
     np.testing.assert_array_equal(LeNet5_1998().output.centers.numpy(), codes)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [lambda: LeNet5_1998(rng=0), *(lambda o=o: LeNet5(**o, rng=0) for o in OPTIONS.values())],
+    ids=["1998", *OPTIONS],
+)
+def test_a_network_made_and_trained_on_a_device(make: Callable[[], Any]) -> None:
+    """Made where a second device is the default, the weights are those of the CPU, also after steps of training."""
+    pixels, labels = digits(8)
+
+    def trained() -> Any:
+        model = make()
+        initial = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+        optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        loss_of = F.penalty_loss if isinstance(model, LeNet5_1998) else F.cross_entropy
+        x, target = Tensor(pixels.astype(np.float32)), Tensor(labels)
+        with no_host_reads():
+            for _ in range(2):
+                optimizer.zero_grad()
+                loss_of(model(x), target).backward()
+                optimizer.step()
+        return initial, model.state_dict()
+
+    initial, after = trained()
+    with backend.use("strict:1"):
+        initial_there, after_there = trained()
+    for name, tensor in after_there.items():
+        assert tensor.device == "strict:1"
+        np.testing.assert_array_equal(initial_there[name], initial[name])
+        np.testing.assert_allclose(tensor.numpy(), after[name].numpy(), rtol=1e-4, atol=1e-5)
+
+
 # 1998: decisions
 
 
@@ -451,12 +482,12 @@ def test_the_network_of_1998_on_a_device() -> None:
         return [*h, *grad(loss, parameters), model.predict(x), model.reject(x, 1.0)]
 
     host, device = (in_float64(LeNet5_1998("sqrt-fan-in", rng=0)) for _ in range(2))
-    x = Tensor(pixels).to("strict")
-    assert all(tensor.device == "strict" for tensor in device.to("strict").state_dict().values())
+    x = Tensor(pixels).to("strict:1")
+    assert all(tensor.device == "strict:1" for tensor in device.to("strict:1").state_dict().values())
     with no_host_reads():
         found = run(device, x)
     for ours, expected in zip(found, run(host, Tensor(pixels)), strict=True):
-        assert ours.device == "strict"
+        assert ours.device == "strict:1"
         np.testing.assert_allclose(ours.numpy(), expected.numpy(), rtol=1e-9, atol=1e-12)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.test_ops import OPS, running
+from tests.test_ops import OPS, PLACES, running
 from tinygrad_lenet import Op, Tensor, backend, grad, testing
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.op import REGISTRY
@@ -140,6 +140,20 @@ def test_numbers_take_the_dtype_of_the_array(number: Any, dtype: Any) -> None:
               F.maximum(x, number), F.where(x > number, x, number)):  # fmt: skip
         assert y.dtype == dtype
         assert grad(y, x, np.ones(3, dtype))[0].dtype == dtype
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("number", [2**63, 2**70, -(2**70)])
+def test_an_integer_beyond_64_bits_meets_floats_as_a_float(number: int, place: str) -> None:
+    values = np.array([1.0, -2.0], np.float32)
+    with running(place) as device:
+        x = Tensor(values, device=device)
+        results = [f(x).numpy() for f in (lambda x: x + number, lambda x: number * x, lambda x: F.maximum(x, number))]
+        larger = (x > number).numpy()
+    for y, expected in zip(results, (values + number, number * values, np.maximum(values, number)), strict=True):
+        assert y.dtype == np.float32
+        np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(larger, values > number)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles import ORACLES
-from tests.strict import StrictArray, no_host_reads, strict_xp
+from tests.strict import StrictArray, no_host_reads, on_device, strict_xp
 from tinygrad_lenet import Op, Tensor, backend, grad, testing
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.op import REAL, REGISTRY, Domain
@@ -30,7 +30,10 @@ PLACES = ["cpu", "plain", "strict", "cuda"]
 
 @contextmanager
 def running(place: str) -> Iterator[str]:
-    """The device to test on: "plain" is the CPU without its kernels, "strict" the CPU under CuPy's rules."""
+    """The device to test on: "plain" is the CPU without its kernels, "strict" the CPU under CuPy's rules.
+
+    Where there is a second device it is taken, so that what is made on the current one shows.
+    """
     if place == "cuda" and "cuda" not in backend.available():
         pytest.skip("no GPU, or no CuPy")
     with pytest.MonkeyPatch.context() as patch:
@@ -38,9 +41,11 @@ def running(place: str) -> Iterator[str]:
             patch.setattr(backend, "_kernels", {})
         if place == "strict":
             with no_host_reads():
-                yield place
+                yield "strict:1"
+        elif place == "cuda":
+            yield "cuda:1" if "cuda:1" in backend.available() else "cuda"
         else:
-            yield "cpu" if place == "plain" else place
+            yield "cpu"
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -213,6 +218,8 @@ def test_unreadable_signature_is_refused(signature: str) -> None:
         lambda x: strict_xp.concatenate([x, np.ones(2)]),
         lambda x: strict_xp.lib.stride_tricks.as_strided(x, (2,), (8,), writeable=False),
         lambda x: strict_xp.asarray([None]),
+        lambda x: x.astype(">f4"),
+        lambda x: [1, 2][x[0].astype(int)],
     ],
 )
 def test_strict_double_refuses(act: Callable[[StrictArray], Any]) -> None:
@@ -234,12 +241,46 @@ def test_strict_double_behaves_as_cupy() -> None:
     for name in ("testing", "nditer", "vectorize", "put_along_axis", "errstate"):
         with pytest.raises(AttributeError, match="CuPy lacks it"):
             getattr(strict_xp, name)
-    for read in (bool, float, int, StrictArray.item, StrictArray.tolist, lambda y: [1, 2][y]):
+    for read in (bool, float, int, StrictArray.item, StrictArray.tolist):
         with no_host_reads(), pytest.raises(TypeError, match="CUDA graph"):
             read(strict_xp.asarray(1))
+    backwards = StrictArray(np.arange(6.0)).reshape(2, 3).T
+    for y in (strict_xp.exp(backwards), backwards + backwards, strict_xp.where(backwards > 0, backwards, 0.0)):
+        assert y.flags.c_contiguous
+    assert strict_xp.zeros_like(backwards).flags.f_contiguous
+    assert not hasattr(x.flags, "writeable")
+    assert x[strict_xp.asarray([2, -3])]._host[:, 1].tolist() == [1, 4]  # out of range, and not noticed
+    for act in (lambda: x + 2**64, lambda: strict_xp.where(x > 0, x, -(2**70))):
+        with pytest.raises(OverflowError):
+            act()
     assert Tensor([1.0, 2.0], device="strict").device == "strict"
+
+
+def test_strict_double_has_two_devices() -> None:
+    x = Tensor([[1.0, 2.0]], device="strict:1").data
+    for view in (x.T, x[0], x[:, ::2], x.reshape(2), x[:0], strict_xp.zeros((0, 2)).T):
+        assert view.base is not None
+    acts = (
+        lambda: x + 1, lambda: x.sum(), lambda: x.astype("float64"), lambda: x.fill(0), lambda: x.__setitem__(0, 1.0),
+        lambda: x[strict_xp.asarray([0])], lambda: strict_xp.concatenate([x, x]),
+        lambda: strict_xp.zeros((2, 2))[on_second],
+    )  # fmt: skip
+    on_second = Tensor(np.array([0]), device="strict:1").data
+    for act in acts:
+        with pytest.raises(ValueError, match="current device"):
+            act()
+    with on_device(1):
+        for act in acts[:5]:
+            act()
+        assert strict_xp.zeros(2).device == (x * 2).device == 1
+    assert strict_xp.zeros(2).device == x.copy().device == 0
+
+
+def test_strict_devices_do_not_mix() -> None:
     with pytest.raises(ValueError, match="different devices"):
         Tensor([1.0], device="strict") + Tensor([1.0])
+    with pytest.raises(ValueError, match="different devices"):
+        Tensor([1.0], device="strict") + Tensor([1.0], device="strict:1")
 
 
 @given(data=st.data())

@@ -1,5 +1,6 @@
 """Optimisers and schedules: the published formulas to the last digits, resumable, in place, clear about misuse."""
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -255,7 +256,7 @@ def test_diagonal_lm_moves_with_a_module() -> None:
         device = layer.weight.device
         return F.mse_loss(layer(Tensor(x, device=device)), Tensor(target, device=device))
 
-    for device, estimates in (("cpu", True), ("strict", False), ("cpu", True)):
+    for device, estimates in (("cpu", True), ("strict:1", False), ("strict:1", True), ("cpu", True)):
         moved.to(device)
         for layer, optimizer in optimizers.items():
             if estimates:
@@ -267,6 +268,23 @@ def test_diagonal_lm_moves_with_a_module() -> None:
                     optimizer.zero_grad()
         assert {p.device for p in moved.parameters()} == {device}
         assert_close(moved.parameters(), stays.parameters())
+
+
+@pytest.mark.parametrize(("name", "settings"), SETTINGS)
+def test_a_step_on_a_second_device_is_that_of_the_cpu(name: str, settings: dict[str, Any]) -> None:
+    """And there the state stays, copied or loaded; a step reads nothing back."""
+    rng, here = np.random.default_rng(23), tensors(23)
+    there = [Tensor(p.numpy(), requires_grad=True, device="strict:1") for p in here]
+    optimizers = [OPTIMIZERS[name](params, **settings) for params in (here, there)]
+    for _ in range(3):
+        gradients = draw_gradients(rng, missing=0.2)
+        for optimizer in optimizers:
+            with no_host_reads():
+                step(optimizer, optimizer.params, gradients)
+            optimizer.load_state_dict(optimizer.state_dict())
+        on_cpu, on_device = optimizers = [copy.deepcopy(optimizer) for optimizer in optimizers]
+        assert {p.device for p in on_device.params} == {"strict:1"}
+        assert_close(on_device.params, on_cpu.params)
 
 
 # What is remembered

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .backend import NUMPY, Array, backend_of_type
 from .graph import Node
 from .shapes import Shape, ShapeError, broadcast_shape
 
@@ -39,7 +40,7 @@ def parse(op: str, index: Any, shape: Shape) -> tuple[Pattern, list[Any]]:
         named_here = _axes_named(part)
         if isinstance(part, int) and not isinstance(part, bool):
             _check_range(op, part, part, axis, shape)
-        if isinstance(part, (Node, np.ndarray)):
+        if _is_array(part):
             values: Any = _values(part)
             if values.dtype.kind == "b" and values.shape != shape[axis : axis + named_here]:
                 raise IndexError(f"{op}: a mask of shape {values.shape} does not fit axes {axis} on of shape {shape}")
@@ -61,7 +62,7 @@ def _part(op: str, part: Any) -> Any:
         return bool(part)
     if isinstance(part, numbers.Integral):
         return int(part)
-    if not isinstance(part, Node):
+    if not isinstance(part, Node) and backend_of_type(type(part)) in (None, NUMPY):
         try:
             part = np.array(part)
         except ValueError:
@@ -74,13 +75,17 @@ def _part(op: str, part: Any) -> Any:
     return bool(values.item()) if values.dtype.kind == "b" and not values.shape else part
 
 
-def _values(part: "Node | np.ndarray") -> Any:
+def _is_array(part: Any) -> bool:
+    return isinstance(part, Node) or backend_of_type(type(part)) is not None
+
+
+def _values(part: "Node | Array") -> Any:
     return part.data if isinstance(part, Node) else part
 
 
 def _axes_named(part: Any) -> int:
     """The number of axes that a part of an index stands for."""
-    if isinstance(part, (Node, np.ndarray)) and _values(part).dtype.kind == "b":
+    if _is_array(part) and _values(part).dtype.kind == "b":
         return len(_values(part).shape)
     return 0 if part is None or part is Ellipsis or isinstance(part, bool) else 1
 

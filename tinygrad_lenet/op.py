@@ -166,6 +166,8 @@ class Op:
             if not isinstance(x, Tensor):
                 x = _operand(x)
                 if not isinstance(x, Tensor):
+                    if type(x) is int and x.bit_length() > 63:
+                        dtype = False  # CuPy takes none so large
                     operands.append(x)
                     arrays.append(x)
                     shapes.append(())
@@ -243,6 +245,8 @@ def _converted(op_: Op, operands: list[Any]) -> list[Any]:
     """The inputs, converted to the dtype in which the op computes; called unless all have the same float dtype."""
     found = tuple([x.dtype if isinstance(x, Tensor) else type(x) for x in operands])
     target, changed = _conversion(type(op_), found)  # type: ignore[arg-type]
+    if any(x.dtype.kind == "f" for x in operands if isinstance(x, Tensor)):
+        operands = [float(x) if type(x) is int and x.bit_length() > 63 else x for x in operands]
     if target is None:
         return operands
     if target.kind in "iub":

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, backend_of, is_writable, transfer
+from .backend import Array, Backend, backend_of, is_writable, transfer
 from .curvature import curvature
 from .graph import note_write
-from .nn.state import copy_values, fitting_values
+from .nn.state import copy_values, fitting_values, write
 from .shapes import integer, number
-from .tensor import Tensor
+from .tensor import Tensor, wrap
 
 __all__ = ["SGD", "Adam", "AdamW", "OneCycle", "Optimizer", "PassRates", "StepLR", "StochasticDiagonalLM"]
 
@@ -32,7 +32,7 @@ def __dir__() -> list[str]:  # for completion: no helpers, no imports
 class _Group:
     """The parameters of one dtype on one device, and flat vectors with one entry for each of their elements."""
 
-    xp: Any
+    backend: Backend
     members: list[int]  # which of the optimiser's parameters
     params: list[Tensor]
     arrays: list[Array]  # their data
@@ -90,10 +90,15 @@ class Optimizer:
     def step(self) -> None:
         """Update each parameter that has a gradient, in place; ValueError if a gradient does not fit its parameter."""
         self._follow()
-        for group, runs in [(group, self._gather(group)) for group in self._groups]:  # all is checked before any update
-            for first, last in runs:
-                self._update_run(group, first, last)
-                note_write(*group.arrays[first:last])
+        runs = []
+        for group in self._groups:  # all is checked before any update
+            with group.backend.current(group.gradient):
+                runs.append(self._gather(group))
+        for group, found in zip(self._groups, runs, strict=True):
+            with group.backend.current(group.gradient):
+                for first, last in found:
+                    self._update_run(group, first, last)
+                    note_write(*group.arrays[first:last])
 
     def _follow(self) -> None:
         """Lay out the vectors again if a parameter's array has been replaced, for example by module.to(device)."""
@@ -113,10 +118,10 @@ class Optimizer:
                     array *= 1 - self.lr * self.weight_decay
             else:
                 for array, product in zip(arrays, group.scratches[first:last], strict=True):
-                    group.xp.multiply(array, self.weight_decay, out=product)
+                    group.backend.xp.multiply(array, self.weight_decay, out=product)
                 gradient += scratch
         step = self._steps[group.members[first]]
-        self._update(group.xp, step, gradient, scratch, *(vector[part] for vector in group.state.values()))
+        self._update(group.backend.xp, step, gradient, scratch, *(vector[part] for vector in group.state.values()))
         for array, change in zip(arrays, group.gradients[first:last], strict=True):
             array -= change
 
@@ -174,14 +179,14 @@ class Optimizer:
             for array in arrays:
                 offsets.append(offsets[-1] + array.size)
             backend = backend_of(arrays[0])
-            with backend.selected(backend.index_of(arrays[0])):
+            with backend.current(arrays[0]):
                 wide = np.dtype(np.float32) if dtype == np.float16 else dtype
                 gradient, *state, scratch = _vectors(backend.xp, 2 + len(self._state), offsets[-1], wide)
             named = dict(zip(self._state, state, strict=True))
-            self._groups.append(_Group(backend.xp, members, params, arrays, offsets, gradient, scratch, named))
+            self._groups.append(_Group(backend, members, params, arrays, offsets, gradient, scratch, named))
         for name, array in self._tensors().items():
             if name in remembered:
-                array[...] = transfer(remembered[name], backend_of(array).device_of(array))
+                write(array, transfer(remembered[name], backend_of(array).device_of(array)))
 
     def _tensors(self) -> dict[str, Array]:
         """The state of each parameter, with names such as "0.m", as views in the parameter's shape."""
@@ -226,7 +231,7 @@ class Optimizer:
         vars(self).update(state)
         self._lay_out()
         for name, view in self._tensors().items():
-            view[...] = transfer(tensors[name], backend_of(view).device_of(view))
+            write(view, transfer(tensors[name], backend_of(view).device_of(view)))
 
     def __repr__(self) -> str:
         elements = sum(p.size for p in self.params)
@@ -381,7 +386,7 @@ class StochasticDiagonalLM(Optimizer):
         self._follow()
         tensors = self._tensors()
         for member, h in enumerate(diagonals):
-            tensors[f"{member}.inverse"][...] = 1 / (self.mu + h.data)
+            write(tensors[f"{member}.inverse"], (1 / (self.mu + h)).data)
         self._estimated = True
 
     def step(self) -> None:
@@ -395,12 +400,12 @@ class StochasticDiagonalLM(Optimizer):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`, as `Optimizer.load_state_dict` does."""
         super().load_state_dict(state)
-        self._estimated = all(bool((inverse > 0).all()) for inverse in self._tensors().values())
+        self._estimated = all((backend_of(x).to_numpy(x) > 0).all() for x in self._tensors().values())
 
     def rates(self) -> list[Array]:
         """Each parameter's own learning rates, lr / (mu + h), in its shape; 0 before the first estimate."""
         tensors = self._tensors()
-        return [self.lr * tensors[f"{member}.inverse"] for member in range(len(self.params))]
+        return [(self.lr * wrap(tensors[f"{member}.inverse"])).data for member in range(len(self.params))]
 
     def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
         (inverse,) = state

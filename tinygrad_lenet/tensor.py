@@ -61,7 +61,8 @@ class Tensor(Node):
             device = default_device()
         array = _well_formed(array)
         if dtype is not None:
-            array = array.astype(real_dtype("Tensor", dtype), copy=False)
+            with backend_of(array).current(array):
+                array = array.astype(real_dtype("Tensor", dtype), copy=False)
         _fill(self, array if device is None else transfer(array, device))
         self.requires_grad = requires_grad
 
@@ -251,7 +252,10 @@ class Tensor(Node):
         return _in_place("power", self, other)
 
     def __getitem__(self, index: Any) -> "Tensor":
-        """Elements by NumPy's basic, integer and boolean indexing."""
+        """Elements by NumPy's basic, integer and boolean indexing; IndexError for an index that is out of range.
+
+        Integers in an array on a GPU are not looked at, since that would wait for it: out of range, they wrap round.
+        """
         pattern, arrays = _parsed_index("getitem", self, index)
         return REGISTRY["getitem"](pattern)(self, *arrays)
 

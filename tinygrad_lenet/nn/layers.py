@@ -136,9 +136,9 @@ class Conv2d(_Convolution):
         rng = generator("Conv2d", "rng", rng)
         kernels = [(len(maps), *self.kernel_size) for maps in self.connections]
         drawn = [_initial("Conv2d", shape, math.prod(shape), 1 if bias else None, rng, dtype) for shape in kernels]
-        self.weight = Parameter(np.concatenate([weight.data for weight, _ in drawn]), dtype=dtype)
-        biases = [b.data for _, b in drawn if b is not None]
-        self.bias = Parameter(np.concatenate(biases), dtype=dtype) if bias else None
+        biases = [b.detach() for _, b in drawn if b is not None]
+        self.weight = Parameter(F.concatenate([weight.detach() for weight, _ in drawn]), dtype=dtype)
+        self.bias = Parameter(F.concatenate(biases), dtype=dtype) if bias else None
 
     def forward(self, x: TensorLike) -> Tensor:
         if self.connections is None:

@@ -6,7 +6,7 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar, overload
 
 import numpy as np
 
-from ..backend import Array, transfer
+from ..backend import Array, backend_of, transfer
 from ..graph import no_grad
 from ..shapes import Shape, ShapeError, integer
 from ..tensor import HookHandle, Tensor
@@ -34,7 +34,8 @@ class Parameter(Tensor):
         self, data: Any, requires_grad: bool = True, dtype: Any = np.float32, device: str | None = None
     ) -> None:
         super().__init__(data, requires_grad, dtype, device)
-        self.data = self.data.copy()  # optimisers write into it
+        with backend_of(self.data).current(self.data):
+            self.data = self.data.copy()  # optimisers write into it
 
 
 class _Forward(Protocol[P, R_co]):

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..backend import Array, backend_of, is_writable
-from ..graph import note_write
-from ..tensor import Tensor
+from ..ops.indexing import Assign
+from ..tensor import Tensor, wrap
 
 
 def fitting_values(
@@ -47,6 +47,10 @@ def copy_values(pairs: list[tuple[Array, Array]]) -> None:
     >>> weight
     array([1., 2.])
     """
-    for target, value in [(target, value.copy()) for target, value in pairs]:
-        target[...] = value
-        note_write(target)
+    for target, value in [(target, wrap(value).copy()) for target, value in pairs]:
+        write(target, value.data)
+
+
+def write(target: Array, value: Array) -> None:
+    """Write an array into another on the same device, whichever device is the current one."""
+    Assign((...,))(wrap(target), wrap(value))

@@ -142,7 +142,8 @@ class ConvTranspose2d(Op):
         cols = cols.reshape(g * c, kh, kw, h, w, n).transpose(5, 0, 1, 2, 3, 4)  # (N, C, KH, KW, H, W)
         y = filled_images(xp, n, g * c, oh + 2 * ph, ow + 2 * pw, cols.dtype)
         for i, j, window in window_pixels((kh, kw), self.stride, self.dilation, (h, w)):
-            y[window] += cols[:, :, i, j]
+            part = y[window]
+            part += cols[:, :, i, j]  # y[window] += would write the sum back once more
         y = y[:, :, ph : ph + oh, pw : pw + ow]
         return y if bias is None else y + bias.reshape(g * c, 1, 1)
 

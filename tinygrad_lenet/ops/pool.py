@@ -83,7 +83,8 @@ class AvgPool2dGrad(Op):
         gx = filled_images(xp, n, c, h + 2 * ph, w + 2 * pw, gy.dtype)
         part = gy * (1 / (self.kernel_size[0] * self.kernel_size[1]))
         for _, _, window in _pixels(self, gx.shape):
-            gx[window] += part
+            under = gx[window]
+            under += part  # gx[window] += would write the sum back once more
         return gx[:, :, ph : ph + h, pw : pw + w]
 
     def backward(self, g, gx, gy):
@@ -152,7 +153,8 @@ class MaxPool2dGrad(Op):
         (n, c, h, w), (ph, pw) = x.shape, self.padding
         gx = filled_images(xp, n, c, h + 2 * ph, w + 2 * pw, gy.dtype)
         for window, first in _winners(self, xp, x):
-            gx[window] += xp.where(first, gy, 0)
+            under = gx[window]
+            under += xp.where(first, gy, 0)
         return gx[:, :, ph : ph + h, pw : pw + w]
 
     def backward(self, g, gx, x, gy):
