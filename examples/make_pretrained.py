@@ -1,0 +1,236 @@
+"""Make the weights that come with the package: `python -m examples.make_pretrained --data-dir data`.
+
+`LeNet5.pretrained()` and `LeNet5_1998.pretrained()` are to read digits that anyone has drawn, printed or photographed,
+not MNIST alone, and to be unsure of what is no digit. So MNIST's training images are shifted, scaled, squeezed,
+sheared and turned, their strokes thinned and widened; and one image in five is no digit, which no class should answer
+to: letters, scribbles, patterns, several digits at once. Settings were chosen on 5,000 training images that are held
+out; the test set is only reported on. Read from top to bottom: what is no digit, the distortions, the training.
+"""
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy reads it: the matrices are too small to share
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+from tqdm import tqdm
+
+from examples.predict import to_mnist
+from models import LeNet5, LeNet5_1998
+from tinygrad_lenet import Tensor, checkpoint, data, nn, no_grad, optim, parallel
+from tinygrad_lenet import functional as F
+
+HELD_OUT = 5_000
+OTHERS = 15_000  # images that show no digit
+NONE = 10  # their label
+J = 8.0  # of Eq. 9: the penalty of the class of rubbish
+LETTERS = "AEFHKLMNPRTVWXYadefhkmnrtuvwx#%&@?+=*"  # none that can be written like a digit
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSans-Oblique", "STIXGeneral", "STIXGeneralItalic")
+TURN = Image.Resampling.BILINEAR
+SIDE = 60  # of the canvas on which they are drawn, before they get MNIST's form
+
+
+# What is no digit
+
+
+def letters(rng: np.random.Generator, images: np.ndarray, labels: np.ndarray) -> Image.Image:
+    """One letter or sign, or two."""
+    font = Path(mpl.get_data_path(), "fonts", "ttf", f"{rng.choice(FONTS)}.ttf")
+    text = "".join(rng.choice(list(LETTERS), rng.integers(1, 3)))
+    canvas = Image.new("L", (3 * SIDE, 2 * SIDE))
+    ImageDraw.Draw(canvas).text((SIDE, SIDE), text, 255, ImageFont.truetype(str(font), int(rng.integers(30, 60))), "mm")
+    return canvas
+
+
+def scribbles(rng: np.random.Generator, images: np.ndarray, labels: np.ndarray) -> Image.Image:
+    """Curves through some points at random: by far most of them are no digits."""
+    canvas = Image.new("L", (SIDE, SIDE))
+    for _ in range(rng.integers(1, 4)):
+        points = rng.uniform(5, SIDE - 5, (rng.integers(4, 9), 2))
+        smooth = ndimage.zoom(points, (8, 1), order=rng.choice([1, 3]), mode="nearest")
+        ImageDraw.Draw(canvas).line([*map(tuple, smooth)], 255, int(rng.integers(2, 8)), "curve")
+    return canvas
+
+
+def patterns(rng: np.random.Generator, images: np.ndarray, labels: np.ndarray) -> Image.Image:
+    """Boards, grids, frames, lines, filled shapes and blots."""
+    canvas = Image.new("L", (SIDE, SIDE))
+    draw, kind, width = ImageDraw.Draw(canvas), rng.integers(7), int(rng.integers(2, 8))
+    height = int(rng.integers(8, 40))
+    box = [5, 5, 5 + int(rng.uniform(0.6 * height, 50)), 5 + height]  # not so narrow that it is a one or a zero
+    cell = int(rng.integers(6, 24))
+    v, u = np.indices((SIDE, SIDE))
+    if kind == 0:
+        return Image.fromarray((((u // cell + v // cell) % 2) * 255).astype(np.uint8))
+    if kind == 1:
+        lines = (v % cell < width // 2 + 1) | ((u % cell < width // 2 + 1) & (rng.random() < 0.5))
+        return Image.fromarray((lines * 255).astype(np.uint8))
+    if kind == 2:
+        draw.rectangle(box, None, 255, width)
+    elif kind == 3:
+        draw.rectangle(box, 255)
+    elif kind == 4:
+        draw.ellipse(box, 255)
+    elif kind == 5:
+        angle = rng.uniform(-0.5, 0.5)  # from the horizontal: an upright line is a one
+        reach = 28 * np.array([np.cos(angle), np.sin(angle)])
+        draw.line([*(30 - reach), *(30 + reach)], 255, width)
+        if rng.random() < 0.7:
+            draw.line([30 + reach[1], 30 - reach[0], 30 - reach[1], 30 + reach[0]], 255, width)
+    else:
+        blots = ndimage.gaussian_filter(rng.normal(size=(SIDE, SIDE)), rng.uniform(1, 8))
+        return Image.fromarray(((blots > np.quantile(blots, rng.uniform(0.5, 0.9))) * 255).astype(np.uint8))
+    return canvas
+
+
+def composed(rng: np.random.Generator, images: np.ndarray, labels: np.ndarray) -> Image.Image:
+    """Two or three digits side by side, one above another, a digit in a frame or lying on its side."""
+    kind = int(rng.integers(4))
+    canvas = Image.new("L", (3 * SIDE, 3 * SIDE))
+    odd = images[~np.isin(labels, (0, 1, 8))]  # which are no digits on their side, or one above another
+    chosen = [Image.fromarray(x) for x in (images if kind in (0, 2) else odd)[rng.integers(30_000, size=3)]]
+    step = int(rng.integers(14, 24))
+    if kind <= 1:
+        for i in range(rng.integers(2, 4)):
+            place = (40 + i * step, 60 + int(rng.integers(-3, 4)))
+            canvas.paste(255, place if kind == 0 else (place[1], place[0]), chosen[i])
+    elif kind == 2:
+        canvas.paste(255, (60, 60), chosen[0])
+        ImageDraw.Draw(canvas).rectangle([60, 59, 88, 89], None, 255, int(rng.integers(1, 4)))
+    else:
+        canvas.paste(255, (60, 60), chosen[0].rotate(int(rng.choice([90, -90])) + rng.uniform(-20, 20)))
+    return canvas
+
+
+KINDS: tuple[Callable[[np.random.Generator, np.ndarray, np.ndarray], Image.Image], ...] = (letters, scribbles, patterns, composed)
+
+
+def no_digits(count: int, images: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Images of no digit, uint8 (count, 28, 28), in MNIST's form."""
+    rng = np.random.default_rng(seed)
+    made: list[np.ndarray] = []
+    while len(made) < count:
+        ink = np.asarray(KINDS[len(made) % len(KINDS)](rng, images, labels), float) / 255
+        if ink.any():
+            made.append(to_mnist(ink))
+    return np.stack(made)
+
+
+# The distortions
+
+
+class Distort:
+    """Random affine maps, among them rotations, and thinner or wider strokes; a function of seed, epoch and position."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.affine = data.Affine(translation=2.5, scale=0.15, squeeze=0.15, shear=0.2, seed=seed)
+
+    def __call__(self, images: np.ndarray, epoch: int, position: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, epoch, position))
+        angles, widths = rng.uniform(-15, 15, len(images)), rng.integers(-150, 256, (len(images), 1, 1))  # of 256
+        turned = np.stack([np.asarray(Image.fromarray(x).rotate(a, TURN)) for x, a in zip(images, angles, strict=True)])
+        # From more than half of the way to strokes a pixel thinner on each side, to strokes a pixel wider.
+        wider = (ndimage.grey_dilation(turned, (1, 3, 3)) - turned) * np.maximum(widths, 0).astype(np.uint16)
+        thinner = (turned - ndimage.grey_erosion(turned, (1, 3, 3))) * np.maximum(-widths, 0).astype(np.uint16)
+        return self.affine(turned + (wider >> 8).astype(np.uint8) - (thinner >> 8).astype(np.uint8), epoch, position)
+
+
+# The training
+
+
+def input_1998(images: np.ndarray) -> np.ndarray:
+    return data.to_input(images, background=-0.1, foreground=1.175)
+
+
+def logits_1998(penalties: Tensor) -> Tensor:
+    """Of ten classes and, last, of Eq. 9's rubbish: penalties[N 10] -> [N 11]."""
+    return F.concatenate([-penalties, Tensor(np.full((penalties.shape[0], 1), -J, np.float32))], axis=1)
+
+
+def loss_today(logits: Tensor, labels: np.ndarray) -> Tensor:
+    """Cross-entropy; what is no digit should give ten equal probabilities."""
+    return F.cross_entropy(logits, np.vstack([np.eye(10), np.full(10, 0.1)]).astype(np.float32)[labels])
+
+
+def loss_1998(penalties: Tensor, labels: np.ndarray) -> Tensor:
+    """Eq. 9, whose last class, rubbish, is what is no digit."""
+    return F.cross_entropy(logits_1998(penalties), labels)
+
+
+def answers(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Probabilities[N K] for uint8 images[N H W]."""
+    model.eval()
+    old = isinstance(model, LeNet5_1998)
+    with no_grad():
+        blocks = (model(Tensor((input_1998 if old else data.to_input)(images[i : i + 500]))) for i in range(0, len(images), 500))
+        return np.concatenate([F.softmax(logits_1998(y) if old else y).numpy() for y in blocks])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.make_pretrained", description="Make the weights that come with the package."
+    )
+    parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: the cache)")
+    parser.add_argument("--models", nargs="*", choices=["lenet5", "lenet5_1998"], default=["lenet5", "lenet5_1998"])
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--lr", type=float, default=0.004)
+    parser.add_argument("--out", type=Path, default=Path("models/weights"), help="folder for the weights")
+    args = parser.parse_args()
+    parallel.tune_process()
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    images, labels = data.mnist(args.data_dir, "train")
+    others = no_digits(OTHERS, images, labels, seed=0)
+    held_out = no_digits(HELD_OUT // 5, images, labels, seed=1)
+    x = np.pad(np.concatenate([images[:-HELD_OUT], others]), ((0, 0), (2, 2), (2, 2)))
+    y = np.concatenate([labels[:-HELD_OUT], np.full(len(others), NONE)])
+
+    for name in args.models:
+        old = name == "lenet5_1998"
+        model = LeNet5_1998(init="fan-in", rng=0) if old else LeNet5(rng=0)
+        loss_of: Callable[[Tensor, Any], Tensor] = loss_1998 if old else loss_today
+        loader = data.DataLoader(
+            x, y, batch_size=128, seed=0, transform=input_1998 if old else data.to_input, augment=Distort(seed=0)
+        )
+        rate = args.lr / 2 if old else args.lr
+        optimizer = optim.Adam(model.parameters(), lr=rate)
+        schedule = optim.OneCycle(optimizer, max_lr=rate, total_steps=args.epochs * len(loader))
+        with tqdm(total=args.epochs * len(x), unit=" images", unit_scale=True, desc=name) as bar:
+            for _ in range(args.epochs):
+                total = 0.0
+                for batch, classes in loader:
+                    loss = loss_of(model(Tensor(batch)), classes)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                    total += loss.item() * len(classes)
+                    bar.update(len(classes))
+                errors = int((answers(model, images[-HELD_OUT:])[:, :10].argmax(axis=1) != labels[-HELD_OUT:]).sum())
+                bar.set_postfix_str(f"loss {total / len(x):.4f}, {errors} held out errors")
+                checkpoint.save(args.out / f'{name}.safetensors', model.state_dict())
+                model.train()
+        p, q = answers(model, images[-HELD_OUT:])[:, :10].max(axis=1), answers(model, held_out)[:, :10].max(axis=1)
+        for level in (0.3, 0.5, 0.7, 0.9):
+            print(f"{name}: at {level}, {np.mean(p < level):.2%} of digits and {np.mean(q < level):.2%} of others are refused")
+        test_images, test_labels = data.mnist(args.data_dir, "test")
+        wrong = int((answers(model, test_images)[:, :10].argmax(axis=1) != test_labels).sum())
+        state = {"held_out_errors": errors, "test_errors": wrong}
+        checkpoint.save(args.out / f"{name}.safetensors", model.state_dict(), state)
+        print(f"{name}: {errors} errors on {HELD_OUT:,} images held out, {wrong} on {len(test_labels):,} test images")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"make_pretrained: {error}")
