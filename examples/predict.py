@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
 
 from examples.classes import CLASSES
 from examples.train_lenet5 import MODELS
@@ -158,10 +159,10 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
     """
     rows, columns = (np.flatnonzero((ink > 0.15).any(axis=axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    image = Image.fromarray(np.rint(255 * ink).astype(np.uint8))
-    missing = THINNEST * max(image.size) - stroke(ink)
+    missing = THINNEST * max(ink.shape) - stroke(ink)
     if missing > 1:
-        image = image.filter(ImageFilter.MaxFilter(2 * round(missing / 2) + 1))
+        ink = ndimage.grey_dilation(np.pad(ink, round(missing / 2)), 2 * round(missing / 2) + 1)
+    image = Image.fromarray(np.rint(255 * ink).astype(np.uint8))
     scale = 20 / max(image.size)
     size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
     small = np.asarray(image.resize(size, Image.Resampling.BICUBIC), np.float64)
