@@ -8,6 +8,7 @@ grain, EXIF and JPEG.
 
 import argparse
 import io
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from examples import predict
 from tinygrad_lenet import data
 
 Rng = np.random.Generator
@@ -272,7 +274,41 @@ def no_digit(rng: Rng, images: np.ndarray | None, labels: np.ndarray | None) -> 
     return Picture(camera(rng, picture, False)[0], f"{kind}, {surface}", None)
 
 
-def make(seed: int, count: int, images: np.ndarray | None = None, labels: np.ndarray | None = None) -> list[Picture]:
-    """So many pictures, every other one of a digit, by the seed; digits from images[N 28 28], labels[N] too, if given."""
-    makers = (one_digit, no_digit)
-    return [makers[i % 2](np.random.default_rng((seed, i)), images, labels) for i in range(count)]
+def make(seed: int, n: int, images: np.ndarray | None = None, labels: np.ndarray | None = None) -> Picture:
+    """The n-th picture of a seed, every other one of a digit; some from images[N 28 28] with labels[N], if given."""
+    return (one_digit, no_digit)[n % 2](np.random.default_rng((seed, n)), images, labels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.pictures", description="Measure examples.predict.")
+    parser.add_argument("--data-dir", type=Path, help="folder with MNIST's test set, for digits from it")
+    parser.add_argument("--count", type=int, default=400, help="of pictures, half of them of a digit")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", type=Path, help="folder for the pictures that were not read, or wrongly")
+    args = parser.parse_args()
+    images, labels = (None, None) if args.data_dir is None else data.mnist(args.data_dir, "test")
+    counts: dict[str, Counter[str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "picture")
+        for i in range(args.count):
+            picture = make(args.seed, i, images, labels)
+            path.write_bytes(picture.data)
+            try:
+                (answer,) = predict.probabilities(predict.pretrained(), predict.digit_of(path)[None]).argmax(axis=1)
+            except ValueError as error:
+                outcome, said = "refused", str(error).removeprefix(f"{path}: ")
+            else:
+                outcome, said = "right" if answer == picture.digit else "wrong", f"{answer}"
+            what = "no digit" if picture.digit is None else "a digit"
+            for kind in (what, *(f"{what}: {each}" for each in picture.kind.split(", "))):
+                counts.setdefault(kind, Counter())[outcome] += 1
+            if args.save and outcome != ("refused" if picture.digit is None else "right"):
+                args.save.mkdir(parents=True, exist_ok=True)
+                (args.save / f"{args.seed}-{i}").write_bytes(picture.data)
+                print(f"{args.save}/{args.seed}-{i}: {picture.kind}, {picture.digit}: {said}", flush=True)
+    for kind, outcomes in sorted(counts.items()):
+        print(f"{kind:24} " + ", ".join(f"{outcomes[name]:4} {name}" for name in ("right", "refused", "wrong")))
+
+
+if __name__ == "__main__":
+    main()
