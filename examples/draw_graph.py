@@ -1,8 +1,9 @@
 """Draw the graph that a tensor recorded: `python -m examples.draw_graph` draws an expression's and LeNet-5's.
 
 `draw(tensor, path, names)` is the function behind it; `graph(tensor, names)` gives a figure, which a notebook shows.
-Values run downwards; a line carries the shape of what it carries. Along solid lines the gradient comes back up; what is dashed takes none. The layout is that of Sugiyama,
-Tagawa and Toda (1981): layers by longest path, few crossings by barycentres, then places by least squares.
+Values run downwards; a line carries the shape of what it carries. Along solid lines the gradient comes back up; what is
+dashed takes none. The layout is that of Sugiyama, Tagawa and Toda (1981): layers by longest path, few crossings by
+barycentres, then places by least squares.
 """
 
 import argparse
@@ -210,10 +211,9 @@ def describe(y: Tensor) -> list[str]:
 
 def numbers(y: Tensor, values: bool, gy: Mapping[int, Tensor]) -> list[str]:
     """What is said of y's value and gradient: each is one number, or its least and its largest element."""
-    lines = [("=", y)] if values else []
-    lines += [("gradient", gy[id(y)])] if id(y) in gy else []
-    spans = [(text, np.unique([x.numpy().min(), x.numpy().max()]) if x.size else []) for text, x in lines]
-    return [f"{text} {' to '.join(f'{bound:.3g}' for bound in span) or 'empty'}" for text, span in spans]
+    said = [("=", y)] * values + ([("gradient", gy[id(y)])] if id(y) in gy else [])
+    bounds = [(text, sorted({x.numpy().min(), x.numpy().max()}) if x.size else []) for text, x in said]
+    return [f"{text} {' to '.join(f'{bound:.3g}' for bound in each) or 'empty'}" for text, each in bounds]
 
 
 def weight_window(op: Op, inputs: Sequence[Any]) -> tuple[int, int] | None:

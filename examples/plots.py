@@ -248,7 +248,10 @@ def maps(
     for (name, y), (rows, columns, side), low in zip(layers, grids, lowest, strict=True):
         limit = float(np.abs(y).max()) or 1.0
         norm = CenteredNorm(halfrange=limit)
-        shape, scale = f"{len(y)} @ {'×'.join(map(str, y.shape[1:]))}" if y.ndim == 3 else f"{y.size} units", f"±{limit:.3g}"
+        shape, scale = (
+            f"{len(y)} @ {'×'.join(map(str, y.shape[1:]))}" if y.ndim == 3 else f"{y.size} units",
+            f"±{limit:.3g}",
+        )
         if penalties and y is layers[-1][1]:
             shape, scale = f"{y.size} penalties", f"least {y.min():.3g} wins"
         side_text(figure, top + low / 2, f"{name}\n{shape}\n{scale}")

@@ -113,6 +113,18 @@ class Mark:
     def area(self) -> int:
         return self.height * (self.right - self.left)
 
+    @property
+    def fill(self) -> float:
+        """The share of the box that is ink."""
+        return float(self.ink.mean())
+
+    def within(self, other: "Mark") -> bool:
+        return other is not self and self.shared(other) > 0.7 * self.area
+
+    def like(self, other: "Mark") -> bool:
+        """Whether size and contrast are much the same."""
+        return 0.5 < self.height / other.height < 2 and 0.5 < self.contrast / other.contrast < 2
+
     def shared(self, other: "Mark") -> float:
         """The area that the boxes of both have in common."""
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
@@ -249,23 +261,32 @@ def find_digit(picture: np.ndarray) -> np.ndarray:
     A mark is a digit if the package's own LeNet-5, which has been shown what is none, is sure of it.
     """
     marks = find_marks(picture)
+    marks = [*(with_parts(mark, marks) for mark in marks), *marks]
     if not marks:
         raise ValueError("nothing stands out from the background; expected one digit, darker or lighter than it")
-    marks = [*(with_parts(mark, marks) for mark in marks), *marks]
     images = np.stack([to_mnist(mark.ink) for mark in marks])
-    answers = probabilities(pretrained(), images)
+    return images[choose(marks, probabilities(pretrained(), images))]
+
+
+def choose(marks: Sequence[Mark], answers: np.ndarray) -> int:
+    """Which of the marks is the one digit, by the probabilities answers[N 10]; ValueError if none is, or several."""
     digits: list[int] = []
     for i in sorted(range(len(marks)), key=lambda i: -marks[i].contrast * marks[i].height):
-        if answers[i].max() >= SURE and not any(marks[i].shared(marks[j]) > 0.7 * marks[i].area for j in digits):
+        mark = marks[i]
+        hole = any(each.dark != mark.dark and each.fill < 0.5 and mark.within(each) for each in marks)
+        if answers[i].max() >= SURE and not hole and not any(mark.within(marks[j]) for j in digits):
             digits.append(i)
     if not digits:
-        raise ValueError("what stands out is no digit that could be read; expected one digit, darker or lighter than all around it")
+        raise ValueError("no digit could be read; expected one, darker or lighter than all around it")
     first = marks[digits[0]]
-    digits = [i for i in digits if marks[i].height > first.height / 2 and marks[i].contrast > first.contrast / 2]
-    if len(digits) > 1:
-        names = ", ".join(DIGITS[answers[i].argmax()] for i in sorted(digits, key=lambda i: marks[i].left))
-        raise ValueError(f"there are several digits ({names}); expected one; cut the picture")
-    return images[digits[0]]
+    names = ", ".join(
+        DIGITS[answers[i].argmax()] for i in sorted(digits, key=lambda i: marks[i].left) if marks[i].like(first)
+    )
+    if len(names) > 1:
+        raise ValueError(f"there are several digits ({names}); expected one, so cut the picture")
+    if any(each.like(first) and each.dark == first.dark and not each.shared(first) for each in marks):
+        raise ValueError(f"beside a {names} there is more of its size; expected one digit, so cut the picture")
+    return digits[0]
 
 
 def digit_of(path: Path, find: Callable[[np.ndarray], np.ndarray] = find_digit) -> np.ndarray:

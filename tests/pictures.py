@@ -33,7 +33,7 @@ STROKES = {
     1: ["50,0 50,100", "25,25 55,0 55,100", "25,25 50,0 50,100|25,100 75,100", "62,0 40,100"],
     2: ["15,25 40,2 75,10 78,38 45,70 12,98|12,98 45,97 88,98", "15,20 45,0 80,20 60,60 15,97 30,90 60,96 90,95"],
     3: ["15,12 50,0 82,20 70,42 40,48|40,48 80,55 85,82 48,100 12,86"],
-    4: ["60,0 10,65|10,65 90,65|68,30 68,100", "20,0 14,55|14,55 85,55|72,5 70,100", "70,0 12,66|12,66 90,66|70,0 70,100"],
+    4: ["60,0 10,65|10,65 90,65|68,30 68,100", "20,0 14,55|14,55 85,55|72,5 70,100", "70,0 12,66 90,66|70,0 70,100"],
     5: ["80,0 25,0|25,0 20,45|20,45 55,38 85,65 60,98 12,92", "22,2 18,45|18,45 60,40 82,70 50,99 12,90|22,2 82,2"],
     6: ["70,2 30,35 15,70 45,100 82,75 55,50 18,72", "55,0 22,40 20,85 55,100 80,72 50,52 22,75"],
     7: ["12,2 88,2|88,2 40,100", "12,5 85,2|85,2 45,100|30,52 78,50"],
@@ -69,7 +69,9 @@ def by_hand(rng: Rng, digit: int, side: int = 300) -> np.ndarray:
     for stroke in str(rng.choice(STROKES[digit])).split("|"):
         points = np.array([list(map(float, point.split(","))) for point in stroke.split()]) / 100
         points += rng.normal(size=points.shape) * 0.02
-        smooth = ndimage.zoom(points, (30, 1), order=min(3, len(points) - 1), mode="nearest") if len(points) > 2 else points
+        smooth = (
+            ndimage.zoom(points, (30, 1), order=min(3, len(points) - 1), mode="nearest") if len(points) > 2 else points
+        )
         u = side * (0.5 + aspect * smooth[:, 0] - lean * (smooth[:, 1] - 0.5))
         line = [tuple(p) for p in np.stack([u, side * (0.5 + smooth[:, 1])], axis=1)]
         draw = ImageDraw.Draw(canvas)
@@ -123,7 +125,10 @@ def canvas_of(rng: Rng, place: Callable[[Image.Image], None], H: int, W: int, ti
     """What ``place`` draws on a sheet twice as large, turned and cut to H x W."""
     sheet = Image.new("L", (2 * W, 2 * H))
     place(sheet)
-    return np.asarray(sheet.rotate(tilt, Image.Resampling.BICUBIC).crop((W // 2, H // 2, W // 2 + W, H // 2 + H)), float) / 255
+    return (
+        np.asarray(sheet.rotate(tilt, Image.Resampling.BICUBIC).crop((W // 2, H // 2, W // 2 + W, H // 2 + H)), float)
+        / 255
+    )
 
 
 def scene(rng: Rng, kind: str, draw_ink: Callable[[], np.ndarray] | None, share: float, plain: bool) -> np.ndarray:
@@ -137,7 +142,10 @@ def scene(rng: Rng, kind: str, draw_ink: Callable[[], np.ndarray] | None, share:
         ink = scaled(ink, 0.85 * W * ink.shape[0] / ink.shape[1])
     h, w = ink.shape if ink is not None else (share * H, share * H)
     # Somewhere on the sheet, so that it is within the picture also after the turn.
-    reach_v, reach_u = max(0.0, (0.96 * H - h) / 2 - 0.3 * w * (not plain)), max(0.0, (0.96 * W - w) / 2 - 0.3 * h * (not plain))
+    reach_v, reach_u = (
+        max(0.0, (0.96 * H - h) / 2 - 0.3 * w * (not plain)),
+        max(0.0, (0.96 * W - w) / 2 - 0.3 * h * (not plain)),
+    )
     v0, u0 = rng.uniform(-reach_v, reach_v) * 0.9, rng.uniform(-reach_u, reach_u) * 0.9
     turn = np.radians(tilt)
     middle = (W + np.cos(turn) * u0 - np.sin(turn) * v0, H + np.sin(turn) * u0 + np.cos(turn) * v0)
@@ -160,7 +168,12 @@ def scene(rng: Rng, kind: str, draw_ink: Callable[[], np.ndarray] | None, share:
                 draw.line((x, 0, x, 2 * H), 255, line)
         if "box" in kind:
             du, dv = (rng.uniform(0.12, 0.6) * h for _ in range(2))
-            draw.rectangle((left - du, top - dv, left + w + du, top + h + dv), None, 255, max(1, round(rng.uniform(0.01, 0.06) * h)))
+            draw.rectangle(
+                (left - du, top - dv, left + w + du, top + h + dv),
+                None,
+                255,
+                max(1, round(rng.uniform(0.01, 0.06) * h)),
+            )
 
     written, ruled = canvas_of(rng, write, H, W, tilt), canvas_of(rng, rule, H, W, tilt)
     light = rng.random() < 0.25  # on dark
@@ -230,7 +243,10 @@ def no_digit(rng: Rng, images: np.ndarray | None, labels: np.ndarray | None) -> 
 
     def ink() -> np.ndarray:
         if kind == "several":
-            digits = [by_hand(rng, int(k)) if rng.random() < 0.5 else in_print(rng, str(k)) for k in rng.integers(10, size=rng.integers(2, 5))]
+            digits = [
+                by_hand(rng, int(k)) if rng.random() < 0.5 else in_print(rng, str(k))
+                for k in rng.integers(10, size=rng.integers(2, 5))
+            ]
             digits = [scaled(each, 200 * rng.uniform(0.8, 1.2)) for each in digits]
             gap = int(rng.uniform(20, 150))
             row = np.zeros((260, sum(each.shape[1] + gap for each in digits)))

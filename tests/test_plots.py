@@ -168,7 +168,9 @@ def test_confusion_matrix() -> None:
         if text.axes is figure.axes[0] and text.get_text().isdigit()
     }
     assert cells == {(0, 0): "1", (1, 0): "2", (1, 1): "1", (2, 2): "2", (3, 3): "0"}  # (predicted, true)
-    assert {"correct", "33.3%", "100.0%", "none", "2 mistakes on 6 images", "true class", "predicted class"} <= set(words(figure))
+    assert {"correct", "33.3%", "100.0%", "none", "2 mistakes on 6 images", "true class", "predicted class"} <= set(
+        words(figure)
+    )
     assert shown(figure)[0].tolist() == [[0, 2, 0, 0], [0] * 4, [0] * 4, [0] * 4]  # colour is for mistakes
 
 
