@@ -112,8 +112,9 @@ def composed(rng: np.random.Generator, images: np.ndarray, labels: np.ndarray) -
     """Two or three digits side by side, one above another, a digit in a frame or lying on its side."""
     kind = int(rng.integers(4))
     canvas = Image.new("L", (3 * SIDE, 3 * SIDE))
-    odd = images[~np.isin(labels, (0, 1, 8))]  # which are no digits on their side, or one above another
-    chosen = [Image.fromarray(x) for x in (images if kind in (0, 2) else odd)[rng.integers(30_000, size=3)]]
+    # Zeros, ones and eights may be digits also on their side, or one above another.
+    pool = images if kind in (0, 2) else images[~np.isin(labels, (0, 1, 8))]
+    chosen = [Image.fromarray(pool[n % len(pool)]) for n in rng.integers(30_000, size=3)]
     step = int(rng.integers(14, 24))
     if kind <= 1:
         for i in range(rng.integers(2, 4)):
@@ -147,7 +148,7 @@ def no_digits(count: int, images: np.ndarray, labels: np.ndarray, seed: int) -> 
 
 
 def printed_digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Digits in print, uint8 (count, 28, 28), and labels: MNIST has, for example, hardly any 1 with a serif and a base."""
+    """Digits in print, uint8 (count, 28, 28), and labels: MNIST has, for example, few ones with a base."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 10
     return np.stack([to_mnist(np.asarray(in_print(rng, str(k)), float) / 255) for k in labels]), labels
@@ -209,12 +210,14 @@ class Recipe:
     transform: Callable[[np.ndarray], np.ndarray]
     loss: Callable[[Tensor, Any], Tensor]
     lr: float
+    batch_size: int
+    epochs: int
     sign: int  # of the outputs: the largest logit wins, and the smallest penalty
 
 
 RECIPES = {
-    "lenet5": Recipe(lambda: LeNet5(rng=0), data.to_input, loss_today, 0.004, 1),
-    "lenet5_1998": Recipe(lambda: LeNet5_1998(rng=0), input_1998, loss_1998, 0.002, -1),
+    "lenet5": Recipe(lambda: LeNet5(rng=0), data.to_input, loss_today, 0.004, 128, 14, 1),
+    "lenet5_1998": Recipe(lambda: LeNet5_1998(rng=0), input_1998, loss_1998, 0.003, 64, 20, -1),
 }
 
 
@@ -236,7 +239,7 @@ def train(name: str, recipe: Recipe, digits: Sets, epochs: int) -> tuple[nn.Modu
     loader = data.DataLoader(
         np.pad(np.concatenate([images[:-HELD_OUT], printed, others]), ((0, 0), (2, 2), (2, 2))),
         np.concatenate([labels[:-HELD_OUT], characters, np.full(len(others), NONE)]),
-        batch_size=128,
+        batch_size=recipe.batch_size,
         seed=0,
         transform=recipe.transform,
         augment=Distort(seed=0),
@@ -267,16 +270,16 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: the cache)")
     parser.add_argument("--models", nargs="*", choices=RECIPES, default=list(RECIPES), metavar="MODEL", help="which")
-    parser.add_argument("--epochs", type=int, default=14, help="passes over the training images")
+    parser.add_argument("--epochs", type=int, help="passes over the training images (default: the recipe's)")
     parser.add_argument("--out", type=Path, default=Path("models/weights"), help="folder for the weights")
     args = parser.parse_args()
-    if args.epochs < 1:
+    if args.epochs is not None and args.epochs < 1:
         raise ValueError(f"--epochs is {args.epochs}; expected at least 1")
     parallel.tune_process()
     digits, tests = data.mnist(args.data_dir, "train"), data.mnist(args.data_dir, "test")
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.models:
-        model, wrong = train(name, RECIPES[name], digits, args.epochs)
+        model, wrong = train(name, RECIPES[name], digits, args.epochs or RECIPES[name].epochs)
         counts = {"held_out_errors": wrong, "test_errors": errors(RECIPES[name], model, *tests)}
         checkpoint.save(args.out / f"{name}.safetensors", model.state_dict(), counts)
         print(f"{name}: {wrong} errors on {HELD_OUT:,} images held out, {counts['test_errors']} on the test set")

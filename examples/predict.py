@@ -34,6 +34,7 @@ PICTURES = "a picture file, such as PNG or JPEG"
 SIDE = 720  # pixels of a picture's longer side that are looked at
 LEVELS = 16  # of brightness
 SMALLEST = 25  # pixels
+MOST = 300  # marks, of a picture that is all grain
 SURE = 0.8  # a probability
 THINNEST = 0.075  # of a digit's longer side: 1.5 pixels of MNIST's 20
 FAINTEST = 0.06  # of the way from black to white; what stands out less is paper grain or nothing
@@ -114,9 +115,9 @@ class Mark:
         return self.height * (self.right - self.left)
 
     @property
-    def fill(self) -> float:
-        """The share of the box that is ink."""
-        return float(self.ink.mean())
+    def hollow(self) -> bool:
+        """Whether less than half of the box is ink, as with strokes, and other than with a sheet."""
+        return bool((self.ink > 0.2).mean() < 0.5)
 
     def within(self, other: "Mark") -> bool:
         return other is not self and self.shared(other) > 0.7 * self.area
@@ -147,6 +148,7 @@ def find_marks(picture: np.ndarray) -> list[Mark]:
             boxes = ndimage.find_objects(labels)
             for k in np.flatnonzero(np.bincount(labels.ravel())[1:] >= SMALLEST):
                 found += mark_of(values, float(level), dark, labels, int(k) + 1, boxes[k])
+    found = sorted(found, key=lambda each: -each[1].contrast * each[1].height)[:MOST]
     marks: list[Mark] = []
     for _, mark in sorted(found, key=lambda each: each[0]):  # one for each that is there at several levels
         same = (each for each in marks if each.dark == mark.dark)
@@ -165,7 +167,7 @@ def mark_of(
         edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]) == k
         if height < 0.9 * H or width < 0.9 * W or edge.mean() > 0.4:
             return []
-    if width > 4 * height or height > 40 * width:
+    if width > 4 * height or height > 40 * width or max(height, width) < max(H, W) / 60:
         return []
     away = max(4, height // 4)
     here = tuple(slice(max(0, side.start - away), side.stop + away) for side in box)
@@ -273,7 +275,10 @@ def choose(marks: Sequence[Mark], answers: np.ndarray) -> int:
     digits: list[int] = []
     for i in sorted(range(len(marks)), key=lambda i: -marks[i].contrast * marks[i].height):
         mark = marks[i]
-        hole = any(each.dark != mark.dark and each.fill < 0.5 and mark.within(each) for each in marks)
+        hole = any(
+            each.dark != mark.dark and each.hollow and mark.within(each) and each.height < 4 * mark.height
+            for each in marks
+        )
         if answers[i].max() >= SURE and not hole and not any(mark.within(marks[j]) for j in digits):
             digits.append(i)
     if not digits:
