@@ -35,7 +35,7 @@ SIDE = 720  # pixels of a picture's longer side that are looked at
 LEVELS = 16  # of brightness
 SMALLEST = 25  # pixels
 MOST = 300  # marks, of a picture that is all grain
-SURE = 0.8  # a probability
+SURE = 0.9  # a probability, of a digit; of what is none it is mostly below 0.5
 THINNEST = 0.075  # of a digit's longer side: 1.5 pixels of MNIST's 20
 FAINTEST = 0.06  # of the way from black to white; what stands out less is paper grain or nothing
 
@@ -182,6 +182,10 @@ def mark_of(
     contrast = outside - inside
     place = (level - inside) / contrast if contrast >= FAINTEST else 0
     if not 0.2 < place < 0.85 or np.mean(nearby[around] > inside + contrast / 2) < 0.65:
+        return []
+    rim = part & ~ndimage.minimum_filter(part, 3)
+    relief = ndimage.maximum_filter(nearby, 5) - ndimage.minimum_filter(nearby, 5)
+    if np.mean(relief[rim] > 0.4 * contrast) < 0.6:  # not as sharp as ink: a shadow
         return []
     m = max(2, height // 40)  # for the ink's soft edge
     top, left, bottom, right = max(0, top - m), max(0, left - m), min(H, bottom + m), min(W, right + m)
