@@ -196,7 +196,7 @@ def mark_of(
 
 def with_parts(mark: Mark, marks: Sequence[Mark]) -> Mark:
     """The mark with the smaller ones that belong to it, such as the bar of a five that floats above the rest."""
-    reach = 0.2 * mark.height
+    reach = 0.35 * mark.height
     parts = [mark]
     for each in marks:
         beside = min(mark.right, each.right) - max(mark.left, each.left) > 0.5 * (each.right - each.left)
