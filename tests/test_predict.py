@@ -288,7 +288,6 @@ def test_most_pictures_are_read_and_few_others_answered(tmp_path: Path) -> None:
         except ValueError:
             said = None
         outcomes[picture.digit is not None][bool(said == picture.digit)] += 1
-    print(outcomes)
     assert outcomes[True][True] >= 21
     assert outcomes[False][True] >= 22
 
@@ -308,7 +307,7 @@ def test_formats(kind: str, tmp_path: Path) -> None:
 
 
 def test_enlarged_test_images(folder: Path, tmp_path: Path) -> None:
-    """Test digits as files, dark or light, enlarged or not, PNG or JPEG: most are found, and read as without the detour.
+    """Test digits as files, dark or light, enlarged or not, PNG or JPEG: most are found, and read as they are.
 
     They have 8 x 8 pixels, and some are hard to tell.
     """
