@@ -10,6 +10,10 @@ MNIST's form, which mark is the digit; the model; the answers.
 
 import os
 
+from examples import programs
+
+if __name__ == "__main__":
+    programs.begin()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy reads it: the matrices are too small to share
 
 import argparse
@@ -45,7 +49,7 @@ FAINTEST = 0.06  # of the way from black to white; what stands out less is paper
 
 
 def read(path: Path) -> np.ndarray:
-    """The picture as it is seen, as brightness[H W] from 0 (black) to 1; ValueError or OSError if it cannot be had."""
+    """The picture, the right way up, as brightness[H W] from 0 (black) to 1; ValueError or OSError if unreadable."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; expected {PICTURES}")
     if path.exists() and not path.is_file():
@@ -54,7 +58,7 @@ def read(path: Path) -> np.ndarray:
     formats = [name for name in Image.OPEN if name not in ("EPS", "WMF")]  # which other programs would be run for
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.simplefilter("ignore", UserWarning)  # damaged EXIF data: the picture may still be good
+        warnings.simplefilter("ignore", UserWarning)  # damaged EXIF data: the picture itself may be fine
         try:
             with Image.open(path, formats=formats) as opened:
                 opened.draft("L", (SIDE, SIDE))  # a JPEG of a camera is decoded small, which is faster
@@ -64,7 +68,7 @@ def read(path: Path) -> np.ndarray:
                 f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; expected a smaller picture"
             ) from None
         except UnidentifiedImageError:
-            raise ValueError(f"{path} is no picture that can be read; expected {PICTURES}") from None
+            raise ValueError(f"{path} is not a readable picture; expected {PICTURES}") from None
         except Exception as error:  # Pillow's many formats report damage in many ways
             if isinstance(error, OSError) and error.errno is not None:
                 raise ValueError(f"{path} cannot be read ({error.strerror}); check the path") from None
@@ -214,15 +218,15 @@ def with_parts(mark: Mark, marks: Sequence[Mark]) -> Mark:
     return Mark(top, left, bottom, right, mark.contrast, mark.dark, ink)
 
 
-# MNIST's form
+# MNIST's format
 
 
 def to_mnist(ink: np.ndarray) -> np.ndarray:
-    """A digit's ink[H W] as MNIST has it: uint8 (28, 28), white on black.
+    """A digit's ink[H W] in MNIST's format: uint8 (28, 28), white on black.
 
-    Its bounding box is scaled to fit 20 x 20 pixels, with its proportions kept and its edges smooth, and placed so that
-    its centre of mass is in the middle (Source: LeCun, Cortes, Burges, The MNIST database of handwritten digits).
-    Strokes much thinner than MNIST's are widened first; they would vanish.
+    Its bounding box is scaled to fit 20 x 20 pixels, keeping its proportions and smoothing its edges, and placed with
+    its centre of mass in the middle (source: LeCun, Cortes, Burges, The MNIST database of handwritten digits). Strokes
+    much thinner than MNIST's are widened first, since they would vanish.
     """
     rows, columns = (np.flatnonzero((ink > 0.15).any(axis=axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -244,7 +248,7 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
 
 
 def stroke(ink: np.ndarray) -> float:
-    """About how many pixels wide the strokes are: twice the area for each pixel of outline."""
+    """The approximate width of the strokes, in pixels: twice the area divided by the length of the outline."""
     inside = np.pad(ink > 0.5, 1)
     core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
     area = inside.sum()
@@ -317,7 +321,7 @@ def pretrained() -> LeNet5:
 
 
 def load(folder: Path) -> tuple[nn.Module, Sequence[str]]:
-    """The model that the training example left in ``folder``, and its classes' names; ValueError if it does not fit."""
+    """The model that the training example saved in ``folder``, and its classes' names; ValueError if unusable."""
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         settings = metrics["arguments"]
@@ -330,7 +334,7 @@ def load(folder: Path) -> tuple[nn.Module, Sequence[str]]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"--model: {folder / 'metrics.json'} does not say which model was trained "
-            f"({type(error).__name__}: {error}); expected what examples.train_lenet5 wrote"
+            f"({type(error).__name__}: {error}); expected a file that examples.train_lenet5 wrote"
         ) from None
     for kind, value, known in (("model", name, list(MODELS)), ("dataset", dataset, list(CLASSES))):
         if value not in known:
@@ -356,7 +360,7 @@ def probabilities(model: nn.Module, images: np.ndarray) -> np.ndarray:
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m examples.predict",
-        description="Say which digit each image shows; one line an image, with the three most probable classes.",
+        description="Say which digit each image shows: one line per image, with the three most probable classes.",
     )
     parser.add_argument(
         "--model",
@@ -392,9 +396,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ValueError as error:
-        sys.exit(f"predict: {error}")
-    except KeyboardInterrupt:
-        sys.exit("predict: stopped by Ctrl-C")
+    programs.run(main)

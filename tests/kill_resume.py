@@ -1,8 +1,9 @@
-"""Kill the training example at random moments, resume it, and compare: `python -m tests.kill_resume --times 50`.
+"""Kill the training example at random moments, resume it, and compare: `python -m tests.kill_resume --times 30`.
 
-Each time the example is started anew, ended by SIGKILL, resumed, and let run to its end; sometimes the resumed run is
-killed as well. Weights, optimiser state and metrics must then be those of a run that nobody disturbed, to the bit.
-`tests/test_resume.py` does the same a few times.
+Each time the example is started anew with a batch of random size, its main process, a worker or all of them are ended
+by SIGKILL, it is resumed at once, while other processes of it may still be ending, and let run to its end; sometimes
+the resumed run is killed as well. Weights, optimiser state and metrics must then be those of a run that nobody
+disturbed, to the bit. `tests/test_resume.py` does the same a few times.
 """
 
 import argparse
@@ -25,13 +26,14 @@ from tinygrad_lenet import checkpoint
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "examples.train_lenet5"]
 EPOCHS = 3
-# All that may carry a state of its own: moments, velocities, running statistics, dropped units, one process or two.
+# All that may carry a state of its own: moments, velocities, running statistics, dropped units, best weights, ranks.
 SETTINGS = [
-    ["--model", "lenet5", "--optimizer", "adam", "--workers", "2"],
+    ["--model", "lenet5", "--optimizer", "adam", "--workers", "2", "--validation", "100", "--patience", "2"],
     ["--model", "lenet5-regularized", "--optimizer", "adamw", "--workers", "2"],
     ["--model", "lenet5-regularized", "--optimizer", "sgd", "--workers", "1"],
     ["--model", "lenet5-relu", "--optimizer", "sgd", "--workers", "2", "--lr", "0.05"],
 ]
+BATCHES = ["8", "64", "300", "1437"]  # up to all images in one step
 
 
 @dataclass
@@ -101,22 +103,26 @@ def disturbed(folder: Path, words: list[str], duration: float, dice: random.Rand
         program = start(folder, *words, *(["--resume"] if saved.exists() else []))
         time.sleep(dice.uniform(0, duration))
         # All, as when a machine loses power; rank 0 alone; or another rank alone, which rank 0 has to notice.
-        victims = dice.choice([[], [program.pid], children(program.pid)[:1] or [program.pid]])
+        workers = children(program.pid)
+        victim = dice.choice(["all", "main", "a worker"] if workers else ["all", "main"])
         with suppress(ProcessLookupError):
-            if victims:
-                os.kill(victims[0], signal.SIGKILL)
-            else:
+            if victim == "all":
                 os.killpg(program.pid, signal.SIGKILL)
-        program.communicate(timeout=20)
+            else:
+                os.kill(dice.choice(workers) if victim == "a worker" else program.pid, signal.SIGKILL)
+        program.wait(20)  # and not until all have ended that can write into its streams, its workers
+        for stream in (program.stdout, program.stderr):
+            assert stream
+            stream.close()
         if program.returncode == 0:  # it was faster than the dice
             if places:
                 break
             for rest in folder.iterdir():
                 rest.unlink()
             continue
-        places.append(where(folder))
+        places.append(f"{victim} {where(folder)}")
     finish(start(folder, *words, *(["--resume"] if saved.exists() else [])))
-    assert sorted(os.listdir(folder)) == ["checkpoint.safetensors", "metrics.json", "model.safetensors"]
+    assert sorted(os.listdir(folder)) == ["checkpoint.safetensors", "metrics.csv", "metrics.json", "model.safetensors"]
     return Outcome.of(folder), places
 
 
@@ -140,18 +146,23 @@ def differences(a: Outcome, b: Outcome) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.kill_resume", description=__doc__.splitlines()[0])
-    parser.add_argument("--times", type=int, default=50, help="how many runs are killed")
+    parser.add_argument("--times", type=int, default=30, help="how many runs are killed")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32), help="of the moments")
     args = parser.parse_args()
     dice = random.Random(args.seed)
     print(f"seed {args.seed}")
     failures = 0
     counts: Counter[str] = Counter()
+    expected: dict[tuple[int, str], tuple[Outcome, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        expected = [undisturbed(Path(folder, f"undisturbed{i}"), words) for i, words in enumerate(SETTINGS)]
         for i in range(args.times):
-            words, (outcome, duration) = SETTINGS[i % len(SETTINGS)], expected[i % len(SETTINGS)]
-            found, places = disturbed(Path(folder, f"run{i}"), words, duration, dice)
+            setting, batch = i % len(SETTINGS), dice.choice(BATCHES)
+            words = [*SETTINGS[setting], "--batch-size", batch]
+            if (setting, batch) not in expected:
+                expected[setting, batch] = undisturbed(Path(folder, f"undisturbed{setting}-{batch}"), words)
+            outcome, duration = expected[setting, batch]
+            (run := Path(folder, f"run{i}")).mkdir()
+            found, places = disturbed(run, words, duration, dice)
             wrong = differences(outcome, found)
             failures += bool(wrong)
             counts.update(places)

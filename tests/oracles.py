@@ -3,7 +3,6 @@
 An oracle takes the op's inputs as NumPy arrays and its parameters by keyword. An op without one fails a test.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,15 +25,54 @@ def _each(function: Callable[..., float]) -> Callable[..., Array]:
     return oracle
 
 
-def add_at(x: Array, *, index: Any, shape: tuple[int, ...]) -> Array:
+def _with(pattern: tuple[Any, ...], arrays: tuple[Array, ...]) -> tuple[Any, ...]:
+    rest = iter(arrays)
+    return tuple(next(rest) if isinstance(part, str) else part for part in pattern)
+
+
+def add_at(x: Array, *index: Array, pattern: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
     y = np.zeros(shape)
-    places = np.arange(y.size).reshape(shape)[index]
+    places = np.arange(y.size).reshape(shape)[_with(pattern, index)]
     for place, value in zip(places.ravel(), np.broadcast_to(x, places.shape).ravel(), strict=True):
         y.flat[place] += value
     return y
 
 
-def pad(x: Array, *, pad_width: tuple[tuple[int, int], ...], value: float) -> Array:
+def assign(x: Array, value: Array, *index: Array, pattern: tuple[Any, ...]) -> Array:
+    y = x.copy()
+    places = np.arange(y.size).reshape(y.shape)[_with(pattern, index)]
+    for place, each in zip(places.ravel(), np.broadcast_to(value, places.shape).ravel(), strict=True):
+        y.flat[place] = each
+    return y
+
+
+def one_hot(labels: Array, *, classes: int, dtype: str) -> Array:
+    y = np.zeros((len(labels), classes), dtype)
+    for n, label in enumerate(labels):
+        y[n, label] = 1
+    return y
+
+
+def _first_extreme(better: Callable[[float, float], bool]) -> Callable[..., Array]:
+    def oracle(x: Array, *, axis: int | None) -> Array:
+        def first(values: Array) -> int:
+            best = 0
+            for i, value in enumerate(values):
+                if better(value, values[best]):
+                    best = i
+            return best
+
+        if axis is None:
+            return np.asarray(first(x.ravel()))
+        y = np.zeros(np.delete(x.shape, axis), int)
+        for index in np.ndindex(y.shape):
+            y[index] = first(np.moveaxis(x, axis, -1)[index])
+        return y
+
+    return oracle
+
+
+def pad(x: Array, value: Array, *, pad_width: tuple[tuple[int, int], ...]) -> Array:
     y = np.full([size + before + after for size, (before, after) in zip(x.shape, pad_width, strict=True)], value)
     for index in np.ndindex(x.shape):
         y[tuple(i + before for i, (before, _) in zip(index, pad_width, strict=True))] = x[index]
@@ -57,22 +95,6 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     for index in np.ndindex(y.shape):
         *where, o = index
         y[index] = sum(x[(*where, i)] * weight[o, i] for i in range(x.shape[-1])) + (0 if bias is None else bias[o])
-    return y
-
-
-def einsum(*x: Array, subscripts: str) -> Array:
-    operands, _, output = subscripts.partition("->")
-    letters = operands.split(",")
-    sizes: dict[str, int] = {}
-    for each, array in zip(letters, x, strict=True):
-        sizes.update(zip(each, array.shape, strict=True))
-    y = np.zeros([sizes[letter] for letter in output])
-    for values in itertools.product(*(range(size) for size in sizes.values())):
-        at = dict(zip(sizes, values, strict=True))
-        product = 1.0
-        for each, array in zip(letters, x, strict=True):
-            product *= array[tuple(at[letter] for letter in each)]
-        y[tuple(at[letter] for letter in output)] += product
     return y
 
 
@@ -306,8 +328,27 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "maximum": _each(max),
     "minimum": _each(min),
     "where": _each(lambda condition, a, b: a if condition else b),
-    "getitem": lambda x, index: x[index],
+    "chain": _each(lambda g, s: g * s),
+    "equal": _each(lambda a, b: a == b),
+    "not_equal": _each(lambda a, b: a != b),
+    "less": _each(lambda a, b: a < b),
+    "less_equal": _each(lambda a, b: a <= b),
+    "greater": _each(lambda a, b: a > b),
+    "greater_equal": _each(lambda a, b: a >= b),
+    "logical_and": _each(lambda a, b: bool(a and b)),
+    "logical_or": _each(lambda a, b: bool(a or b)),
+    "logical_not": _each(lambda x: not x),
+    "full_like": lambda x, value: np.full(x.shape, value),
+    "bernoulli": lambda x, p, rng: rng.random(x.shape, np.float32) >= p,
+    "argwhere": lambda x: np.array([index for index in np.ndindex(x.shape) if x[index]], int).reshape(
+        np.count_nonzero(x), x.ndim
+    ),
+    "argmax": _first_extreme(lambda value, best: value > best),
+    "argmin": _first_extreme(lambda value, best: value < best),
+    "one_hot": one_hot,
+    "getitem": lambda x, *index, pattern: x[_with(pattern, index)],
     "add_at": add_at,
+    "assign": assign,
     "reshape": np.reshape,
     "transpose": np.transpose,
     "broadcast_to": np.broadcast_to,
@@ -317,7 +358,6 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "transfer": lambda x, device: x,
     "matmul": matmul,
     "linear": linear,
-    "einsum": einsum,
     "conv2d": conv2d,
     "conv_transpose2d": conv_transpose2d,
     "conv2d_weight_grad": conv2d_weight_grad,
@@ -332,6 +372,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "subsample2d_transpose": subsample2d_transpose,
     "subsample2d_weight_grad": subsample2d_weight_grad,
     "sum": np.sum,
+    "mean": np.mean,
     "max": np.max,
     "min": np.min,
     "softmax": softmax,

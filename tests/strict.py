@@ -40,12 +40,13 @@ def no_host_reads() -> Iterator[None]:
 class StrictArray:
     """An array that behaves as CuPy's do."""
 
-    __slots__ = ("_host",)
+    __slots__ = ("__weakref__", "_base", "_host")
     __array_ufunc__ = None  # NumPy arrays and functions turn away
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, host: Any) -> None:
+    def __init__(self, host: Any, base: "StrictArray | None" = None) -> None:
         self._host = np.asarray(host)
+        self._base = base  # the array whose memory this is a view on
         if self._host.dtype.kind not in "fiubc":
             raise TypeError(f"Unsupported dtype {self._host.dtype}")
 
@@ -57,8 +58,12 @@ class StrictArray:
     itemsize = property(lambda self: self._host.itemsize)
     nbytes = property(lambda self: self._host.nbytes)
     flags = property(lambda self: self._host.flags)
-    T = property(lambda self: StrictArray(self._host.T))
-    base = property(lambda self: None if self._host.base is None else StrictArray(self._host.base))
+    T = property(lambda self: self._view(self._host.T))
+    base = property(lambda self: self._base)
+
+    def _view(self, host: Any) -> "StrictArray":
+        shared = np.may_share_memory(host, self._host)
+        return StrictArray(host, (self if self._base is None else self._base) if shared else None)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to convert.")
@@ -100,7 +105,7 @@ class StrictArray:
         parts = host if isinstance(host, tuple) else (host,)
         if not any(part is Ellipsis or isinstance(part, np.ndarray) for part in parts):
             host = (*parts, ...)  # a view also of a single element
-        return StrictArray(self._host[host])
+        return self._view(self._host[host])
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self._host[_index(index)] = _operand("__setitem__", value)
@@ -110,19 +115,19 @@ class StrictArray:
         return self if y is self._host else StrictArray(y)
 
     def reshape(self, *shape: Any, order: str = "C") -> "StrictArray":
-        return StrictArray(self._host.reshape(*shape, order=order))
+        return self._view(self._host.reshape(*shape, order=order))
 
     def transpose(self, *axes: Any) -> "StrictArray":
-        return StrictArray(self._host.transpose(*axes))
+        return self._view(self._host.transpose(*axes))
 
     def squeeze(self, axis: Any = None) -> "StrictArray":
-        return StrictArray(self._host.squeeze(axis))
+        return self._view(self._host.squeeze(axis))
 
     def swapaxes(self, axis1: int, axis2: int) -> "StrictArray":
-        return StrictArray(self._host.swapaxes(axis1, axis2))
+        return self._view(self._host.swapaxes(axis1, axis2))
 
     def ravel(self, order: str = "C") -> "StrictArray":
-        return StrictArray(self._host.ravel(order))
+        return self._view(self._host.ravel(order))
 
     def copy(self, order: str = "C") -> "StrictArray":
         return StrictArray(self._host.copy(order))
@@ -286,7 +291,9 @@ def _first(name: str, allowed: set[str]) -> Callable[..., Any]:
             if isinstance(each, np.ndarray):
                 raise TypeError(f"{name}: Unsupported type {type(each)}")
         rest = tuple(each._host if isinstance(each, StrictArray) else each for each in rest)
-        return _wrap(getattr(np, name)(_array(name, x), *rest, **_keywords(name, keywords, allowed)))
+        host = _array(name, x)
+        y = getattr(np, name)(host, *rest, **_keywords(name, keywords, allowed))
+        return x._view(y) if isinstance(y, np.ndarray) and y.base is not None else _wrap(y)
 
     return function
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from examples import by_hand
+from tests.refusals import refused
 from tinygrad_lenet import Tensor, grad, nn
-from tinygrad_lenet import functional as F
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "examples.by_hand"]
@@ -37,94 +37,75 @@ def walk() -> tuple[list[by_hand.Check], by_hand.Values, by_hand.Values]:
     return by_hand.check_all(3, hand, framework), hand, framework
 
 
-# Numbers that a person can check
+# Numbers that a person can check. dnet of 1, 10, 100, 1000 says by its digits which window or unit sent what.
 
 KERNEL = {(0, 0): [[1.0, 2.0], [3.0, 4.0]]}
 IMAGE = [[[1.0, 0.0, 2.0], [0.0, 1.0, 0.0], [3.0, 0.0, 1.0]]]
+DNET = [[[1.0, 10.0], [100.0, 1000.0]]]
+TABLE = {(0, 0): [[2.0]], (0, 1): [[3.0]], (1, 1): [[5.0]]}  # 1 x 1 kernels: map 0 sees both inputs, map 1 the second
+WINDOWS = [[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 1.0]]]
+FULL = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]  # [i][j]
+tanh = math.tanh
 
 
-def test_convolution_of_three_by_three_pixels() -> None:
-    (outputs,) = by_hand.conv(KERNEL, [0.5], IMAGE)
-    nets = [[1 + 4 + 0.5, 4 + 3 + 0.5], [2 + 9 + 0.5, 1 + 4 + 0.5]]
-    assert outputs == [[math.tanh(net) for net in row] for row in nets]
-
-
-def test_gradients_of_a_convolution_of_three_by_three_pixels() -> None:
-    """With dnet = 1, 10, 100, 1000 in the four windows, the digits say which window sent what."""
-    dnet = [[[1.0, 10.0], [100.0, 1000.0]]]
-    assert by_hand.conv_input_gradient(KERNEL, dnet, (1, 3, 3)) == [
-        [[1, 12, 20], [103, 1234, 2040], [300, 3400, 4000]],
-    ]
-    assert by_hand.conv_weight_gradient([(0, 0)], dnet, IMAGE) == {(0, 0): [[1001, 120], [310, 1001]]}
-    assert by_hand.map_bias_gradient(dnet) == [1111]
-
-
-def test_the_notes_have_one_window_of_the_four() -> None:
-    """Of the 1234 for the pixel in the middle, each p and q has one digit; the corner has but one window."""
-    dnet = [[[1.0, 10.0], [100.0, 1000.0]]]
-    places = [(1 - p, 1 - q, p, q) for p in range(2) for q in range(2)]
-    terms = [by_hand.notes_conv_input_gradient(KERNEL, dnet, 0, *place) for place in places]
-    assert terms == [1000, 200, 30, 4]
-    assert by_hand.notes_conv_input_gradient(KERNEL, dnet, 0, 0, 0, 0, 0) == 1
-
-
-def test_connections_of_a_convolution() -> None:
-    """1 x 1 kernels: map 0 sees both inputs, map 1 only the second."""
-    W = {(0, 0): [[2.0]], (0, 1): [[3.0]], (1, 1): [[5.0]]}
-    I = [[[0.1]], [[0.01]]]
-    assert by_hand.conv(W, [0.0, 0.0], I) == [[[math.tanh(0.2 + 0.03)]], [[math.tanh(0.05)]]]
-    assert by_hand.conv_input_gradient(W, [[[1.0]], [[10.0]]], (2, 1, 1)) == [[[2]], [[3 + 50]]]
-    assert by_hand.conv_weight_gradient(W, [[[1.0]], [[10.0]]], [[[7.0]], [[8.0]]]) == {
-        (0, 0): [[7]],
-        (0, 1): [[8]],
-        (1, 1): [[80]],
-    }
-
-
-def test_subsampling_of_one_window() -> None:
-    I = [[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 1.0]]]
-    assert by_hand.subsample([0.1, 2.0], [0.5, -1.0], I) == [[[math.tanh(1.5)]], [[math.tanh(1.0)]]]
-    dnet = [[[3.0]], [[5.0]]]
-    assert by_hand.subsample_input_gradient([0.5, 2.0], dnet) == [[[1.5, 1.5], [1.5, 1.5]], [[10, 10], [10, 10]]]
-    assert by_hand.subsample_weight_gradient(dnet, I) == [30, 5]
-    assert by_hand.average(I) == [[[2.5]], [[0.25]]]
-    assert by_hand.average_input_gradient(dnet) == [[[0.75, 0.75], [0.75, 0.75]], [[1.25, 1.25], [1.25, 1.25]]]
-
-
-def test_full_layer_of_two_inputs_and_three_units() -> None:
-    W = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]  # [i][j]
-    assert by_hand.full_net(W, [0.5, 0.0, -1.0], [1.0, 10.0]) == [41.5, 52, 62]
-    assert by_hand.full([[0.1], [0.2]], [0.3], [1.0, 2.0]) == [pytest.approx(math.tanh(0.8))]
-    dnet = [1.0, 10.0, 100.0]
-    assert by_hand.full_input_gradient(W, dnet) == [321, 654]
-    assert by_hand.full_weight_gradient(dnet, [2.0, 3.0]) == [[2, 20, 200], [3, 30, 300]]
-    assert by_hand.full_bias_gradient(dnet) == dnet
-    assert [by_hand.notes_full_weight_gradient(dnet, [2.0, 3.0], i) for i in (0, 1)] == [222, 333]
+@pytest.mark.parametrize(
+    ("formula", "arguments", "expected"),
+    [
+        (by_hand.conv, (KERNEL, [0.5], IMAGE), [[[tanh(5.5), tanh(7.5)], [tanh(11.5), tanh(5.5)]]]),
+        (by_hand.conv_input_gradient, (KERNEL, DNET, (1, 3, 3)), [[[1, 12, 20], [103, 1234, 2040], [300, 3400, 4000]]]),
+        (by_hand.conv_weight_gradient, ([(0, 0)], DNET, IMAGE), {(0, 0): [[1001, 120], [310, 1001]]}),
+        (by_hand.map_bias_gradient, (DNET,), [1111]),
+        # The notes have one window of the four: of the 1234 for the pixel in the middle, one digit for each p and q.
+        (by_hand.notes_conv_input_gradient, (KERNEL, DNET, 0, 1, 1, 0, 0), 1000),
+        (by_hand.notes_conv_input_gradient, (KERNEL, DNET, 0, 1, 0, 0, 1), 200),
+        (by_hand.notes_conv_input_gradient, (KERNEL, DNET, 0, 0, 1, 1, 0), 30),
+        (by_hand.notes_conv_input_gradient, (KERNEL, DNET, 0, 0, 0, 1, 1), 4),
+        (by_hand.notes_conv_input_gradient, (KERNEL, DNET, 0, 0, 0, 0, 0), 1),
+        (by_hand.conv, (TABLE, [0.0, 0.0], [[[0.1]], [[0.01]]]), [[[tanh(0.2 + 0.03)]], [[tanh(0.05)]]]),
+        (by_hand.conv_input_gradient, (TABLE, [[[1.0]], [[10.0]]], (2, 1, 1)), [[[2]], [[3 + 50]]]),
+        (
+            by_hand.conv_weight_gradient, (TABLE, [[[1.0]], [[10.0]]], [[[7.0]], [[8.0]]]),
+            {(0, 0): [[7]], (0, 1): [[8]], (1, 1): [[80]]},
+        ),
+        (by_hand.subsample, ([0.1, 2.0], [0.5, -1.0], WINDOWS), [[[tanh(1.5)]], [[tanh(1.0)]]]),
+        (
+            by_hand.subsample_input_gradient, ([0.5, 2.0], [[[3.0]], [[5.0]]]),
+            [[[1.5, 1.5], [1.5, 1.5]], [[10, 10], [10, 10]]],
+        ),
+        (by_hand.subsample_weight_gradient, ([[[3.0]], [[5.0]]], WINDOWS), [30, 5]),
+        (by_hand.average, (WINDOWS,), [[[2.5]], [[0.25]]]),
+        (by_hand.average_input_gradient, ([[[3.0]]],), [[[0.75, 0.75], [0.75, 0.75]]]),
+        (by_hand.full_net, (FULL, [0.5, 0.0, -1.0], [1.0, 10.0]), [41.5, 52, 62]),
+        (by_hand.full, ([[0.1], [0.2]], [0.3], [1.0, 2.0]), [tanh(0.3 + 0.1 + 0.4)]),
+        (by_hand.full_input_gradient, (FULL, [1.0, 10.0, 100.0]), [321, 654]),
+        (by_hand.full_weight_gradient, ([1.0, 10.0, 100.0], [2.0, 3.0]), [[2, 20, 200], [3, 30, 300]]),
+        (by_hand.full_bias_gradient, ([1.0, 10.0, 100.0],), [1, 10, 100]),
+        (by_hand.notes_full_weight_gradient, ([1.0, 10.0, 100.0], [2.0, 3.0], 0), 222),
+        (by_hand.notes_full_weight_gradient, ([1.0, 10.0, 100.0], [2.0, 3.0], 1), 333),
+        (by_hand.sigma_slope, (0.0,), 1),
+        (by_hand.maps_through_sigma, ([[[2.0, 4.0]]], [[[0.5, 0.0]]]), [[[1.5, 4.0]]]),
+        (by_hand.softmax, ([1000.0, 1000.0],), [0.5, 0.5]),  # e^1000 would overflow
+        (by_hand.softmax, ([math.log(3.0), 0.0],), [pytest.approx(0.75), pytest.approx(0.25)]),
+        (by_hand.cross_entropy, ([0.75, 0.25], [0.0, 1.0]), pytest.approx(math.log(4))),
+        (by_hand.cross_entropy_gradient, ([0.75, 0.25], [0.0, 1.0]), [0.75, -0.75]),
+        (by_hand.cross_entropy_gradient, ([0.75, 0.25], [1.0, 1.0]), [0.5, -0.5]),  # 2 O - y
+        (by_hand.squared_error_gradient, ([0.75, 0.25], [0.0, 1.0]), [0.28125, -0.28125]),  # 2 (3/4 1/4) 3/4
+    ],
+)  # fmt: skip
+def test_formulas_on_numbers_that_a_person_can_check(
+    formula: Callable[..., Any], arguments: tuple[Any, ...], expected: Any
+) -> None:
+    assert formula(*arguments) == expected
 
 
 def test_slope_of_sigma() -> None:
-    """sigma'(net) from the output, against a difference quotient; at 0 it is 1."""
-    assert by_hand.sigma_slope(0.0) == 1
+    """sigma'(net) from the output, against a difference quotient."""
     for net in (-2.0, -0.3, 0.7):
         quotient = (by_hand.sigma(net + 1e-6) - by_hand.sigma(net - 1e-6)) / 2e-6
         assert by_hand.sigma_slope(by_hand.sigma(net)) == pytest.approx(quotient, rel=1e-8)
-    assert by_hand.maps_through_sigma([[[2.0, 4.0]]], [[[0.5, 0.0]]]) == [[[1.5, 4.0]]]
 
 
-def test_softmax_and_its_losses_for_two_classes() -> None:
-    assert by_hand.softmax([math.log(3.0), 0.0]) == pytest.approx([0.75, 0.25])
-    assert by_hand.softmax([1000.0, 1000.0]) == [0.5, 0.5]  # e^1000 would overflow
-    assert by_hand.cross_entropy([0.75, 0.25], [0.0, 1.0]) == pytest.approx(math.log(4))
-    assert by_hand.cross_entropy_gradient([0.75, 0.25], [0.0, 1.0]) == [0.75, -0.75]
-    assert by_hand.cross_entropy_gradient([0.75, 0.25], [1.0, 1.0]) == [0.5, -0.5]  # 2 O - y
-    assert by_hand.squared_error_gradient([0.75, 0.25], [0.0, 1.0]) == [0.28125, -0.28125]  # 2 (3/4 1/4) 3/4
-
-
-# Against the framework, on random sizes and numbers
-
-
-def same(by_hand: Any, framework: np.ndarray) -> None:
-    np.testing.assert_allclose(np.array(by_hand), framework, rtol=1e-12, atol=1e-13)
+# Against the framework
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -135,73 +116,20 @@ def test_convolution_is_the_frameworks(seed: int) -> None:
     table = [sorted(rng.choice(count, rng.integers(1, count + 1), replace=False).tolist()) for _ in range(maps)]
     pairs = [(k, n) for k, sees in enumerate(table) for n in sees]
     layer = nn.Conv2d(count, maps, (P, Q), connections=table, rng=seed, dtype=np.float64)
-    assert layer.bias is not None
     x = Tensor(rng.normal(size=(1, count, P + 2, Q + 3)), requires_grad=True)
-    y = layer(x).tanh()
-    dO = rng.normal(size=y.shape)
-    dI, dW, db = (gradient.numpy() for gradient in grad(y, [x, layer.weight, layer.bias], dO))
+    y, dO = layer(x).tanh(), rng.normal(size=(1, maps, 3, 4))
+    dI, dW, db = (gradient.numpy() for gradient in grad(y, [x, *layer.parameters()], dO))
 
-    W = dict(zip(pairs, layer.weight.numpy().tolist(), strict=True))
-    O = by_hand.conv(W, layer.bias.numpy().tolist(), x.numpy()[0].tolist())
+    I, W = x.numpy()[0].tolist(), dict(zip(pairs, layer.weight.numpy().tolist(), strict=True))
+    O = by_hand.conv(W, by_hand.numbers(layer.bias), I)
     dnet = by_hand.maps_through_sigma(dO[0].tolist(), O)
-    same(O, y.numpy()[0])
-    same(by_hand.conv_input_gradient(W, dnet, (count, P + 2, Q + 3)), dI[0])
-    same(list(by_hand.conv_weight_gradient(pairs, dnet, x.numpy()[0].tolist()).values()), dW)
-    same(by_hand.map_bias_gradient(dnet), db)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_subsampling_is_the_frameworks(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    layer = nn.Subsample2d(3, dtype=np.float64)
-    layer.weight.data[...], layer.bias.data[...] = rng.normal(size=3), rng.normal(size=3)
-    x = Tensor(rng.normal(size=(1, 3, 4, 6)), requires_grad=True)
-    I = x.numpy()[0].tolist()
-    dO = rng.normal(size=(1, 3, 2, 3))
-    W, b = layer.weight.numpy().tolist(), layer.bias.numpy().tolist()
-
-    y = layer(x).tanh()
-    dI, dW, db = (gradient.numpy() for gradient in grad(y, [x, layer.weight, layer.bias], dO))
-    O = by_hand.subsample(W, b, I)
-    dnet = by_hand.maps_through_sigma(dO[0].tolist(), O)
-    same(O, y.numpy()[0])
-    same(by_hand.subsample_input_gradient(W, dnet), dI[0])
-    same(by_hand.subsample_weight_gradient(dnet, I), dW)
-    same(by_hand.map_bias_gradient(dnet), db)
-
-    y = nn.AvgPool2d(2)(x)
-    (dI,) = (gradient.numpy() for gradient in grad(y, [x], dO))
-    same(by_hand.average(I), y.numpy()[0])
-    same(by_hand.average_input_gradient(dO[0].tolist()), dI[0])
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_full_layer_and_softmax_are_the_frameworks(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    layer = nn.Linear(4, 3, rng=rng, dtype=np.float64)
-    assert layer.bias is not None
-    W, b = by_hand.matrix(layer), layer.bias.numpy().tolist()
-    x = Tensor(rng.normal(size=(1, 4)), requires_grad=True)
-    I = x.numpy()[0].tolist()
-
-    y, dO = layer(x).tanh(), rng.normal(size=(1, 3))
-    dI, dW, db = (gradient.numpy() for gradient in grad(y, [x, layer.weight, layer.bias], dO))
-    O = by_hand.full(W, b, I)
-    dnet = by_hand.through_sigma(dO[0].tolist(), O)
-    same(O, y.numpy()[0])
-    same(by_hand.full_input_gradient(W, dnet), dI[0])
-    same(by_hand.full_weight_gradient(dnet, I), dW.T)
-    same(by_hand.full_bias_gradient(dnet), db)
-
-    target = rng.dirichlet(np.ones(3))  # probabilities, not a label
-    z = Tensor(layer(x).numpy(), requires_grad=True)
-    loss = F.cross_entropy(z, target[None])
-    (dz,) = grad(loss, [z])
-    probabilities = by_hand.softmax(by_hand.full_net(W, b, I))
-    same(probabilities, F.softmax(z).numpy()[0])
-    same(by_hand.cross_entropy(probabilities, target.tolist()), np.array(loss.item()))
-    same(by_hand.cross_entropy_gradient(probabilities, target.tolist()), dz.numpy()[0])
-    same(np.array(probabilities) - target, dz.numpy()[0])
+    for ours, framework in (
+        (O, y.numpy()[0]),
+        (by_hand.conv_input_gradient(W, dnet, (count, P + 2, Q + 3)), dI[0]),
+        (list(by_hand.conv_weight_gradient(pairs, dnet, I).values()), dW),
+        (by_hand.map_bias_gradient(dnet), db),
+    ):
+        np.testing.assert_allclose(np.array(ours), framework, rtol=1e-12, atol=1e-13)
 
 
 # Through the whole network
@@ -221,14 +149,11 @@ def test_every_quantity_agrees(walk: Any) -> None:
 def test_the_network_is_the_one_described(walk: Any) -> None:
     network = by_hand.Network(seed=0)
     sizes = {name: sum(p.size for p in getattr(network, name.lower()).parameters()) for name in by_hand.CHAIN}
-    assert sizes == {"C1": 156, "S2": 12, "C3": 1516, "S4": 32, "C5": 48120, "F6": 10164, "OUTPUT": 850}
+    assert list(sizes.values()) == [156, 12, 1516, 32, 48120, 10164, 850]
     assert all(parameter.dtype == np.float64 for parameter in network.parameters())
     _, _, framework = walk
-    shapes = {name: framework[f"{name}.O"].shape for name in by_hand.CHAIN}
-    assert shapes == {
-        "C1": (6, 28, 28), "S2": (6, 14, 14), "C3": (16, 10, 10), "S4": (16, 5, 5), "C5": (120,), "F6": (84,),
-        "OUTPUT": (10,),
-    }  # fmt: skip
+    shapes = [framework[f"{name}.O"].shape for name in by_hand.CHAIN]
+    assert shapes == [(6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5), (120,), (84,), (10,)]
     assert all(values.dtype == np.float64 for values in framework.values())
 
 
@@ -270,12 +195,12 @@ def test_an_unconnected_pair_would_have_a_gradient(walk: Any) -> None:
 
 def test_a_gradient_of_nothing_agrees_with_none() -> None:
     """nan agrees with nothing, 0 with 0, and an array is not stretched to another's shape."""
-    block = by_hand.Block("C1", {"a.O": [0.0, 0.0], "b.O": [1.0, math.nan], "c.O": [1.0]}, {})
-    block.framework = {"a.O": np.zeros(2), "b.O": np.ones(2), "c.O": np.ones(2)}
-    for key in ("a.O", "b.O"):
+    block = by_hand.Block("C1", {"a.O": [0.0, 0.0], "b.O": [1.0, math.nan], "c.O": [1.0], "d.O": [1.0, 2.0]}, {})
+    block.framework = {"a.O": np.zeros(2), "b.O": np.ones(2), "c.O": np.ones(2), "d.O": np.ones(2)}
+    for key in ("a.O", "b.O", "d.O"):
         block.add("forward", key, (0,), "", [])
-    assert [check.agrees() for check in block.checks] == [True, False]
-    with pytest.raises(ValueError, match=r"c\.O has the shape \(1,\) by hand, and \(2,\) by the framework"):
+    assert [check.agrees() for check in block.checks] == [True, False, False]
+    with refused(ValueError, "c.O (1,) (2,)"):
         block.add("forward", "c.O", (0,), "", [])
 
 
@@ -309,12 +234,9 @@ def test_the_report_has_a_block_for_each_layer() -> None:
 def without_the_sum(W: Any, dnet: Any, shape: Any) -> Any:
     """The notes' formula where p = q = 0 can be, and 0 elsewhere."""
     rows, columns = len(dnet[0]), len(dnet[0][0])
-
-    def dI(n: int, x: int, y: int) -> float:
-        return by_hand.notes_conv_input_gradient(W, dnet, n, x, y, 0, 0) if x < rows and y < columns else 0.0
-
-    count, height, width = shape
-    return by_hand.maps(count, height, width, dI)
+    return by_hand.maps(
+        *shape, lambda n, x, y: x < rows and y < columns and by_hand.notes_conv_input_gradient(W, dnet, n, x, y, 0, 0)
+    )
 
 
 def with_a_sum_too_many(dnet: Any, I: Any) -> Any:
@@ -361,17 +283,11 @@ def test_a_wrong_formula_ends_the_program_with_status_1() -> None:
     assert re.fullmatch(r"by_hand: F6, .+ differ by .+\n", done.stderr)
 
 
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["--digit", 360], "--digit is 360; expected 0 to 359, the number of a test image"),
-        (["--digit", -1], "--digit is -1; expected 0 to 359, the number of a test image"),
-        (["--seed", -1], "--seed is -1; expected at least 0"),
-    ],
-)
-def test_bad_input(words: list[object], sentence: str) -> None:
-    done = program(*words)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"by_hand: {sentence}\n")
+@pytest.mark.parametrize(("option", "value"), [("--digit", 360), ("--digit", -1), ("--seed", -1)])
+def test_bad_input(option: str, value: int) -> None:
+    done = program(option, value)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"by_hand: {option} is {value}; expected .+\n", done.stderr)
 
 
 @pytest.mark.parametrize("words", [["--digit", "seven"], ["--unknown"]])

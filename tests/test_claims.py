@@ -73,7 +73,7 @@ def test_quick_run(quick: tuple[Path, str]) -> None:
     assert results["versions"]["numpy"] == np.__version__
     for name, claim in claims.CLAIMS.items():
         assert imread(out / f"{name}.png").shape[1] == 1200
-        assert "\n".join(claim.report(results)) in printed
+        assert f"{name} (quick, not comparable)\n\n" + "\n".join(claim.report(results)) in printed
         legible(claim.draw(results, claims.load("digits", None, False)))
     errors = claims.error_rates(results, claims.AS_IT_IS, 300, "test_errors")
     assert 0 < errors.max() < 50  # it did learn
@@ -128,7 +128,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
             if running.poll() is None:
                 running.kill()
     assert running.returncode == 130
-    assert stderr.splitlines()[-1].endswith("claims: stopped by Ctrl-C; the same command goes on from there")
+    assert stderr.splitlines()[-1].endswith("claims: stopped by Ctrl-C; the same command continues from there")
     assert "Traceback" not in stderr
     assert 1 <= len(read(tmp_path)["measurements"]) < len(expected_names(claims.QUICK, 0))
 
@@ -166,12 +166,24 @@ def test_other_settings_are_refused(quick: tuple[Path, str], tmp_path: Path) -> 
     """Numbers of two seeds or two data sets do not get into one file."""
     shutil.copy(quick[0] / "claims.json", tmp_path)
     before = (tmp_path / "claims.json").read_bytes()
-    refuses(program("--quick", "--out", tmp_path), r"of other settings: seed is 0 here and 3 there; give another --out")
+    refuses(
+        program("--quick", "--out", tmp_path), r"has other settings: seed is 0 here and 3 there; choose another --out"
+    )
     refuses(program("--dataset", "digits", "--seed", 3, "--out", tmp_path), r"steps is 4000 here and 120 there")
     assert (tmp_path / "claims.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": {}, "measurements": {"a": {"claim": "b"}}}', "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"settings": {}, "measurements": {"a": {"claim": "shift", "seed": 0}}}',
+        '{"settings": {}, "measurements": {"a": {"claim": "b"}}}',
+        "\x00",
+    ],
+)
 def test_files_of_others_are_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "claims.json").write_text(content)
     refuses(program("--quick", "--out", tmp_path), r"claims\.json holds no results of claims .+; remove it, or give")

@@ -5,6 +5,7 @@ being central differences of the op's oracle. LeNet-5 of 1998 is held against Eq
 340,908 connections one by one.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -16,16 +17,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import LeNet5_1998
+from models.lenet5_1998 import TABLE_I
 from tests.oracles import ORACLES
+from tests.refusals import refused
 from tests.test_ops import OPS, running
 from tinygrad_lenet import Op, Tensor, curvature, data, detect_anomaly, grad, nn, no_grad, testing
 from tinygrad_lenet import functional as F
-from tinygrad_lenet.tensor import REAL, REGISTRY
+from tinygrad_lenet.op import REAL, REGISTRY
+
+
+def parsed(op: Op | type[Op]) -> Any:
+    """The op's signature, taken apart."""
+    return op.parsed
+
 
 RULES = [name for name in OPS if REGISTRY[name].curvature is not Op.curvature]
 NO_RULE = [name for name in OPS if REGISTRY[name].curvature is Op.curvature]
 RULE_INPUTS = [
-    (name, i) for name in RULES for i, x in enumerate(REGISTRY[name]._parsed.inputs)
+    (name, i) for name in RULES for i, x in enumerate(parsed(REGISTRY[name]).inputs)
     if REGISTRY[name].domains[x.name].kind == "real"
 ]  # fmt: skip
 ELEMENTS = 12  # of each input, drawn, that are compared
@@ -57,7 +66,7 @@ del REGISTRY["seeded"]  # other tests walk it
 
 
 def real_inputs(op: Op, arrays: Sequence[np.ndarray]) -> list[int]:
-    operands = op._parsed.operands(len(arrays))
+    operands = parsed(op).specs(len(arrays))
     return [i for i, x in enumerate(operands) if op.domains[x.name].kind == "real"]
 
 
@@ -78,11 +87,13 @@ def local_derivatives(
     op: Op, arrays: Sequence[np.ndarray], i: int, j: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """dy/dx_j and d2y/dx_j2 for every element of y, x being input i: central differences of the oracle."""
+    fields = dataclasses.fields(op) if dataclasses.is_dataclass(op) else ()
+    parameters = {field.name: getattr(op, field.name) for field in fields}
 
     def y(step: float) -> np.ndarray:
         inputs = [a.copy() for a in arrays]
         inputs[i][j] += step
-        return np.asarray(ORACLES[op.name](*inputs, **testing._parameters(op)))
+        return np.asarray(ORACLES[op.name](*inputs, **parameters))
 
     bends = (y(1e-3) - 2 * y(0) + y(-1e-3)) / 1e-6 if op.curved else np.zeros(())
     slopes = (y(1e-4) - y(-1e-4)) / 2e-4
@@ -95,7 +106,7 @@ def recursion(op: Op, hy: np.ndarray, gy: np.ndarray, slopes: np.ndarray, bends:
     The second derivatives of a loss are added up, each times its gradient, within a sample (the first axis of y), where
     the sum counts if it is positive; ops that take any axes have a sample an element.
     """
-    any_rank = op._parsed.inputs[0].any_rank
+    any_rank = parsed(op).inputs[0].any_rank
     total, samples = 0.0, {}
     for index in np.ndindex(slopes.shape):
         total += hy[index] * slopes[index] ** power
@@ -152,74 +163,46 @@ def test_rule_is_the_recursion(name: str, places: tuple[str, ...], data: st.Data
             np.testing.assert_allclose(h32[i], h[i], rtol=1e-3, atol=1e-4 * h[i].max(initial=1))
 
 
-def scaled(rule: Callable[..., Any], op: Op, hy: Tensor, gy: Tensor, y: Tensor, inputs: Any) -> list[Any]:
-    """The rule's answers, 1% too large."""
-    return [1.01 * h for h in called(rule(op, hy, gy, y, *inputs))]
-
-
-def unsquared(rule: Callable[..., Any], op: Op, hy: Tensor, gy: Tensor, y: Tensor, inputs: Any) -> list[Any]:
-    """The answers of a rule that forgot to square: those of backward, and of the rule what comes from gy."""
-    answers = called(op.backward(hy, y, *inputs))
-    if not op.curved:
-        return answers
-    own = called(rule(op, 0.0 * hy, gy, y, *inputs))
-    return [a + b for a, b in zip(answers, own, strict=True)]
-
-
-def called(answers: Any) -> list[Any]:
-    answers = answers if isinstance(answers, tuple) else (answers,)
-    return [each() if callable(each) else each for each in answers]
-
-
-@pytest.mark.parametrize("mistake", [scaled, unsquared])
 @pytest.mark.parametrize(("name", "i"), RULE_INPUTS)
-def test_wrong_rule_is_refused(name: str, i: int, mistake: Callable[..., list[Any]]) -> None:
+def test_a_wrong_rule_would_be_noticed(name: str, i: int) -> None:
     """One that is off by 1%, or that forgot to square, unless every slope is 0 or 1 and that is no mistake."""
-    op_class = REGISTRY[name]
-    rule = op_class.curvature
-    tried, refused, slopes_seen = 0, 0, set()
+    scaled, unsquared, slopes_seen = 0, 0, set()
 
-    def wrong(self: Op, hy: Tensor, gy: Tensor, y: Tensor, *inputs: Any) -> Any:
-        right = called(rule(self, hy, gy, y, *inputs))
-        return (*right[:i], mistake(rule, self, hy, gy, y, inputs)[i], *right[i + 1 :])
-
-    @settings(max_examples=25)  # far more than are looked at: shapes may be empty, or lack an input that is optional
-    @given(testing.cases(op_class), st.integers(0, 2**32 - 1))
-    def refuses(case: testing.Case, seed: int) -> None:
-        nonlocal tried, refused
+    @settings(max_examples=25, derandomize=True)  # shapes may be empty, or lack an input that is optional
+    @given(testing.cases(REGISTRY[name]), st.integers(0, 2**32 - 1))
+    def compare(case: testing.Case, seed: int) -> None:
+        nonlocal scaled, unsquared
         op, arrays = case
         rng = np.random.default_rng(seed)
-        if i >= len(arrays) or not arrays[i].size or max(refused, tried) >= 5:
+        if i >= len(arrays) or not arrays[i].size:
             return
         hy, gy = draw_seeds(op(*map(Tensor, arrays)).shape, rng)
         elements = draw_elements(arrays[i], rng)[:3]
         derivatives = [local_derivatives(op, arrays, i, j) for j in elements]
         right = [recursion(op, hy, gy, *each) for each in derivatives]
-        forgot = [recursion(op, hy, gy, *each, power=1) for each in derivatives]
-        slopes_seen.update(round(float(slope), 6) for slopes, _ in derivatives for slope in slopes.ravel())
-        difference = max(right) / 100 if mistake is scaled else np.abs(np.subtract(forgot, right)).max()
-        tried += max(right) > 1e-3
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(op_class, "curvature", wrong)
-            h = found(op, arrays, hy, gy, "cpu")[i]
-        if difference > 1e-3 * max(right) + 1e-6:
-            with pytest.raises(AssertionError, match="the rule gives"):
-                assert_agrees(h, elements, right, name)
-            refused += 1
-        elif difference < 1e-9:  # these numbers cannot tell
-            assert_agrees(h, elements, right, name)
+        forgot = np.zeros(arrays[i].shape)
+        for j, each in zip(elements, derivatives, strict=True):
+            forgot[j] = recursion(op, hy, gy, *each, power=1)
+            slopes_seen.update(round(float(slope), 6) for slope in each[0].ravel())
+        scaled += noticed(1.01 * found(op, arrays, hy, gy, "cpu")[i], elements, right)
+        unsquared += noticed(forgot, elements, right)
 
-    refuses()
-    assert tried
-    if not refused:
-        assert mistake is unsquared
-        assert slopes_seen <= {0.0, 1.0}
+    compare()
+    assert scaled
+    assert unsquared or slopes_seen <= {0.0, 1.0}
+
+
+def noticed(h: np.ndarray, elements: list[tuple[int, ...]], expected: list[float]) -> bool:
+    try:
+        assert_agrees(h, elements, expected, "")
+    except AssertionError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize("name", NO_RULE)
 def test_op_without_rule_is_named(name: str) -> None:
     """Before anything is computed, and whichever of its inputs it is that is asked for."""
-    sentence = f"^curvature: op {name} has no curvature rule; define `curvature` beside its `backward`$"
 
     @settings(max_examples=5)
     @given(testing.cases(REGISTRY[name]))
@@ -229,10 +212,10 @@ def test_op_without_rule_is_named(name: str) -> None:
             x = Tensor(arrays[i], requires_grad=True)
             y = op(*arrays[:i], x, *arrays[i + 1 :])
             loss = F.mse_loss(y, np.zeros(y.shape), reduction="sum")
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Op, "_compute", lambda self, *_: pytest.fail(f"{self.name} was computed"))
-                with pytest.raises(ValueError, match=sentence):
-                    curvature(loss, x)
+            with pytest.MonkeyPatch.context() as patch, refused(ValueError, f"curvature {name} rule"):
+                for rule in ("backward", "curvature"):
+                    patch.setattr(REGISTRY["mse_loss"], rule, lambda *_: pytest.fail("a rule was called"))
+                curvature(loss, x)
 
     refuses()
 
@@ -244,66 +227,13 @@ def test_some_ops_have_rules_and_some_have_none() -> None:
 
 def test_the_rule_itself_says_that_there_is_none() -> None:
     x = Tensor([1.0])
-    with pytest.raises(ValueError, match="curvature: op softmax has no curvature rule"):
+    with refused(ValueError, "curvature softmax rule"):
         REGISTRY["softmax"](0).curvature(x, x, x, x)
 
 
-# Networks
-
-
-def test_three_units_a_layer_by_plain_loops() -> None:
-    """tanh(W2 tanh(W1 x + b1) + b2) and half a squared error, two patterns: Eqs. 22-27, a sum for each index."""
-    rng = np.random.default_rng(0)
-    patterns, targets = rng.uniform(-1, 1, (2, 3)), rng.uniform(-1, 1, (2, 3))
-    w1, w2 = (rng.normal(size=(3, 3)) for _ in range(2))
-    b1, b2 = (rng.normal(size=3) for _ in range(2))
-    parameters = [Tensor(each.copy(), requires_grad=True) for each in (w1, b1, w2, b2)]
-    layer1 = F.linear(patterns, *parameters[:2]).tanh()
-    layer2 = F.linear(layer1, *parameters[2:]).tanh()
-    loss = F.mse_loss(layer2, targets, reduction="sum") / 4  # half the squared error, the mean over two patterns
-
-    h_w1, h_b1, h_w2, h_b2 = np.zeros((3, 3)), np.zeros(3), np.zeros((3, 3)), np.zeros(3)
-    h_x = np.zeros((2, 3))
-    for n in range(2):
-        a1, x1, a2, x2 = [0.0] * 3, [0.0] * 3, [0.0] * 3, [0.0] * 3
-        for i in range(3):
-            a1[i] = b1[i]
-            for j in range(3):
-                a1[i] += w1[i, j] * patterns[n, j]
-            x1[i] = math.tanh(a1[i])
-        for i in range(3):
-            a2[i] = b2[i]
-            for j in range(3):
-                a2[i] += w2[i, j] * x1[j]
-            x2[i] = math.tanh(a2[i])
-        h_x1 = [0.0] * 3
-        for i in range(3):
-            h_a2 = (1 - x2[i] ** 2) ** 2 * 1.0  # d2/dx2 of (x - t)^2 / 2 is 1; f'' is left out
-            h_b2[i] += h_a2 / 2
-            for j in range(3):
-                h_w2[i, j] += h_a2 * x1[j] ** 2 / 2
-                h_x1[j] += w2[i, j] ** 2 * h_a2
-            # The seed also holds 4 (x - t)^2 times the curvature above the loss, which is 0: the mean is linear.
-        for i in range(3):
-            h_a1 = (1 - x1[i] ** 2) ** 2 * h_x1[i]
-            h_b1[i] += h_a1 / 2
-            for j in range(3):
-                h_w1[i, j] += h_a1 * patterns[n, j] ** 2 / 2
-                h_x[n, j] += w1[i, j] ** 2 * h_a1 / 2
-    for h, expected in zip(curvature(loss, parameters), (h_w1, h_b1, h_w2, h_b2), strict=True):
-        np.testing.assert_allclose(h.numpy(), expected, rtol=1e-12)
-    x = Tensor(patterns, requires_grad=True)
-    again = F.linear(F.linear(x, *parameters[:2]).tanh(), *parameters[2:]).tanh()
-    (h,) = curvature(F.mse_loss(again, targets, reduction="sum") / 4, x)
-    np.testing.assert_allclose(h.numpy(), h_x, rtol=1e-12)
-
+# LeNet-5 of 1998
 
 A, S = 1.7159, 2 / 3
-SEES = (  # Table I
-    "012", "123", "234", "345", "045", "015",
-    "0123", "1234", "2345", "0345", "0145", "0125", "0134", "1245", "0235",
-    "012345",
-)  # fmt: skip
 BIAS = -1  # as an input: a unit that is always 1
 
 Connections = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -347,7 +277,7 @@ def connections() -> dict[str, Connections]:
     lists = {
         "c1": convolution(1, 32, [(0,)] * 6),
         "s2": subsampling(6, 28),
-        "c3": convolution(6, 14, [[int(c) for c in maps] for maps in SEES]),
+        "c3": convolution(6, 14, TABLE_I),
         "s4": subsampling(16, 10),
         "c5": convolution(16, 5, [range(16)] * 120),
         "f6": full(120, 84),
@@ -403,18 +333,14 @@ def by_the_paper(
     return g, h
 
 
-def in_float64(model: LeNet5_1998) -> LeNet5_1998:
-    for tensor in (*model.parameters(), model.output.centers):
-        tensor.data = tensor.data.astype(np.float64)
-    return model
-
-
 @pytest.mark.parametrize("j", [None, 84.0], ids=["Eq. 8", "Eq. 9"])
 def test_lenet5_of_1998_by_the_equations_of_the_paper(j: float | None) -> None:
     """All 60,000 curvatures, the mean over two digits, and the gradients by the same connections."""
     images, labels = data.digits("test")
     x, labels = data.to_input(images[[3, 8]]).astype(np.float64), labels[[3, 8]]
-    model = in_float64(LeNet5_1998("sqrt-fan-in", rng=0))
+    model = LeNet5_1998("sqrt-fan-in", rng=0)
+    for tensor in (*model.parameters(), model.output.centers):
+        tensor.data = tensor.data.astype(np.float64)
     loss = F.penalty_loss(model(Tensor(x)), labels, j)
     parameters = dict(model.named_parameters())
     h = dict(zip(parameters, curvature(loss, list(parameters.values())), strict=True))
@@ -441,7 +367,7 @@ def test_the_connections_are_those_of_the_paper() -> None:
         assert set(np.unique(k)) == set(range(k.max() + 1))
 
 
-# Properties, on a network that has all that the one of 1998 has, at a size for pencils
+# A network that has all that the one of 1998 has, at a small size
 
 
 class Small(nn.Module):
@@ -463,22 +389,28 @@ class Small(nn.Module):
         return self.output(self.act(self.f6(x.reshape(x.shape[0], 12))))
 
 
-Loss = Callable[..., Tensor]
-LOSSES: dict[str, tuple[bool, Loss]] = {
-    "Eq. 8": (True, lambda y, labels, **how: F.penalty_loss(y, labels, **how)),
-    "Eq. 9": (True, lambda y, labels, **how: F.penalty_loss(y, labels, j=2.0, **how)),
-    "cross_entropy": (False, lambda y, labels, **how: F.cross_entropy(y, labels, label_smoothing=0.1, **how)),
-    "mse_loss": (False, lambda y, labels, **how: F.mse_loss(y, F.one_hot(labels, 3, np.float64), **how)),
+PENALTIES = ("Eq. 8", "Eq. 9")
+LOSSES: dict[str, Callable[[Tensor, np.ndarray], Tensor]] = {
+    "Eq. 8": lambda y, labels: F.penalty_loss(y, labels),
+    "Eq. 9": lambda y, labels: F.penalty_loss(y, labels, j=2.0),
+    "cross_entropy": lambda y, labels: F.cross_entropy(y, labels, label_smoothing=0.1),
+    "mse_loss": lambda y, labels: F.mse_loss(y, F.one_hot(labels, 3, y.dtype)),
 }
 
 
-def small_case(name: str, seed: int, n: int) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    """The parameters of a drawn network, and its loss on some of n drawn patterns."""
-    penalties, loss = LOSSES[name]
-    model, rng = Small(seed, penalties), np.random.default_rng(seed + 1)
-    images, labels = rng.uniform(-1, 1, (n, 2, 6, 6)), rng.integers(0, 3, n)
+def small_case(name: str, seed: int, n: int, dtype: Any = np.float64) -> tuple[list[Tensor], Callable[[slice], Tensor]]:
+    """The parameters of a drawn network, and its loss on a slice of n drawn patterns."""
+    model, rng = Small(seed, name in PENALTIES), np.random.default_rng(seed + 1)
+    images, labels = rng.uniform(-1, 1, (n, 2, 6, 6)).astype(dtype), rng.integers(0, 3, n)
     parameters: list[Tensor] = list(model.parameters())
-    return parameters, lambda part=slice(None), **how: loss(model(Tensor(images[part])), labels[part], **how)
+    for p in parameters:
+        p.data = p.data.astype(dtype)
+    return parameters, lambda part=slice(None): LOSSES[name](model(Tensor(images[part])), labels[part])
+
+
+def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor], factor: float = 1.0, rtol: float = 0.0) -> None:
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.numpy(), factor * b.numpy(), rtol=rtol, atol=0.1 * rtol * b.numpy().max())
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -487,29 +419,27 @@ def small_case(name: str, seed: int, n: int) -> tuple[list[Tensor], Callable[...
 def test_never_negative_and_the_mean_of_the_samples(name: str, seed: int, n: int) -> None:
     """A mean over samples has the mean of their curvatures, each taken alone."""
     parameters, loss = small_case(name, seed, n)
-    whole = curvature(loss(), parameters)
     alone = [curvature(loss(slice(i, i + 1)), parameters) for i in range(n)]
-    for k, h in enumerate(whole):
+    for k, h in enumerate(curvature(loss(), parameters)):
         assert (h.numpy() >= 0).all()
         assert h.numpy().max() > 0
         np.testing.assert_allclose(h.numpy(), np.mean([each[k].numpy() for each in alone], axis=0), rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("factor", [0.25, 3.0, 1e-6])
-def test_a_loss_times_a_factor_has_curvatures_times_it(name: str, factor: float) -> None:
+def test_a_loss_times_a_factor_has_curvatures_times_it(name: str) -> None:
     parameters, loss = small_case(name, 5, 3)
-    for h, once in zip(curvature(factor * loss(), parameters), curvature(loss(), parameters), strict=True):
-        np.testing.assert_allclose(h.numpy(), factor * once.numpy(), rtol=1e-12)
+    for factor in (0.25, 3.0, 1e-6):
+        assert_same(curvature(factor * loss(), parameters), curvature(loss(), parameters), factor, rtol=1e-12)
 
 
-def test_negative_second_derivatives_are_left_out() -> None:
-    """Of -(x - t)^2, nothing is left; of a difference of two losses, what bends upwards."""
-    x, y = (Tensor(np.array([0.5, 2.0]), requires_grad=True) for _ in range(2))
-    losses = F.mse_loss(x, np.zeros(2), "sum") - 3.0 * F.mse_loss(y, np.zeros(2), "sum")
-    h_x, h_y = curvature(losses, [x, y])
-    assert h_x.numpy().tolist() == [2, 2]
-    assert h_y.numpy().tolist() == [0, 0]
+@pytest.mark.parametrize("name", LOSSES)
+def test_float32_stays_float32(name: str) -> None:
+    parameters, loss = small_case(name, 2, 2, np.float32)
+    double, loss64 = small_case(name, 2, 2)
+    h = curvature(loss(), parameters)
+    assert {each.dtype for each in h} == {np.dtype(np.float32)}
+    assert_same(h, curvature(loss64(), double), rtol=1e-3)
 
 
 def diagonal_of_hessian(loss: Tensor, x: Tensor) -> np.ndarray:
@@ -522,16 +452,14 @@ def diagonal_of_hessian(loss: Tensor, x: Tensor) -> np.ndarray:
 def test_exact_for_linear_models(name: str) -> None:
     """Where only the loss bends, nothing is left out: the true second derivatives, found by differentiating twice."""
     rng = np.random.default_rng(3)
-    images, labels = rng.normal(size=(4, 1, 5, 5)), np.array([0, 2, 1, 1])
+    images, labels, centers = rng.normal(size=(4, 1, 5, 5)), np.array([0, 2, 1, 1]), rng.normal(size=(3, 3))
     conv, output = nn.Conv2d(1, 2, 4, dtype=np.float64, rng=rng), nn.Linear(8, 3, dtype=np.float64, rng=rng)
-    centers = rng.normal(size=(3, 3))
 
     def loss() -> Tensor:
         y = output(conv(Tensor(images)).reshape(4, 8))
-        return LOSSES[name][1](F.rbf(y, centers) if LOSSES[name][0] else y, labels)
+        return LOSSES[name](F.rbf(y, centers) if name in PENALTIES else y, labels)
 
-    for x in (output.weight, output.bias):
-        assert x is not None
+    for x in output.parameters():
         (h,) = curvature(loss(), x)
         np.testing.assert_allclose(h.numpy(), diagonal_of_hessian(loss(), x), rtol=1e-10)
         assert h.numpy().min() > 0
@@ -540,62 +468,84 @@ def test_exact_for_linear_models(name: str) -> None:
     assert not np.allclose(h.numpy(), diagonal_of_hessian(loss(), conv.weight), rtol=1e-2)
 
 
+# By pencil
+
+
 def leaf(*values: float, dtype: Any = np.float64) -> Tensor:
     return Tensor(np.array(values, dtype), requires_grad=True)
 
 
-def test_fan_out_adds_over_uses() -> None:
-    """Each use counts with its slope squared; the product of two uses is off the diagonal."""
-    x = leaf(1.0, -2.0)
-    z = 2.0 * x - 3.0 * x
-    assert curvature(F.mse_loss(z, np.ones(2), "sum"), x)[0].numpy().tolist() == [26, 26]  # 2 (4 + 9)
-    losses = F.mse_loss(2.0 * x, np.ones(2), "sum") + F.mse_loss(x / 2.0, np.ones(2), "sum")
-    assert curvature(losses, x)[0].numpy().tolist() == [8.5, 8.5]  # 2 * 4 + 2 / 4
+def squares(z: Tensor, target: float = 0.0) -> Tensor:
+    """The sum of (z - target)^2, whose second derivatives are 2."""
+    return F.mse_loss(z, np.full(z.shape, target), "sum")
 
 
-def test_a_shared_node_is_visited_once_it_is_complete() -> None:
-    """A diamond: h of the shared node is the sum of both ways before it goes further down."""
-    x = leaf(0.3)
+def weighed_twice(x: Tensor) -> Tensor:
+    inner = squares(x, 1.0)  # 4 at x = 3, its slope 4
+    return squares(2.0 * inner, 1.0) + squares(3.0 * inner, 1.0)
+
+
+def a_diamond(x: Tensor) -> Tensor:
     shared = 2.0 * x
-    loss = F.mse_loss(shared * 3.0, np.zeros(1), "sum") + F.mse_loss(5.0 - shared, np.zeros(1), "sum")
-    h_x, h_shared = curvature(loss, [x, shared])
-    assert h_shared.item() == pytest.approx(2 * 9 + 2)
-    assert h_x.item() == pytest.approx(4 * 20)
+    return squares(shared * 3.0) + squares(5.0 - shared)
 
 
-def test_a_loss_within_a_loss_keeps_both_terms() -> None:
-    """The error of a penalty: h of the outer loss times the slope squared, and the gradient times the inner bend."""
-    x = leaf(3.0)
-    inner = F.mse_loss(x, np.array([1.0]))  # 4, slope 4
-    assert curvature(F.mse_loss(inner, 1.0), x)[0].item() == pytest.approx(2 * 16 + 6 * 2)
-    assert curvature(F.mse_loss(inner, 9.0), x)[0].item() == pytest.approx(2 * 16)  # the gradient is negative: no bend
+def deep(x: Tensor) -> Tensor:
+    for _ in range(3000):
+        x = x + 1.0
+    return squares(x)
+
+
+@pytest.mark.parametrize(
+    ("loss", "x", "expected"),
+    [
+        # Each use counts with its slope squared; the product of two uses is off the diagonal.
+        (lambda x: squares(2.0 * x - 3.0 * x, 1.0), [1.0, -2.0], [2 * (4 + 9)] * 2),
+        (lambda x: squares(2.0 * x, 1.0) + squares(x / 2.0, 1.0), [1.0, -2.0], [2 * 4 + 2 / 4] * 2),
+        (a_diamond, [0.3], [4 * (2 * 9 + 2)]),
+        # Of -(x - t)^2, nothing is left.
+        (lambda x: -3.0 * squares(x), [0.5, 2.0], [0, 0]),
+        # h of the outer loss times the slope squared, and the gradient times the inner bend, unless that is negative.
+        (lambda x: squares(squares(x, 1.0), 1.0), [3.0], [2 * 16 + 6 * 2]),
+        (lambda x: squares(squares(x, 1.0), 9.0), [3.0], [2 * 16]),
+        (weighed_twice, [3.0], [(2 * 4 + 2 * 9) * 16 + (2 * 7 * 2 + 2 * 11 * 3) * 2]),
+        # A product of two tensors is no square, also where both hold the same numbers.
+        (lambda x: squares(x * x.detach()), [3.0], [2 * 9]),
+        (lambda x: squares(x * (1.0 * x)), [3.0], [2 * 9 + 2 * 9]),
+        (deep, [1.0], [2]),
+    ],
+)
+def test_by_pencil(loss: Callable[[Tensor], Tensor], x: list[float], expected: list[float]) -> None:
+    (h,) = curvature(loss(y := leaf(*x)), y)
+    np.testing.assert_allclose(h.numpy(), expected, rtol=1e-12)
 
 
 def test_inputs_may_be_given_as_one_or_several_in_any_order() -> None:
-    x, y = leaf(1.0), leaf(2.0)
-    loss = F.mse_loss(3.0 * x, 0.0 * y)
-    (alone,) = curvature(loss, x)
-    assert alone.item() == 18
-    assert [h.item() for h in curvature(loss, [y, x, y])] == [0, 18, 0]
+    """Each keeps its dtype; those in the middle of the graph count too."""
+    x, y = leaf(1.0, dtype=np.float32), leaf(2.0)
+    z = x * y
+    loss = squares(3.0 * z)
+    assert curvature(loss, y)[0].item() == 18
+    found = curvature(loss, [y, x, z, y])
+    assert [h.item() for h in found] == [18, 72, 18, 18]
+    assert [h.dtype for h in found] == [np.float64, np.float32, np.float64, np.float64]
 
 
-def test_an_input_in_the_middle_of_a_graph() -> None:
-    """What leads to the input is no part of its curvature: neither an op without a rule there, nor a loss."""
-    x = leaf(0.2, 0.3)
+def test_only_what_lies_between_the_inputs_and_the_loss_needs_a_rule() -> None:
+    """What leads to an input, or to the loss beside it, is no part of its curvature, be it without a rule or a loss."""
+    x, y = leaf(0.2, 0.3), leaf(0.5, 0.5)
     z = x.softmax()
-    assert curvature(F.mse_loss(z, np.zeros(2), "sum"), z)[0].numpy().tolist() == [2, 2]
+    np.testing.assert_allclose(curvature(squares(z), z)[0].numpy(), [2, 2])
+    loss = squares(x * y.softmax(), 1.0)
+    np.testing.assert_allclose(curvature(loss, x)[0].numpy(), [0.5, 0.5])
+    with refused(ValueError, "softmax rule"):
+        curvature(loss, [x, y])
     penalties = F.rbf(x.reshape(1, 2), np.ones((1, 2)))
-    with pytest.raises(ValueError, match="nothing on the way from the inputs is a loss"):
+    with refused(ValueError, "loss"):
         curvature(penalties.sum(), penalties)
 
 
-def test_an_op_without_rule_beside_the_way_does_not_matter() -> None:
-    """Only what lies between the inputs and the loss needs a rule."""
-    x, y = leaf(0.2, 0.3), leaf(0.5, 0.5)
-    loss = F.mse_loss(x * y.softmax(), np.ones(2), "sum")
-    np.testing.assert_allclose(curvature(loss, x)[0].numpy(), [0.5, 0.5])
-    with pytest.raises(ValueError, match="op softmax has no curvature rule"):
-        curvature(loss, [x, y])
+# Beside the graph
 
 
 def test_the_graph_is_kept_and_no_gradient_is_touched() -> None:
@@ -603,130 +553,62 @@ def test_the_graph_is_kept_and_no_gradient_is_touched() -> None:
     value = loss()
     first = curvature(value, parameters)
     assert all(p.grad is None for p in parameters)
-    second = curvature(value, parameters)
+    assert not any(h.requires_grad or h.op or h.grad for h in first)
+    assert_same(curvature(value, parameters), first)
     value.backward()
-    gradients = grad(loss(), parameters)
-    for a, b, p, g in zip(first, second, parameters, gradients, strict=True):
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
-        assert p.grad is not None
-        np.testing.assert_array_equal(p.grad.numpy(), g.numpy())
-    with pytest.raises(ValueError, match="has been freed"):
+    assert_same([p.grad for p in parameters if p.grad is not None], grad(loss(), parameters))
+    with refused(ValueError, "freed"):
         curvature(value, parameters)
 
 
-def test_results_are_not_recorded() -> None:
-    parameters, loss = small_case("cross_entropy", 1, 2)
-    for h in curvature(loss(), parameters):
-        assert not h.requires_grad
-        assert (h.op, h.inputs, h.grad) == (None, (), None)
-
-
-def test_within_no_grad() -> None:
+def test_within_no_grad_and_detect_anomaly() -> None:
     """A graph that was made before can be walked; one that was not made cannot."""
     parameters, loss = small_case("mse_loss", 1, 2)
     value = loss()
     expected = curvature(value, parameters)
     with no_grad():
-        for a, b in zip(curvature(value, parameters), expected, strict=True):
-            np.testing.assert_array_equal(a.numpy(), b.numpy())
-        with pytest.raises(ValueError, match="curvature: the output does not require a gradient"):
+        assert_same(curvature(value, parameters), expected)
+        with refused(ValueError, "curvature output gradient"):
             curvature(loss(), parameters)
     assert loss().requires_grad  # recording goes on
-
-
-def test_within_detect_anomaly() -> None:
-    parameters, loss = small_case("Eq. 9", 1, 2)
-    expected = curvature(loss(), parameters)
     with detect_anomaly():
-        for a, b in zip(curvature(loss(), parameters), expected, strict=True):
-            np.testing.assert_array_equal(a.numpy(), b.numpy())
+        assert_same(curvature(loss(), parameters), expected)
 
 
 def test_hooks_are_not_called() -> None:
     """They see and change gradients, and no gradient of the loss is asked for here."""
     x = leaf(3.0)
     z = 2.0 * x
-    expected = curvature(F.mse_loss(z, np.zeros(1)), x)[0].item()
-    seen: list[Tensor] = []
     for tensor in (x, z):
-        tensor.register_hook(lambda g: seen.append(g) or 100.0 * g)  # type: ignore[func-returns-value]
-    assert curvature(F.mse_loss(z, np.zeros(1)), x)[0].item() == expected == 8
-    assert not seen
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_float32_stays_float32(name: str) -> None:
-    parameters, loss = small_case(name, 2, 2)
-    expected = curvature(loss(), parameters)
-    for p in parameters:
-        p.data = p.data.astype(np.float32)
-    for h, right in zip(curvature(loss(), parameters), expected, strict=True):
-        assert h.dtype == np.float32
-        np.testing.assert_allclose(h.numpy(), right.numpy(), rtol=1e-3, atol=1e-4 * right.numpy().max())
-
-
-def test_each_input_keeps_its_dtype() -> None:
-    x, y = leaf(1.0, dtype=np.float32), leaf(2.0)
-    h_x, h_y = curvature(F.mse_loss(x * y, np.zeros(1)), [x, y])
-    assert (h_x.dtype, h_y.dtype) == (np.float32, np.float64)
-    assert (h_x.item(), h_y.item()) == (8, 2)
-
-
-def test_deep_graphs() -> None:
-    x = leaf(1.0)
-    y = x
-    for _ in range(3000):
-        y = y + 1.0
-    assert curvature(F.mse_loss(y, np.zeros(1)), x)[0].item() == 2
+        tensor.register_hook(lambda g: pytest.fail("a hook was called"))
+    assert curvature(squares(z), x)[0].item() == 8
 
 
 # Refusals
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "sentence"),
+    ("make", "error", "names"),
     [
-        (lambda x: (1.0, x), TypeError, "curvature: output is float, not a Tensor"),
-        (lambda x: (F.mse_loss(x, np.zeros(2)), [1.0]), TypeError, "curvature: input 0 is float, not a Tensor"),
-        (
-            lambda x: (F.mse_loss(x, np.zeros(2), "none"), x), ValueError,
-            r"curvature: the output has shape \(2,\); only one element .*\.sum\(\)",
-        ),
-        (lambda x: (Tensor(1.0), x), ValueError, "curvature: the output does not require a gradient"),
-        (
-            lambda x: (F.mse_loss(x, np.zeros(2)), [x, leaf(1.0)]), ValueError,
-            r"curvature: input 1, of shape \(1,\), was not used to compute the output",
-        ),
-        (
-            lambda x: (F.mse_loss(x, y := Tensor(np.zeros(2))), [y]), ValueError,
-            r"curvature: input 0, of shape \(2,\), does not require a gradient",
-        ),
-        (lambda x: ((2.0 * x).sum(), x), ValueError, "curvature: nothing on the way from the inputs is a loss"),
-        (lambda x: (y := x.sum(), y), ValueError, "curvature: nothing on the way from the inputs is a loss"),
-        (
-            lambda x: ((F.mse_loss(x, np.zeros(2)) - (z := 2.0 * leaf(1.0))).sum(), z), ValueError,
-            "curvature: nothing on the way from the inputs is a loss",
-        ),
-        (lambda x: (F.mse_loss(x**2, np.zeros(2)), x), ValueError, "curvature: op power has no curvature rule"),
-        (lambda x: (-x.log_softmax()[0], x), ValueError, "curvature: op log_softmax has no curvature rule"),
-        (lambda x: (F.mse_loss(x * x, np.ones(2)), x), ValueError, "multiply: curvature takes the factors .* x \\* x"),
-        (lambda x: (F.mse_loss(x.var(), 1.0), x), ValueError, "multiply: curvature takes the factors"),
+        (lambda x: (1.0, x), TypeError, "curvature output float Tensor"),
+        (lambda x: (squares(x), [1.0]), TypeError, "curvature input 0 float Tensor"),
+        (lambda x: (F.mse_loss(x, np.zeros(2), "none"), x), ValueError, "curvature output (2,) .sum()"),
+        (lambda x: (Tensor(1.0), x), ValueError, "curvature output gradient"),
+        (lambda x: (squares(x), [x, leaf(1.0)]), ValueError, "curvature input 1 (1,)"),
+        (lambda x: (F.mse_loss(x, y := Tensor(np.zeros(2))), [y]), ValueError, "curvature input 0 (2,) gradient"),
+        (lambda x: ((2.0 * x).sum(), x), ValueError, "curvature loss"),
+        (lambda x: (y := x.sum(), y), ValueError, "curvature loss"),
+        (lambda x: ((squares(x) - (z := 2.0 * leaf(1.0))).sum(), z), ValueError, "curvature loss"),
+        (lambda x: (squares(x.softmax()), x), ValueError, "curvature softmax rule"),
+        (lambda x: (-x.log_softmax()[0], x), ValueError, "curvature log_softmax rule"),
+        (lambda x: (squares(x * x), x), ValueError, "multiply curvature"),
+        (lambda x: (squares(x.var()), x), ValueError, "curvature"),
     ],
-)  # fmt: skip
-def test_refused_in_one_sentence(
-    make: Callable[[Tensor], tuple[Any, Any]], error: type[Exception], sentence: str
-) -> None:
+)
+def test_refused_in_one_sentence(make: Callable[[Tensor], tuple[Any, Any]], error: type[Exception], names: str) -> None:
     output, inputs = make(leaf(0.5, 2.0))
-    with pytest.raises(error, match=f"^{sentence}") as caught:
+    with refused(error, names):
         curvature(output, inputs)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_product_of_two_tensors_is_no_square() -> None:
-    """Also where both hold the same numbers, or are views of one another."""
-    x = leaf(3.0)
-    assert curvature(F.mse_loss(x * x.detach(), np.zeros(1)), x)[0].item() == 18
-    assert curvature(F.mse_loss(x * (1.0 * x), np.zeros(1)), x)[0].item() == 36
 
 
 def test_a_wrong_rule_names_its_op() -> None:
@@ -737,12 +619,12 @@ def test_a_wrong_rule_names_its_op() -> None:
 
     del REGISTRY["wrong"]
     x = leaf(1.0, 2.0)
-    for h, sentence in (
-        (Tensor(np.ones(3)), r"wrong: curvature returned float64 of shape \(3,\) for x; expected .* of shape \(2,\)"),
-        (Tensor(np.ones(2, np.float32)), "wrong: curvature returned float32 of shape .* expected float64"),
-        (np.ones(2), "wrong: curvature returned ndarray for x; expected a Tensor"),
-        (None, "wrong: no gradient is defined for x"),
-        ((Tensor(np.ones(2)),) * 2, "wrong: curvature returned 2 gradients; expected 1"),
+    for h, error, names in (
+        (Tensor(np.ones(3)), ValueError, "float64 (3,) (2,)"),
+        (Tensor(np.ones(2, np.float32)), ValueError, "float32 float64"),
+        (np.ones(2), TypeError, "ndarray Tensor"),
+        (None, ValueError, "gradient"),
+        ((Tensor(np.ones(2)),) * 2, ValueError, "2 1"),
     ):
-        with pytest.raises((ValueError, TypeError), match=sentence):
+        with refused(error, f"wrong {names}"):
             curvature(Wrong(h, Tensor(np.zeros(2)))(x), x)  # type: ignore[arg-type]

@@ -1,9 +1,13 @@
-"""The engine: graphs of every shape, what backward accumulates and frees, threads, memory, and Python's protocols."""
+"""The engine: graphs of every shape, what backward accumulates and frees, threads, memory, and Python's protocols.
+
+That any graph is differentiated rightly, whatever is shared, retained, detached or freed, is checked at random in
+tests/test_engine_machine.py; here stands what single tests show better, and what that machine does not build.
+"""
 
 import asyncio
+import copy
 import gc
-import subprocess
-import sys
+import operator
 import threading
 import tracemalloc
 import weakref
@@ -14,22 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinygrad_lenet import Tensor, backend, grad, no_grad
+import tests.strict  # noqa: F401 - makes the device "strict" known
+from tinygrad_lenet import REAL, Op, Tensor, backend, grad, no_grad
 from tinygrad_lenet import functional as F
-from tinygrad_lenet.tensor import REAL, REGISTRY, Op
+from tinygrad_lenet.op import REGISTRY
+
+SQUARE = np.array([[0.5, -1.0], [2.0, 0.25]])
 
 
-def leaf(*values: float, dtype: Any = np.float64) -> Tensor:
+def leaf(*values: Any, dtype: Any = np.float64) -> Tensor:
     return Tensor(np.array(values[0] if len(values) == 1 else values, dtype=dtype), requires_grad=True)
-
-
-@pytest.fixture
-def scratch_ops() -> Iterator[None]:
-    """Ops defined in a test leave the registry afterwards: other tests walk it."""
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
 
 
 def counting_op(backward: Callable[..., Any] | None = None) -> tuple[Op, list[str]]:
@@ -47,33 +45,16 @@ def counting_op(backward: Callable[..., Any] | None = None) -> tuple[Op, list[st
 
         def backward(self, gy: Tensor, y: Tensor, a: Any, b: Any) -> Any:
             calls.append("backward")
-            if backward is not None:
-                return backward(gy, y, a, b)
+            return backward(gy) if backward else (lambda: noted("a", gy), lambda: noted("b", gy))
 
-            def noted(name: str) -> Callable[[], Tensor]:
-                return lambda: calls.append(name) or gy  # type: ignore[func-returns-value]
-
-            return noted("a"), noted("b")
+    def noted(name: str, gy: Tensor) -> Tensor:
+        calls.append(name)
+        return gy
 
     return Counting(), calls
 
 
 # Shapes of graphs
-
-
-def test_fan_out_adds_the_gradients_of_all_uses() -> None:
-    x = leaf(1.0, 2.0)
-    sum((x * k for k in range(1, 11)), start=Tensor(0.0)).sum().backward()
-    np.testing.assert_array_equal(x.grad, [55.0, 55.0])
-
-
-def test_diamond() -> None:
-    """Two ways from x to y meet again; both contribute, at the one point where they part."""
-    x = leaf(0.3, -0.7)
-    a = x * 2.0
-    (a.exp() * a.tanh()).sum().backward()
-    v = 2 * x.numpy()
-    np.testing.assert_allclose(x.grad, 2 * np.exp(v) * (np.tanh(v) + 1 - np.tanh(v) ** 2), rtol=1e-14)
 
 
 def test_a_node_is_visited_once_however_many_paths_lead_to_it() -> None:
@@ -86,39 +67,22 @@ def test_a_node_is_visited_once_however_many_paths_lead_to_it() -> None:
     assert x.grad.item() == 2.0**200
 
 
-def test_shared_sub_graph_of_two_outputs() -> None:
-    x = leaf(0.5)
-    shared = x.exp()
-    a, b = shared * 2.0, shared * shared
-    a.backward(retain_graph=True)
-    b.backward()
-    np.testing.assert_allclose(x.grad.item(), 2 * np.exp(0.5) + 2 * np.exp(1.0), rtol=1e-14)
-
-
-_square = np.array([[0.5, -1.0], [2.0, 0.25]])
-
-
 @pytest.mark.parametrize(
-    ("function", "expected"),
+    ("name", "function", "expected"),
     [
-        pytest.param(lambda x: x + x, np.full((2, 2), 2.0), id="add"),
-        pytest.param(lambda x: x - x, np.zeros((2, 2)), id="subtract"),
-        pytest.param(lambda x: x * x, 2 * _square, id="multiply"),
-        pytest.param(lambda x: x / x, np.zeros((2, 2)), id="divide"),
-        pytest.param(lambda x: x @ x, _square.sum(1) + _square.sum(0)[:, None], id="matmul"),
-        pytest.param(lambda x: F.maximum(x, x), np.ones((2, 2)), id="maximum"),
-        pytest.param(lambda x: F.where(x > 0, x, x), np.ones((2, 2)), id="where"),
-        pytest.param(lambda x: F.concatenate([x, x]), np.full((2, 2), 2.0), id="concatenate"),
-        pytest.param(lambda x: F.einsum("ij,ij->", x, x), 2 * _square, id="einsum"),
-        pytest.param(lambda x: F.linear(x, x), 2 * _square.sum(0) + np.zeros((2, 2)), id="linear"),
-        pytest.param(lambda x: F.conv2d(x.reshape(1, 1, 2, 2), x.reshape(1, 1, 2, 2)), 2 * _square, id="conv2d"),
-        pytest.param(lambda x: x[0] * x[1], _square[::-1], id="two views"),
+        ("divide", lambda x: x / x, 0),
+        ("matmul", lambda x: x @ x, SQUARE.sum(1) + SQUARE.sum(0)[:, None]),
+        ("maximum", lambda x: F.maximum(x, x), 1),
+        ("concatenate", lambda x: F.concatenate([x, x]), 2),
+        ("einsum", lambda x: F.einsum("ij,ij->", x, x), 2 * SQUARE),
+        ("conv2d", lambda x: F.conv2d(x.reshape(1, 1, 2, 2), x.reshape(1, 1, 2, 2)), 2 * SQUARE),
+        ("two views", lambda x: x[0] * x[1], SQUARE[::-1]),
     ],
 )
-def test_one_tensor_in_several_places_of_an_op(function: Callable[..., Tensor], expected: np.ndarray) -> None:
-    x = Tensor(_square, requires_grad=True)
+def test_one_tensor_in_several_places_of_an_op(name: str, function: Callable[..., Tensor], expected: Any) -> None:
+    x = leaf(SQUARE)
     function(x).sum().backward()
-    np.testing.assert_allclose(x.grad, expected, rtol=1e-14)
+    np.testing.assert_allclose(x.grad, np.broadcast_to(expected, (2, 2)), rtol=1e-14)
 
 
 def test_chain_of_100_000_ops() -> None:
@@ -147,29 +111,16 @@ def test_deep_chain_to_second_order() -> None:
     assert (gx.item(), ggx.item()) == (3_001.0, 3_001.0 * 3_000.0)
 
 
-def test_a_leaf_can_be_its_own_output() -> None:
-    x = leaf(3.0)
-    x.backward()
-    x.backward(2.0)
-    assert x.grad.item() == 3.0
-
-
-def test_gradients_broadcast_back() -> None:
-    """The engine sums over the axes along which an operand was repeated, new ones and those of size 1."""
-    x, b, s = leaf([[1.0], [2.0]]), leaf(1.0, 2.0, 3.0), leaf(5.0)
-    (x * b + s).sum().backward()
-    np.testing.assert_array_equal(x.grad, [[6.0], [6.0]])
-    np.testing.assert_array_equal(b.grad, [3.0, 3.0, 3.0])
-    assert (s.grad.shape, s.grad.item()) == ((), 6.0)
-
-
-# Accumulation, and who owns the memory of a gradient
+# Gradients: where they arrive, and who owns their memory
 
 
 def test_backward_adds_to_grad_until_it_is_forgotten() -> None:
+    """By a new addition: whoever kept the gradient of the first call still has it after the second."""
     x = leaf(1.0, 2.0)
     (x * x).sum().backward()
+    first = x.grad
     (3.0 * x).sum().backward()
+    np.testing.assert_array_equal(first, [2.0, 4.0])
     np.testing.assert_array_equal(x.grad, [5.0, 7.0])
     x.zero_grad()
     assert x.grad is None
@@ -177,40 +128,27 @@ def test_backward_adds_to_grad_until_it_is_forgotten() -> None:
     np.testing.assert_array_equal(x.grad, [1.0, 1.0])
 
 
-def test_accumulation_makes_a_new_gradient() -> None:
-    """Whoever kept the gradient of the first call still has it after the second."""
-    x = leaf(1.0, 2.0)
-    (x * x).sum().backward()
-    first = x.grad
-    kept = first.numpy().copy()
-    (x * x).sum().backward()
-    assert x.grad is not first
-    np.testing.assert_array_equal(first, kept)
-
-
-def _reshaped_and_added(a: Tensor, b: Tensor) -> Tensor:
-    return a.reshape(4) + b.reshape(4)
-
-
 @pytest.mark.parametrize(
-    "function",
+    ("name", "function"),
     [
-        pytest.param(lambda a, b: a + b, id="add"),
-        pytest.param(lambda a, b: a + b.T, id="add-transposed"),
-        pytest.param(_reshaped_and_added, id="add-reshaped"),
-        pytest.param(lambda a, b: (a + b).sum(), id="sum"),
-        pytest.param(lambda a, b: a.sum() + b.mean(), id="sum-mean"),
-        pytest.param(lambda a, b: F.concatenate([a, b]), id="concatenate"),
-        pytest.param(lambda a, b: F.stack([a, b]), id="stack"),
-        pytest.param(lambda a, b: a - b, id="subtract"),
-        pytest.param(lambda a, b: F.einsum("ij->ji", a) + b, id="einsum"),
-        pytest.param(lambda a, b: F.pad(a, 1)[1:3, 1:3] + b[::-1], id="pad-getitem"),
-        pytest.param(lambda a, b: a.astype("float64") + b.to("cpu"), id="astype-to"),
+        ("add", lambda a, b: a + b),
+        ("add-transposed", lambda a, b: a + b.T),
+        ("add-reshaped", lambda a, b: a.reshape(4) + b.reshape(4)),
+        ("sum", lambda a, b: (a + b).sum()),
+        ("sum-mean", lambda a, b: a.sum() + b.mean()),
+        ("concatenate", lambda a, b: F.concatenate([a, b])),
+        ("stack", lambda a, b: F.stack([a, b])),
+        ("subtract", lambda a, b: a - b),
+        ("einsum", lambda a, b: F.einsum("ij->ji", a) + b),
+        ("pad-getitem", lambda a, b: F.pad(a, 1)[1:3, 1:3] + b[::-1]),
+        ("astype-to", lambda a, b: a.astype("float64") + b.to("cpu")),
+        ("the leaf itself", lambda a, b: a),
     ],
 )
-def test_gradients_never_alias(function: Callable[..., Tensor]) -> None:
-    """Each .grad has memory of its own, which may be written: clipping one gradient in place changes no other."""
-    a, b = Tensor(_square.copy(), requires_grad=True), Tensor(_square * 2, requires_grad=True)
+def test_gradients_never_alias(name: str, function: Callable[..., Tensor]) -> None:
+    """Each .grad has memory of its own, which may be written: clipping one gradient in place changes nothing else."""
+    a, b = leaf(SQUARE), leaf(2 * SQUARE)
+    (b * 1.0).sum().backward()
     y = function(a, b)
     seed = Tensor(np.ones(y.shape))
     y.backward(seed)
@@ -220,83 +158,69 @@ def test_gradients_never_alias(function: Callable[..., Tensor]) -> None:
     np.testing.assert_array_equal(seed, np.ones(y.shape), err_msg="the gradient that was passed in has changed")
     b.grad.data += 1.0
     np.testing.assert_array_equal(a.grad, np.zeros((2, 2)))
-    np.testing.assert_array_equal(a, _square)
+    np.testing.assert_array_equal(a, SQUARE)
 
 
-def test_the_gradient_that_was_passed_in_is_not_kept() -> None:
-    """A leaf's own backward would otherwise make the caller's tensor its .grad."""
-    x, seed = leaf(1.0, 2.0), Tensor(np.ones(2))
-    x.backward(seed)
-    x.grad.data *= 5.0
-    np.testing.assert_array_equal(seed, [1.0, 1.0])
+@pytest.mark.parametrize("seed", [2, np.array(2), np.float64(2), Tensor(np.array(2.0)), Tensor(np.array(2))])
+def test_the_gradient_to_start_from_takes_the_dtype_of_the_output(seed: Any) -> None:
+    """Also where no op comes between, and the seed is the gradient."""
+    x = leaf(3.0, dtype=np.float32)
+    for y, expected in ((x, 2.0), (x * x, 12.0)):
+        (gx,) = grad(y, [x], seed, create_graph=True)
+        y.backward(seed)
+        assert (gx.dtype, x.grad.dtype) == (np.float32, np.float32)
+        assert (gx.item(), x.grad.item()) == (expected, expected)
+        x.zero_grad()
 
 
-def test_a_retained_graph_survives_writing_into_a_gradient() -> None:
-    """A second backward through a retained graph gives the same, whatever was done to the first's result."""
-    a, b = leaf(1.0, 2.0), leaf(3.0, 4.0)
-    y = ((a + b) * a).sum()
-    y.backward(retain_graph=True)
-    first = a.grad.numpy().copy()
-    a.grad.data[...] = np.nan
-    a.zero_grad()
-    y.backward()
-    np.testing.assert_array_equal(a.grad, first)
+def test_grad_of_any_tensors_touches_no_grad() -> None:
+    """Leaves, what lies between and the output itself, in any order, once or twice."""
+    x = leaf(1.0, 2.0)
+    hidden = x * 3.0
+    y = (hidden * hidden).sum()
+    gy, gh, gx, again = grad(y, [y, hidden, x, hidden])
+    assert gy.item() == 1.0
+    for found, expected in ((gh, [6.0, 12.0]), (again, [6.0, 12.0]), (gx, [18.0, 36.0])):
+        np.testing.assert_array_equal(found, expected)
+    (one,) = grad(x * x, x, grad_output=np.array([1.0, -1.0]))
+    np.testing.assert_array_equal(one, [2.0, -4.0])
+    assert x.grad is None
 
 
 # Keeping and freeing the graph
 
 
 def test_backward_frees_the_graph_and_says_so() -> None:
+    """All of it, also what another output shares; ``retain_graph`` keeps it for one more; values remain."""
     x = leaf(1.0, 2.0)
-    y = (x.exp() * 2.0).sum()
+    shared = x.exp()
+    y, other = (shared * shared).sum(), shared * 3.0
+    y.backward(retain_graph=True)
     y.backward()
     before = x.grad.numpy().copy()
-    with pytest.raises(ValueError, match=r"freed by an earlier backward; pass retain_graph=True"):
-        y.backward()
-    with pytest.raises(ValueError, match="retain_graph=True"):
-        grad(y, [x])
+    np.testing.assert_allclose(before, 4 * np.exp([2.0, 4.0]), rtol=1e-14)
+    for call in (y.backward, lambda: grad(y, [x]), (y * 2.0).backward):
+        with pytest.raises(ValueError, match=r"freed .*retain_graph=True"):
+            call()
+    with pytest.raises(ValueError, match=r"exp .*freed"):
+        other.sum().backward()
     np.testing.assert_array_equal(x.grad, before, err_msg="a refused backward changed .grad")
-
-
-def test_retain_graph_keeps_it_for_one_more() -> None:
-    x = leaf(1.0, 2.0)
-    y = (x * x).sum()
-    for _ in range(2):
-        y.backward(retain_graph=True)
-    y.backward()
-    np.testing.assert_array_equal(x.grad, [6.0, 12.0])
-    with pytest.raises(ValueError, match="freed"):
-        y.backward()
-
-
-def test_a_freed_part_shared_with_another_output_is_refused() -> None:
-    x = leaf(1.0)
-    shared = x.exp()
-    a, b = shared * 2.0, shared * 3.0
-    a.backward()
-    with pytest.raises(ValueError, match="exp has been freed"):
-        b.backward()
-    assert x.grad.item() == 2.0 * np.exp(1.0)
-
-
-def test_values_of_a_freed_graph_remain() -> None:
-    x = leaf(2.0)
-    y = x * x
-    y.backward()
-    assert (y.item(), y.requires_grad) == (4.0, True)
-    assert (y.detach() + 1.0).item() == 5.0
+    assert y.requires_grad
+    assert (y.detach() + 1.0).item() == y.item() + 1.0
 
 
 def test_freeing_lets_go_of_the_memory_while_the_output_lives() -> None:
-    """A training loop that keeps its losses does not keep the activations behind them."""
+    """A training loop that keeps its losses does not keep the activations; without gradient they go at once."""
     x = leaf(1.0, 2.0)
-    hidden = x.exp()
-    data = weakref.ref(hidden.data)
-    y = (hidden * hidden).sum()
-    del hidden
+    hidden, constant = x.exp(), x.detach().exp()
+    data, unrecorded = weakref.ref(hidden.data), weakref.ref(constant.data)
+    y, z = (hidden * hidden).sum(), (constant * constant).sum()
+    del hidden, constant
     assert data() is not None
+    assert unrecorded() is None
     y.backward()
     assert data() is None
+    assert not z.requires_grad
 
 
 # Higher orders
@@ -311,265 +235,130 @@ def test_all_orders_of_a_polynomial() -> None:
         np.testing.assert_allclose(y.item(), expected, rtol=1e-14)
 
 
-@pytest.mark.parametrize(
-    ("function", "third"),
-    [
-        pytest.param(Tensor.exp, lambda v: np.exp(v), id="exp"),
-        pytest.param(Tensor.log, lambda v: 2 / v**3, id="log"),
-        pytest.param(Tensor.sqrt, lambda v: 3 / 8 * v**-2.5, id="sqrt"),
-        pytest.param(lambda x: 1.0 / x, lambda v: -6 / v**4, id="reciprocal"),
-        pytest.param(Tensor.tanh, lambda v: (1 - np.tanh(v) ** 2) * (6 * np.tanh(v) ** 2 - 2), id="tanh"),
-        pytest.param(lambda x: x * x.exp(), lambda v: (v + 3) * np.exp(v), id="product"),
-        pytest.param(lambda x: x**3.5, lambda v: 3.5 * 2.5 * 1.5 * v**0.5, id="power"),
-        pytest.param(lambda x: 2.0**x, lambda v: np.log(2) ** 3 * 2**v, id="exponential"),
-    ],
-)
-def test_third_derivatives(function: Callable[..., Tensor], third: Callable[..., np.ndarray]) -> None:
-    """Elementwise, the sum's gradient is the derivative; three times, against the formula."""
-    x = leaf(0.4, 1.3)
-    y = function(x)
-    for _ in range(3):
-        (y,) = grad(y.sum(), [x], create_graph=True)
-    np.testing.assert_allclose(y, third(x.numpy()), rtol=1e-12)
-
-
-def test_mixed_derivatives_commute() -> None:
-    a, b = leaf(0.7), leaf(-0.3)
-    y = (a * b).exp() * a
-    ga, gb = grad(y, [a, b], create_graph=True)
-    (gab,) = grad(ga, [b], create_graph=True)
-    (gba,) = grad(gb, [a])
-    v, w = 0.7, -0.3
-    np.testing.assert_allclose([gab.item(), gba.item()], [(2 * v + v * v * w) * np.exp(v * w)] * 2, rtol=1e-14)
-
-
-def test_backward_with_create_graph_leaves_a_differentiable_grad() -> None:
+def test_gradients_are_constants_unless_create_graph() -> None:
     x = leaf(2.0)
-    (x**3).backward(create_graph=True)
-    assert x.grad.requires_grad
-    (second,) = grad(x.grad, [x])
-    assert second.item() == 12.0
+    assert not grad(x**3, [x])[0].requires_grad
+    (x**3).backward(retain_graph=True)
+    assert not x.grad.requires_grad
+    x.zero_grad()
+    y = x**3
+    y.backward(create_graph=True)
+    assert grad(x.grad, [x])[0].item() == 12.0
+    assert grad(y, [x])[0].item() == 12.0, "create_graph keeps the graph"
     x.zero_grad()  # x.grad refers to x: this cuts the only reference cycle there is
 
 
-def test_gradients_are_constants_unless_asked_otherwise() -> None:
-    x = leaf(2.0)
-    (gx,) = grad(x**3, [x])
-    assert not gx.requires_grad
-    (x**3).backward(retain_graph=True)
-    assert not x.grad.requires_grad
+# What needs no gradient costs nothing
 
 
-def test_gradient_through_a_gradient_penalty() -> None:
-    """A step on |dy/dx|^2, as in a gradient penalty: dL/dw of L = |d(w x^2)/dx|^2 = 4 w^2 x^2 is 8 w x^2."""
-    x, w = leaf(1.5), leaf(0.5)
-    (gx,) = grad(w * x * x, [x], create_graph=True)
-    (gx * gx).backward()
-    np.testing.assert_allclose([w.grad.item(), x.grad.item()], [8 * 0.5 * 1.5**2, 8 * 0.5**2 * 1.5], rtol=1e-14)
-
-
-# grad()
-
-
-def test_grad_leaves_grad_alone() -> None:
-    x, w = leaf(1.0), leaf(2.0)
-    gx, gw = grad(x * w, [x, w])
-    assert (gx.item(), gw.item(), x.grad, w.grad) == (2.0, 1.0, None, None)
-
-
-def test_grad_of_an_intermediate_tensor_and_of_the_output_itself() -> None:
-    x = leaf(1.0, 2.0)
-    hidden = x * 3.0
-    y = (hidden * hidden).sum()
-    gy, gh, gx = grad(y, [y, hidden, x])
-    assert gy.item() == 1.0
-    np.testing.assert_array_equal(gh, [6.0, 12.0])
-    np.testing.assert_array_equal(gx, [18.0, 36.0])
-
-
-def test_grad_takes_one_tensor_or_the_same_one_twice() -> None:
-    x = leaf(3.0)
-    (one,) = grad(x * x, x)
-    first, second = grad(x * x, [x, x])
-    assert (one.item(), first.item(), second.item()) == (6.0, 6.0, 6.0)
-
-
-def test_grad_output_weighs_the_elements() -> None:
-    x = leaf(1.0, 2.0, 3.0)
-    (gx,) = grad(x * x, [x], grad_output=np.array([1.0, 0.0, -1.0]))
-    np.testing.assert_array_equal(gx, [2.0, 0.0, -6.0])
-
-
-def test_grad_refuses_an_input_that_was_not_used() -> None:
-    """Returning zeros would hide a mistyped variable."""
-    x, unused = leaf(1.0), leaf(1.0, 2.0)
-    with pytest.raises(ValueError, match=r"grad: input 1, of shape \(2,\), was not used"):
-        grad(x * 2.0, [x, unused])
+def square(y: Tensor) -> Tensor:
+    return y * y
 
 
 @pytest.mark.usefixtures("scratch_ops")
-def test_an_op_off_the_path_to_the_target_is_not_differentiated() -> None:
+@pytest.mark.parametrize(
+    ("case", "expected", "differentiate"),
+    [
+        ("both inputs", ["backward", "a", "b"], lambda op, a, b: op(a, b).backward()),
+        ("an input without gradient", ["backward", "b"], lambda op, a, b: op(a.detach(), b).backward()),
+        ("a number", ["backward", "a"], lambda op, a, b: op(a, 1.0).backward()),
+        ("an output of many uses", ["backward", "a"], lambda op, a, b: (square(y := op(a, 1.0)) + y.exp()).backward()),
+        ("the other input's gradient", ["backward", "b"], lambda op, a, b: grad(op(a, b), [b])),
+        ("off the path to the target", [], lambda op, a, b: grad(op(a, 1.0) * b, [b])),
+        ("below the target", [], lambda op, a, b: grad(square(y := op(a, 1.0)), [y])),
+    ],
+)
+def test_only_what_is_wanted_is_differentiated(case: str, expected: list[str], differentiate: Any) -> None:
+    """Once, when its gradient is complete; a gradient given as a function is called only if it is needed."""
     op, calls = counting_op()
-    a, b = leaf(1.0), leaf(2.0)
-    y = op(a, 1.0) * b
-    (gb,) = grad(y, [b])
-    assert (gb.item(), calls) == (2.0, [])
-
-
-@pytest.mark.usefixtures("scratch_ops")
-def test_what_lies_below_the_target_is_not_differentiated() -> None:
-    op, calls = counting_op()
-    a = leaf(1.0)
-    hidden = op(a, 1.0)
-    (gh,) = grad(hidden * hidden, [hidden])
-    assert (gh.item(), calls) == (4.0, [])
-
-
-@pytest.mark.usefixtures("scratch_ops")
-def test_an_op_is_differentiated_once_per_backward() -> None:
-    """Also when its output is used many times: its gradient is complete before it is passed on."""
-    op, calls = counting_op()
-    a = leaf(1.0)
-    y = op(a, 1.0)
-    (y * y + y.exp() + y).backward()
-    assert calls.count("backward") == 1
-    np.testing.assert_allclose(a.grad.item(), 4.0 + np.exp(2.0) + 1.0)
-
-
-# Inputs without gradient
-
-
-@pytest.mark.usefixtures("scratch_ops")
-def test_an_input_that_needs_no_gradient_costs_nothing() -> None:
-    """A gradient given as a function is called for the inputs that need it only: the first conv has no gx."""
-    op, calls = counting_op()
-    weight, image = leaf(1.0, 2.0), Tensor(np.ones(2))
-    op(image, weight).sum().backward()
-    assert calls == ["backward", "b"]
-    assert image.grad is None
-
-
-@pytest.mark.usefixtures("scratch_ops")
-def test_without_any_gradient_nothing_is_recorded() -> None:
-    op, calls = counting_op()
-    y = op(Tensor([1.0]), 2.0)
-    assert (y.requires_grad, y.op, y.inputs, calls) == (False, None, (), [])
-
-
-@pytest.mark.usefixtures("scratch_ops")
-def test_grad_of_one_input_skips_the_others() -> None:
-    op, calls = counting_op()
-    a, b = leaf(1.0), leaf(2.0)
-    grad(op(a, b), [b])
-    assert calls == ["backward", "b"]
+    differentiate(op, leaf(1.0), leaf(2.0))
+    assert calls == expected
 
 
 def test_the_first_convolution_computes_no_input_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> Any:
         raise AssertionError("the gradient for the images was computed")
 
-    monkeypatch.setattr(REGISTRY["conv_transpose2d"], "forward", never)
+    monkeypatch.setattr(REGISTRY["conv_transpose2d"], "__call__", never)
     weight = Tensor(np.ones((2, 1, 2, 2)), requires_grad=True)
     F.conv2d(np.ones((1, 1, 3, 3)), weight).sum().backward()
     np.testing.assert_array_equal(weight.grad, np.full((2, 1, 2, 2), 4.0))
+    with pytest.raises(AssertionError, match="images"):
+        F.conv2d(leaf(np.ones((1, 1, 3, 3))), weight).sum().backward()
 
 
-def test_detach_shares_memory_and_stops_the_gradient() -> None:
+def test_detach_stops_the_gradient_and_copy_passes_it_on() -> None:
+    """The one shares memory, the other has its own."""
     x = leaf(1.0, 2.0)
-    cut = (x * x).detach()
+    cut, copied = x.detach(), x.copy()
+    assert np.shares_memory(cut.data, x.data)
+    assert not np.shares_memory(copied.data, x.data)
     assert not cut.requires_grad
-    assert np.shares_memory(x.detach().data, x.data)
-    (cut * x).sum().backward()
+    (cut * cut * copied).sum().backward()
     np.testing.assert_array_equal(x.grad, [1.0, 4.0])
-
-
-def test_copy_has_memory_of_its_own_and_passes_the_gradient() -> None:
-    x = leaf(1.0, 2.0)
-    y = x.copy()
-    y.data *= 3.0
-    (y * y).sum().backward()
-    np.testing.assert_array_equal(x, [1.0, 2.0])
-    np.testing.assert_array_equal(x.grad, [6.0, 12.0])
 
 
 def test_integers_and_booleans_carry_no_gradient() -> None:
     x = leaf(1.7, -2.2)
     for y in (x > 0, x == x, x.argmax(), x.astype(np.int64), x.astype(bool), ~(x > 0)):
         assert not y.requires_grad
-        assert y.op is None
     (x * x.astype(np.int64)).sum().backward()
     np.testing.assert_array_equal(x.grad, [1.0, -2.0])
 
 
-# no_grad
+@pytest.mark.parametrize(
+    "index", [[0, 1], np.array([0, 1]), ([0, 1],), (np.array([0, 1]),), [True, True, False]], ids=repr
+)
+def test_an_index_that_changes_after_forward_does_not_matter(index: Any) -> None:
+    """Backward adds where forward read."""
+    x = leaf(1.0, 2.0, 3.0)
+    index = copy.deepcopy(index)
+    y = x[index]
+    places = index[0] if isinstance(index, tuple) else index
+    places[0] = places[-1]
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad, [1.0, 1.0, 0.0])
+
+
+# no_grad, errors, threads and tasks
 
 
 def test_no_grad_as_context_and_as_decorator() -> None:
+    """Nested, repeated and left by an exception; what was recorded before or after can be differentiated."""
     x = leaf(2.0)
-
-    @no_grad()
-    def square(x: Tensor) -> Tensor:
-        return x * x
-
+    before = x * x
     with no_grad():
-        inside = x * x
-        with no_grad():
-            pass
+        with pytest.raises(ZeroDivisionError), no_grad():
+            raise ZeroDivisionError
+        inside, parameter = x * x, leaf(2.0)
+        before.backward()
         still_inside = x * x
-    assert not inside.requires_grad
-    assert not still_inside.requires_grad
-    assert not square(x).requires_grad
-    assert not square(x).requires_grad, "a decorated function works more than once"
-    assert (x * x).requires_grad
-
-
-def test_no_grad_ends_with_an_exception() -> None:
-    x = leaf(2.0)
-    with pytest.raises(ZeroDivisionError), no_grad():
-        raise ZeroDivisionError
-    assert (x * x).requires_grad
-
-
-def test_leaves_made_under_no_grad_keep_their_flag() -> None:
-    with no_grad():
-        x = leaf(2.0)
-    (x * x).backward()
-    assert x.grad.item() == 4.0
-
-
-def test_backward_runs_under_no_grad() -> None:
-    """Only recording stops; what was recorded before can be differentiated."""
-    x = leaf(2.0)
-    y = x * x
-    with no_grad():
-        y.backward()
-        assert not (x * x).requires_grad
+    squared = no_grad()(square)
+    assert [y.requires_grad for y in (inside, still_inside, squared(x), squared(x))] == [False] * 4
+    assert [y.requires_grad for y in (x * x, parameter)] == [True] * 2
     assert x.grad.item() == 4.0
 
 
 @pytest.mark.usefixtures("scratch_ops")
 @pytest.mark.parametrize("recording", [True, False])
-def test_an_error_in_backward_changes_nothing(recording: bool) -> None:
+@pytest.mark.parametrize("create_graph", [True, False])
+def test_an_error_in_backward_changes_nothing(recording: bool, create_graph: bool) -> None:
     """The recording state is what it was, and no leaf has half of a gradient."""
 
-    def fails(*_: Any) -> Any:
+    def fails(gy: Tensor) -> Any:
         raise ZeroDivisionError("on purpose")
 
     op, _ = counting_op(fails)
     a, b = leaf(1.0), leaf(2.0)
-    for create_graph in (False, True):
-        y = (op(a, 1.0) * b).exp()
-        with pytest.raises(ZeroDivisionError, match="on purpose"):
-            if recording:
+    y = (op(a, 1.0) * b).exp()
+    with pytest.raises(ZeroDivisionError, match="on purpose"):
+        if recording:
+            y.backward(create_graph=create_graph)
+        else:
+            with no_grad():
                 y.backward(create_graph=create_graph)
-            else:
-                with no_grad():
-                    y.backward(create_graph=create_graph)
-        assert (a.grad, b.grad) == (None, None)
-        assert (a * b).requires_grad
-
-
-# Threads and tasks
+    assert (a.grad, b.grad) == (None, None)
+    assert (a * b).requires_grad
 
 
 def test_no_grad_belongs_to_its_thread() -> None:
@@ -613,11 +402,8 @@ def test_no_grad_belongs_to_its_task() -> None:
     assert asyncio.run(both()) == [False, True]
 
 
-def test_concurrent_backward_on_separate_graphs() -> None:
-    """Four threads that train at once each get what they would have got alone."""
-    barrier = threading.Barrier(4)
-
-    def train(seed: int) -> list[np.ndarray]:
+def test_threads_with_graphs_of_their_own_get_what_they_would_have_got_alone() -> None:
+    def train(seed: int, barrier: threading.Barrier) -> list[np.ndarray]:
         rng = np.random.default_rng(seed)
         x = Tensor(rng.normal(size=(2, 1, 5, 5)))
         w = Tensor(rng.normal(size=(2, 1, 3, 3)), requires_grad=True)
@@ -632,11 +418,21 @@ def test_concurrent_backward_on_separate_graphs() -> None:
         return gradients
 
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(train, range(4)))
-    barrier = threading.Barrier(1)
+        together = list(pool.map(train, range(4), [threading.Barrier(4)] * 4))
     for seed in range(4):
-        for ours, alone in zip(together[seed], train(seed), strict=True):
-            np.testing.assert_array_equal(ours, alone)
+        np.testing.assert_array_equal(together[seed], train(seed, threading.Barrier(1)))
+
+
+def test_threads_that_share_a_leaf_lose_no_gradient() -> None:
+    x = leaf(1.0)
+
+    def work(_: int) -> None:
+        for _ in range(500):
+            (x * 1.0).sum().backward()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert x.grad.item() == 2000.0
 
 
 # Memory
@@ -661,7 +457,7 @@ def small_net(x: np.ndarray, labels: np.ndarray, w: Tensor, b: Tensor, v: Tensor
 
 def small_net_arguments() -> tuple[Any, ...]:
     rng = np.random.default_rng(0)
-    parameters = [Tensor(rng.normal(size=s), requires_grad=True) for s in ((2, 1, 3, 3), (2,), (4, 8))]
+    parameters = [leaf(rng.normal(size=shape)) for shape in ((2, 1, 3, 3), (2,), (4, 8))]
     return rng.normal(size=(3, 1, 8, 8)), np.array([0, 1, 2]), *parameters
 
 
@@ -669,16 +465,14 @@ def small_net_arguments() -> tuple[Any, ...]:
 @pytest.mark.parametrize("what", ["forward", "backward", "retained", "create_graph"])
 def test_a_dropped_graph_is_gone_at_once(what: str) -> None:
     """No reference cycles: with the collector off, the output and all that led to it die with the last name."""
-    arguments = small_net_arguments()
-    hidden = arguments[2] * 1.0
-    y = small_net(*arguments[:2], hidden, *arguments[3:])
-    if what == "backward":
-        y.backward()
-    elif what == "retained":
-        y.backward(retain_graph=True)
+    x, labels, *parameters = small_net_arguments()
+    hidden = parameters[0] * 1.0
+    y = small_net(x, labels, hidden, *parameters[1:])
+    if what in ("backward", "retained"):
+        y.backward(retain_graph=what == "retained")
     elif what == "create_graph":
-        gradients = grad(y, arguments[2:], create_graph=True)
-        seconds = grad(gradients[0].sum(), arguments[2:])
+        gradients = grad(y, parameters, create_graph=True)
+        seconds = grad(gradients[0].sum(), parameters)
         del gradients, seconds
     dead = [weakref.ref(each) for each in (hidden, hidden.data, y, y.data)]
     del hidden, y
@@ -711,344 +505,214 @@ def test_memory_is_flat_over_1_000_steps() -> None:
 
 # Dtypes
 
-
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": lambda a, b: a + b,
-    "-": lambda a, b: a - b,
-    "*": lambda a, b: a * b,
-    "/": lambda a, b: a / b,
-    "**": lambda a, b: a**b,
-    "==": lambda a, b: a == b,
-    "!=": lambda a, b: a != b,
-    "<": lambda a, b: a < b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b,
-}
+ARITHMETIC = ("add", "sub", "mul", "truediv", "pow")
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
 
-@pytest.mark.parametrize("operator", _OPERATORS)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8"])
-@pytest.mark.parametrize(
-    "other",
-    [
-        np.array([1.0, 2.0, 3.0]),
-        np.array([3, 2, 1], np.float32),
-        np.array([3, 2, 1], np.int16),
-        np.float64(2),
-        np.float32(2),
-        np.int64(2),
-        2,
-        2.5,
-    ],
-    ids=lambda other: f"{type(other).__name__}-{getattr(other, 'dtype', '')}",
-)
-def test_operators_with_numpy_on_either_side(operator: str, dtype: str, other: Any) -> None:
-    """Values and dtypes are NumPy's, also with an array or a NumPy scalar on the left; the result is a Tensor."""
-    function, array = _OPERATORS[operator], np.array([1, 2, 4], dtype)
-    for ours, numpys in (
-        (function(Tensor(array), other), function(array, other)),
-        (function(other, Tensor(array)), function(other, array)),
-        (function(Tensor(array), Tensor(array)), function(array, array)),
-    ):
-        assert isinstance(ours, Tensor)
-        assert ours.dtype == numpys.dtype
-        np.testing.assert_array_equal(ours.numpy(), numpys)
+@pytest.mark.parametrize("name", [*ARITHMETIC, *COMPARISONS])
+def test_operators_meet_arrays_and_numbers_on_either_side(name: str) -> None:
+    """Values, and among floats dtypes, are NumPy's; the result is a Tensor. Numbers leave float32 as it is."""
+    function = getattr(operator, name)
+    for dtype in (np.float32, np.float64, np.int64):
+        array = np.array([1, 2, 4], dtype)
+        for other in (array, np.array([3, 2, 1], np.float32), np.array([1.0, 2.0, 3.0]), 2, 2.5):
+            for a, b in ((Tensor(array), other), (other, Tensor(array)), (Tensor(array), Tensor(other))):
+                ours, numpys = function(a, b), function(np.asarray(a), np.asarray(b) if isinstance(b, Tensor) else b)
+                assert isinstance(ours, Tensor)
+                np.testing.assert_allclose(ours.numpy(), numpys, rtol=1e-6)
+                if name in COMPARISONS:
+                    assert ours.dtype == np.bool_
+                elif dtype != np.int64:
+                    assert ours.dtype == np.result_type(dtype, other)
 
 
-def test_gradient_flows_with_numpy_on_the_left() -> None:
-    x = leaf(1.0, 2.0, 4.0)
-    y = np.ones(3) * x + np.float64(2) * x + np.eye(3) @ x - np.float64(1) / x
-    y.sum().backward()
-    np.testing.assert_allclose(x.grad, 4.0 + 1 / x.numpy() ** 2)
-
-
-def test_python_numbers_keep_float32() -> None:
-    """float32 * 0.1 would be float64 if the number became an array."""
+def test_numbers_and_arrays_within_an_expression() -> None:
+    """float32 * 0.1 would be float64 if the number became an array; gradients flow with NumPy on the left."""
     x = leaf(1.0, 2.0, dtype=np.float32)
     y = (((x + 1) * 0.1 - 2.5) / 3) ** 2 + 2.0**x + (1 - x) + 1 / x + F.maximum(x, 0.5) + F.where(x > 1, x, 0.0)
-    y.mean().backward()
-    assert (y.dtype, x.grad.dtype) == (np.float32, np.float32)
+    for each in (y, F.where(x > 0, 1.0, 0.0), F.maximum(1.0, 2.0), F.minimum(1.0, 2.0)):
+        assert each.dtype == np.float32
+    (np.ones(2) * x + np.eye(2) @ x.astype("float64") - np.array(1.0) / x).sum().backward()
+    np.testing.assert_allclose(x.grad, 2.0 + 1 / x.numpy() ** 2)
 
 
+@pytest.mark.parametrize("low", [0, 1])
 @pytest.mark.parametrize(
-    "function",
+    ("name", "function"),
     [
-        pytest.param(lambda a, b: a + b, id="add"),
-        pytest.param(lambda a, b: a * b, id="multiply"),
-        pytest.param(lambda a, b: a / b, id="divide"),
-        pytest.param(lambda a, b: a**b, id="power"),
-        pytest.param(lambda a, b: a @ b, id="matmul"),
-        pytest.param(F.linear, id="linear"),
-        pytest.param(F.maximum, id="maximum"),
-        pytest.param(lambda a, b: F.where(a > b, a, b), id="where"),
-        pytest.param(lambda a, b: F.concatenate([a, b]), id="concatenate"),
-        pytest.param(lambda a, b: F.einsum("ij,jk", a, b), id="einsum"),
-        pytest.param(lambda a, b: F.cross_entropy(a, b), id="cross_entropy"),
-        pytest.param(F.mse_loss, id="mse_loss"),
-        pytest.param(lambda a, b: F.conv2d(a.reshape(1, 1, 2, 2), b.reshape(1, 1, 2, 2)), id="conv2d"),
-        pytest.param(
-            lambda a, b: F.conv_transpose2d(a.reshape(1, 1, 2, 2), b.reshape(1, 1, 2, 2)), id="conv_transpose2d"
-        ),
+        ("add", operator.add),
+        ("multiply", operator.mul),
+        ("divide", operator.truediv),
+        ("power", operator.pow),
+        ("maximum", F.maximum),
+        ("where", lambda a, b: F.where(a > b, a, b)),
+        ("concatenate", lambda a, b: F.concatenate([a, b])),
+        ("astype", lambda a, b: a.astype("float64") * b.astype("float64")),
     ],
 )
-@pytest.mark.parametrize("low", [0, 1])
-def test_a_gradient_has_the_dtype_of_its_input(function: Callable[..., Tensor], low: int) -> None:
+def test_a_gradient_has_the_dtype_of_its_input(name: str, function: Callable[..., Tensor], low: int) -> None:
     """float32 with float64 gives float64; each gradient comes back in the dtype of the tensor that it belongs to."""
     dtypes = [np.float64, np.float64]
     dtypes[low] = np.float32
-    a, b = (Tensor(np.array([[0.5, 1.5], [2.0, 1.0]], d) + i, requires_grad=True) for i, d in enumerate(dtypes))
+    a, b = leaf(0.5, 2.0, dtype=dtypes[0]), leaf(1.5, 1.0, dtype=dtypes[1])
     y = function(a, b)
     assert y.dtype == np.float64
     y.sum().backward()
     assert [a.grad.dtype, b.grad.dtype] == dtypes
 
 
-def test_astype_brings_the_gradient_back() -> None:
-    x = leaf(1.0, 2.0, dtype=np.float32)
-    (x.astype(np.float64) * x).sum().backward()
-    assert x.grad.dtype == np.float32
-    np.testing.assert_array_equal(x.grad, [2.0, 4.0])
-
-
 @pytest.mark.parametrize(
-    ("data", "expected"),
+    ("dtype", "data"),
     [
-        (1, "float32"),
-        (2.5, "float32"),
-        ([1, 2], "float32"),
-        ([[1.0], [2.0]], "float32"),
-        (True, "bool"),
-        ([True, False], "bool"),
-        (np.float64(1), "float64"),
-        (np.int64(1), "int64"),
-        (np.array([1, 2], np.uint8), "uint8"),
-        (np.array([1.0]), "float64"),
-        (range(3), "float32"),
-        ((1, 2), "float32"),
+        ("float32", [1, 2.5, [1, 2], [[1.0], [2.0]], range(3), (1, 2)]),
+        ("bool", [True, [True, False]]),
+        ("uint8", [np.array([1, 2], np.uint8)]),
+        ("float64", [np.array([1.0])]),
     ],
 )
-def test_dtype_of_new_tensors(data: Any, expected: str) -> None:
-    """Python numbers become float32; what has a dtype keeps it, unless another is named."""
-    assert Tensor(data).dtype == expected
-    assert Tensor(data, dtype="float64").dtype == np.float64
-    assert Tensor(Tensor(data)).dtype == expected
-
-
-def test_arrays_are_not_copied() -> None:
-    array = np.zeros(3)
-    assert np.shares_memory(Tensor(array).data, array)
-    assert np.shares_memory(Tensor(array).numpy(), array)
-    assert np.shares_memory(np.asarray(Tensor(array)), array)
+def test_dtype_of_new_tensors(dtype: str, data: list[Any]) -> None:
+    """Python numbers become float32; arrays keep their dtype, unless another is named."""
+    for each in data:
+        assert Tensor(each).dtype == dtype
+        assert Tensor(each, dtype="float64").dtype == np.float64
 
 
 # Python's protocols
 
 
-def test_numpy_reads_tensors() -> None:
-    x = leaf(1.0, 2.0)
-    assert isinstance(np.asarray(x), np.ndarray)
+def test_arrays_go_in_and_out_without_a_copy() -> None:
+    array = np.zeros(3)
+    x = Tensor(array)
+    for each in (x.data, x.numpy(), np.asarray(x)):
+        assert type(each) is np.ndarray
+        assert np.shares_memory(each, array)
+    assert not np.shares_memory(np.array(x), array), "np.array copies"
     assert np.asarray(x, dtype=np.float32).dtype == np.float32
-    assert not np.shares_memory(np.array(x), x.data), "np.array copies"
-    np.testing.assert_array_equal(np.stack([np.asarray(row) for row in Tensor(_square)]), _square)
 
 
 def test_iteration_and_length() -> None:
-    x = Tensor(_square, requires_grad=True)
+    x = leaf(SQUARE)
     assert len(x) == 2
     first, second = x
     (first * second).sum().backward()
-    np.testing.assert_array_equal(x.grad, _square[::-1])
-    with pytest.raises(TypeError, match="without axes"):
-        len(Tensor(1.0))
-    with pytest.raises(TypeError, match="without axes"):
-        list(Tensor(1.0))
+    np.testing.assert_array_equal(x.grad, SQUARE[::-1])
+    for function in (len, list):
+        with pytest.raises(TypeError):
+            function(Tensor(1.0))
 
 
 def test_one_element_becomes_a_python_number() -> None:
     x = Tensor([[2.5]], requires_grad=True)
     assert (x.item(), float(x), int(x), bool(x), bool(x > 3)) == (2.5, 2.5, 2, True, False)
     assert [type(v.item()) for v in (x, Tensor(np.int8(1)), x > 0)] == [float, int, bool]
+    assert f"{x:.3f} {Tensor(2.0)}" == "2.500 Tensor(2.)"
 
 
 @pytest.mark.parametrize(
-    ("tensor", "text"),
+    ("text", "tensor"),
     [
-        (lambda: Tensor([1.0, 2.5]), "Tensor([1. , 2.5])"),
-        (lambda: Tensor(3.0), "Tensor(3.)"),
-        (lambda: Tensor(np.array([1, 2])), "Tensor([1, 2], dtype=int64)"),
-        (lambda: Tensor([True]), "Tensor([ True])"),
-        (lambda: leaf(1.0, 2.0), "Tensor([1., 2.], dtype=float64, requires_grad=True)"),
-        (lambda: Tensor([[1.0], [2.0]]), "Tensor([[1.],\n        [2.]])"),
+        ("Tensor([1. , 2.5])", Tensor([1.0, 2.5])),
+        ("Tensor(3.)", Tensor(3.0)),
+        ("Tensor([1, 2], dtype=int64)", Tensor(np.array([1, 2]))),
+        ("Tensor([ True])", Tensor([True])),
+        ("Tensor([1., 2.], dtype=float64, requires_grad=True)", leaf(1.0, 2.0)),
+        ("Tensor([[1.],\n        [2.]])", Tensor([[1.0], [2.0]])),
+        ("Tensor([1., 2.], device='strict')", Tensor([1.0, 2.0], device="strict")),
     ],
 )
-def test_repr(tensor: Callable[[], Tensor], text: str) -> None:
-    assert repr(tensor()) == text
+def test_repr(text: str, tensor: Tensor) -> None:
+    assert repr(tensor) == text
 
 
-def test_tensors_are_hashed_by_identity() -> None:
-    """== compares elements, so a set or a dictionary must go by which tensor it is."""
-    a, b = Tensor([1.0]), Tensor([1.0])
-    assert len({a, b, a}) == 2
-    assert {a: 1}[a] == 1
-
-
-def test_a_tensor_equals_nothing_of_another_kind() -> None:
-    """x == None is False, as for any Python object, so that `x in [None, ...]` and == of optional values work."""
-    x = Tensor([1.0, 2.0])
-    assert (x == None) is False  # noqa: E711
-    assert (x != None) is True  # noqa: E711
-    assert (x == "a") is False
+def test_a_tensor_is_hashed_by_identity_and_equals_nothing_of_another_kind() -> None:
+    """== compares elements, but x == None is False, as for any Python object, so that `x in [None, ...]` works."""
+    x, same = Tensor([1.0, 2.0]), Tensor([1.0, 2.0])
+    assert len({x, same, x}) == 2
+    assert (x == None, x != None, x == "a") == (False, True, False)  # noqa: E711
     with pytest.raises(TypeError):
         x < None  # noqa: B015
 
 
 def test_boolean_algebra() -> None:
+    """With tensors, arrays and Python's booleans, on either side; & and | of anything else are refused."""
     x = Tensor([-1.0, 0.5, 2.0])
-    low, high = x > 0, x < 1
-    np.testing.assert_array_equal(low & high, [False, True, False])
-    np.testing.assert_array_equal(low | high, [True, True, True])
-    np.testing.assert_array_equal(~low, [True, False, False])
-    np.testing.assert_array_equal(low & True, low)
-    np.testing.assert_array_equal(low & np.array([True, False, True]), [False, False, True])
+    low, high, mask = x > 0, x < 1, np.array([True, False, True])
+    for found, expected in (
+        (~low, [True, False, False]),
+        (low & high, [False, True, False]),
+        (low | high, [True, True, True]),
+        (low & mask, [False, False, True]),
+        (mask & low, [False, False, True]),
+        (mask | low, [True, True, True]),
+        (low & True, [False, True, True]),
+        (True & low, [False, True, True]),
+    ):
+        np.testing.assert_array_equal(found, expected)
+    for wrong in (lambda: x & low, lambda: low | x, lambda: ~x):
+        with pytest.raises(TypeError):
+            wrong()
 
 
-def test_boolean_algebra_with_numpy_on_the_left() -> None:
-    low = Tensor([-1.0, 0.5, 2.0]) > 0
-    mask = np.array([True, False, True])
-    np.testing.assert_array_equal(mask & low, [False, False, True])
-    np.testing.assert_array_equal(mask | low, [True, True, True])
-    np.testing.assert_array_equal(True & low, low)
-
-
-def test_indexing_with_an_empty_list() -> None:
-    """x[[]] selects nothing, as NumPy's does, and sends back zeros."""
+def test_numpys_forms_of_axes_shapes_and_indices() -> None:
+    assert Tensor(np.ones((2, 3, 4, 5))).sum(np.int64(1)).shape == (2, 4, 5)
+    assert Tensor([1.0]).broadcast_to(3).shape == (3,)
     x = leaf(1.0, 2.0)
-    y = x[[]]
+    y = x[[]]  # selects nothing, and sends back zeros
     assert y.shape == (0,)
     y.sum().backward()
     np.testing.assert_array_equal(x.grad, [0.0, 0.0])
 
 
-def test_broadcast_to_a_length() -> None:
-    """An integer is a shape of one axis, as in NumPy."""
-    assert Tensor([1.0]).broadcast_to(3).shape == (3,)  # type: ignore[arg-type]
-
-
 # Devices and kernels
 
 
-class FakeArray(np.ndarray):
-    """Stands for the arrays of a second device."""
+def test_use_sets_where_new_tensors_lie() -> None:
+    def here() -> list[str]:
+        return [backend.default_device(), Tensor(1.0).device, Tensor(np.ones(2)).device]
 
-
-@pytest.fixture
-def fake_device(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A registered backend "fake" whose arrays NumPy can compute with."""
-    monkeypatch.setattr(backend, "_by_name", dict(backend._by_name))
-    monkeypatch.setattr(backend, "_by_type", dict(backend._by_type))
-    backend.register(
-        backend.Backend(
-            "fake",
-            np,
-            FakeArray,
-            from_numpy=lambda array, index: array.copy().view(FakeArray),
-            to_numpy=lambda array: array.view(np.ndarray).copy(),
-        )
-    )
-    return "fake"
-
-
-def test_use_sets_where_new_tensors_lie(fake_device: str) -> None:
-    assert (Tensor(1.0).device, backend.default_device()) == ("cpu", "cpu")
-    with backend.use(fake_device):
-        assert (Tensor(1.0).device, Tensor(np.ones(2)).device, Tensor([1.0], device="cpu").device) == (
-            fake_device, fake_device, "cpu",
-        )  # fmt: skip
+    assert backend.available()[0] == "cpu"
+    assert here() == ["cpu"] * 3
+    with backend.use("strict"):
+        assert here() == ["strict"] * 3
+        assert Tensor([1.0], device="cpu").device == "cpu"
         with backend.use("numpy"):
-            assert Tensor(1.0).device == "cpu"
-        assert Tensor(1.0).device == fake_device
-    assert Tensor(1.0).device == "cpu"
-    with pytest.raises(ZeroDivisionError), backend.use(fake_device):
+            assert here() == ["cpu"] * 3
+        assert here() == ["strict"] * 3
+    with pytest.raises(ZeroDivisionError), backend.use("strict"):
         raise ZeroDivisionError
-    assert backend.default_device() == "cpu"
+    assert here() == ["cpu"] * 3
 
 
-def test_moving_a_tensor_moves_its_gradient_back(fake_device: str) -> None:
+def test_moving_a_tensor_moves_its_gradient_back() -> None:
     x = leaf(1.0, 2.0)
-    y = x.to(fake_device)
-    assert (y.device, (y * y).device, x.to("cpu").device) == (fake_device, fake_device, "cpu")
-    (y * y).to("numpy").backward(np.ones(2))
+    y = x.to("strict")
+    assert (y.device, (y * y).device, x.to("numpy").device) == ("strict", "strict", "cpu")
+    (y * y).to("cpu").backward(np.ones(2))
     assert (x.grad.device, type(x.grad.data)) == ("cpu", np.ndarray)
     np.testing.assert_array_equal(x.grad, [2.0, 4.0])
 
 
-def test_a_tensor_elsewhere_does_not_become_an_array_by_itself(fake_device: str) -> None:
-    x = Tensor([1.0, 2.0], device=fake_device)
-    with pytest.raises(TypeError, match=r"use \.numpy\(\)"):
+def test_a_tensor_elsewhere_does_not_become_an_array_by_itself() -> None:
+    x = Tensor([1.0, 2.0], device="strict")
+    with pytest.raises(TypeError, match=r"\.numpy\(\)"):
         np.asarray(x)
     assert type(x.numpy()) is np.ndarray
-    assert repr(x) == "Tensor([1., 2.], device='fake')"
-
-
-def test_cpu_is_always_available() -> None:
-    assert backend.available()[0] == "cpu"
-    assert Tensor(1.0, device="numpy").device == "cpu"
-    assert Tensor(1.0, device="cpu").to("cpu").device == "cpu"
 
 
 @pytest.mark.usefixtures("scratch_ops")
 def test_a_kernel_stands_in_for_forward_and_may_decline(monkeypatch: pytest.MonkeyPatch) -> None:
     """One look-up picks the faster forward; the derivative stays the op's; NotImplemented falls back to the op."""
     monkeypatch.setattr(backend, "_kernels", dict(backend._kernels))
-    op, _ = counting_op()
-    used: list[str] = []
+    op, calls = counting_op()
 
     @backend.kernel("cpu", "counting")
-    def twice_as_fast(op: Op, xp: Any, a: Any, b: Any) -> Any:
-        used.append(type(op).__name__)
+    def for_numbers(op: Op, xp: Any, a: Any, b: Any) -> Any:
+        calls.append(type(op).__name__)
         return NotImplemented if a.ndim else a + b + 100.0
 
-    x, v = leaf(1.0), leaf(1.0, 2.0)
+    x = leaf(1.0)
     y = op(x, 1.0)
     y.backward()
-    assert (y.item(), x.grad.item(), used) == (102.0, 1.0, ["Counting"])
-    np.testing.assert_array_equal(op(v, 1.0), [2.0, 3.0])
-
-
-def test_threads_that_share_a_leaf_lose_no_gradient() -> None:
-    x = leaf(1.0)
-
-    def work() -> None:
-        for _ in range(500):
-            (x * 1.0).sum().backward()
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert x.grad.item() == 2000.0
-
-
-def test_numbers_in_format_strings() -> None:
-    assert f"{Tensor(0.5):.3f} {Tensor(2.0)}" == "0.500 Tensor(2.)"
-
-
-def test_python_numbers_alone_are_float32() -> None:
-    assert F.where(Tensor([1.0]) > 0, 1.0, 0.0).dtype == np.float32
-    assert F.maximum(1.0, 2.0).dtype == F.minimum(1.0, 2.0).dtype == np.float32
-
-
-def test_what_an_op_checked_is_not_remembered_wrongly() -> None:
-    shapes = ((2, 3), (3, 4))
-    REGISTRY["matmul"]().check(shapes)["K"] = 99
-    assert REGISTRY["matmul"]().check(shapes)["K"] == 3
-
-
-def test_minus_oo_imports() -> None:
-    subprocess.run([sys.executable, "-OO", "-c", "import tinygrad_lenet"], check=True)
-
-
-def test_sum_over_a_numpy_integer_axis() -> None:
-    assert Tensor(np.ones((2, 3, 4, 5))).sum(np.int64(1)).shape == (2, 4, 5)
+    assert (y.item(), x.grad.item()) == (102.0, 1.0)
+    np.testing.assert_array_equal(op(leaf(1.0, 2.0), 1.0), [2.0, 3.0])
+    assert calls == ["Counting", "backward", "a", "Counting"]

@@ -25,18 +25,18 @@ Tangents = dict[int, Tangent]  # by leaf number, each along that leaf's directio
 _SHAPES = st.sampled_from([(), (1,), (3,), (2, 1), (1, 3), (2, 3), (2, 2, 3)])
 
 
-def _sigmoid(v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _sigmoid(v: np.ndarray) -> tuple[Any, Any, Any]:
     y = 1 / (1 + np.exp(-v))
     return y, y * (1 - y), y * (1 - y) * (1 - 2 * y)
 
 
-def _tanh(v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tanh(v: np.ndarray) -> tuple[Any, Any, Any]:
     y = np.tanh(v)
     return y, 1 - y**2, -2 * y * (1 - y**2)
 
 
 # our function; its value, slope and curvature
-_FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[np.ndarray], tuple[np.ndarray, Any, Any]]]] = {
+_FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[np.ndarray], tuple[Any, Any, Any]]]] = {
     "tanh": (lambda x: x.tanh(), _tanh),
     "sigmoid": (lambda x: x.sigmoid(), _sigmoid),
     "square": (lambda x: x * x, lambda v: (v * v, 2 * v, 2.0)),
@@ -76,9 +76,16 @@ class Engine(RuleBasedStateMachine):
         self.everything: list[Node] = []
         self.recording = True
 
-    def new_leaf(self, shape: tuple[int, ...]) -> Node:
-        value = np.asarray(self.rng.uniform(-1, 1, shape))
-        direction = np.asarray(self.rng.normal(size=shape))
+    @initialize(target=leaves, seed=st.integers(0, 2**16))
+    def start(self, seed: int) -> Node:
+        self.rng = np.random.default_rng(seed)
+        return self.leaf((2, 3))
+
+    # Rules that build
+
+    @rule(target=leaves, shape=_SHAPES)
+    def leaf(self, shape: tuple[int, ...]) -> Node:
+        value, direction = np.asarray(self.rng.uniform(-1, 1, shape)), np.asarray(self.rng.normal(size=shape))
         node = Node(Tensor(value.copy(), requires_grad=True), value, {len(self.leaf_nodes): (direction, 0 * direction)})
         self.leaf_nodes.append(node)
         self.directions.append(direction)
@@ -93,35 +100,16 @@ class Engine(RuleBasedStateMachine):
         else:
             with no_grad():
                 tensor = compute()
-        recorded = self.recording and any(parent.tensor.requires_grad for parent in parents)
-        assert tensor.requires_grad == recorded
+        parents = tuple(parent for parent in parents if parent.tensor.requires_grad and self.recording)
+        assert tensor.requires_grad == bool(parents)
         np.testing.assert_allclose(tensor.numpy(), value, rtol=1e-12, atol=1e-12)
-        parents = tuple(parent for parent in parents if parent.tensor.requires_grad) if recorded else ()
-        node = Node(tensor, np.asarray(value), tangents if recorded else {}, parents)
+        node = Node(tensor, np.asarray(value), tangents if parents else {}, parents)
         self.everything.append(node)
         return node
 
-    @staticmethod
-    def each(tangents: Tangents, linear: Callable[[np.ndarray], np.ndarray]) -> Tangents:
-        """A linear map of the value, applied to each tangent."""
-        return {leaf: (np.asarray(linear(t)), np.asarray(linear(tt))) for leaf, (t, tt) in tangents.items()}
-
-    @staticmethod
-    def total(a: Tangents, b: Tangents, shape: tuple[int, ...]) -> Tangents:
-        zero = np.zeros(shape)
-        pairs = {leaf: (a.get(leaf, (zero, zero)), b.get(leaf, (zero, zero))) for leaf in {**a, **b}}
-        return {leaf: (zero + s[0] + t[0], zero + s[1] + t[1]) for leaf, (s, t) in pairs.items()}
-
-    @initialize(target=leaves, seed=st.integers(0, 2**16))
-    def start(self, seed: int) -> Node:
-        self.rng = np.random.default_rng(seed)
-        return self.new_leaf((2, 3))
-
-    # Rules that build
-
-    @rule(target=leaves, shape=_SHAPES)
-    def leaf(self, shape: tuple[int, ...]) -> Node:
-        return self.new_leaf(shape)
+    def move(self, x: Node, function: Callable[[Any], Any]) -> Node:
+        """A linear ``function`` that means the same to tensors and to arrays, so that it moves tangents alike."""
+        return self.record(lambda: function(x.tensor), function(x.value), each(x.tangents, function), x)
 
     @rule(target=nodes, x=leaves)
     def use_leaf(self, x: Node) -> Node:
@@ -129,9 +117,7 @@ class Engine(RuleBasedStateMachine):
 
     @rule(target=nodes, x=st.one_of(nodes, leaves), name=st.sampled_from(sorted(_FUNCTIONS)))
     def apply(self, x: Node, name: str) -> Node:
-        ours, dual = _FUNCTIONS[name]
-        if np.abs(x.value).max(initial=0) > 30:  # repeated squares would overflow
-            ours, dual = _FUNCTIONS["tanh"]
+        ours, dual = _FUNCTIONS["tanh" if is_large(x) else name]  # repeated squares would overflow
         value, slope, curvature = dual(x.value)
         tangents = {leaf: (slope * t, curvature * t * t + slope * tt) for leaf, (t, tt) in x.tangents.items()}
         return self.record(lambda: ours(x.tensor), value, tangents, x)
@@ -142,39 +128,32 @@ class Engine(RuleBasedStateMachine):
         try:
             shape = np.broadcast_shapes(a.value.shape, b.value.shape)
         except ValueError:
-            b, shape = self.reduce(b, None, False), a.value.shape
+            b, shape = self.sum(b, None, False), a.value.shape
         if len(shape) > 4 or np.prod(shape) > 200:
-            a, b, shape = self.reduce(a, None, False), self.reduce(b, None, False), ()
+            a, b, shape = self.sum(a, None, False), self.sum(b, None, False), ()
         if not times:
-            tangents = self.total(a.tangents, b.tangents, shape)
+            tangents = total(a.tangents, b.tangents, shape)
             return self.record(lambda: a.tensor + b.tensor, a.value + b.value, tangents, a, b)
-        if max(np.abs(a.value).max(initial=0), np.abs(b.value).max(initial=0)) > 30:
+        if is_large(a) or is_large(b):
             a, b = self.apply(a, "tanh"), self.apply(b, "tanh")
-        left, right = self.each(a.tangents, lambda t: t * b.value), self.each(b.tangents, lambda t: a.value * t)
-        tangents = self.total(left, right, shape)
+        tangents = total(each(a.tangents, lambda t: t * b.value), each(b.tangents, lambda t: a.value * t), shape)
         for leaf in a.tangents.keys() & b.tangents.keys():  # (ab)'' = a''b + 2 a'b' + ab''
             first, second = tangents[leaf]
             tangents[leaf] = first, second + 2 * a.tangents[leaf][0] * b.tangents[leaf][0]
         return self.record(lambda: a.tensor * b.tensor, a.value * b.value, tangents, a, b)
 
+    def sum(self, x: Node, axis: int | None, keepdims: bool) -> Node:
+        return self.move(x, lambda v: v.sum(axis=axis, keepdims=keepdims))
+
     @rule(target=nodes, x=st.one_of(nodes, leaves), data=st.data(), keepdims=st.booleans())
-    def sum(self, x: Node, data: st.DataObject, keepdims: bool) -> Node:
-        axis = data.draw(st.sampled_from([None, *range(-x.value.ndim, x.value.ndim)]))
-        return self.reduce(x, axis, keepdims)
-
-    def reduce(self, x: Node, axis: int | None, keepdims: bool) -> Node:
-        def summed(v: np.ndarray) -> np.ndarray:
-            return np.sum(v, axis=axis, keepdims=keepdims)
-
-        return self.record(lambda: x.tensor.sum(axis, keepdims), summed(x.value), self.each(x.tangents, summed), x)
+    def sum_over_an_axis(self, x: Node, data: st.DataObject, keepdims: bool) -> Node:
+        return self.sum(x, data.draw(st.sampled_from([None, *range(-x.value.ndim, x.value.ndim)])), keepdims)
 
     @rule(target=nodes, x=st.one_of(nodes, leaves), data=st.data())
     def reshape(self, x: Node, data: st.DataObject) -> Node:
         shape = x.value.shape
         new = data.draw(st.sampled_from([(-1,), (1, *shape), shape[::-1], (*shape, 1)]))
-        return self.record(
-            lambda: x.tensor.reshape(new), x.value.reshape(new), self.each(x.tangents, lambda t: t.reshape(new)), x
-        )
+        return self.move(x, lambda v: v.reshape(new))
 
     @rule(target=nodes, x=st.one_of(nodes, leaves), data=st.data())
     def getitem(self, x: Node, data: st.DataObject) -> Node:
@@ -183,11 +162,11 @@ class Engine(RuleBasedStateMachine):
         if x.value.ndim:
             options += [-1, slice(None, None, -1), slice(0, 1), [0, 0, -1], np.arange(len(x.value)) % 2 == 0]
         index = data.draw(st.sampled_from(options))
-        return self.record(lambda: x.tensor[index], x.value[index], self.each(x.tangents, lambda t: t[index]), x)
+        return self.move(x, lambda v: v[index])
 
     @rule(target=nodes, x=nodes)
     def transpose(self, x: Node) -> Node:
-        return self.record(lambda: x.tensor.T, x.value.T, self.each(x.tangents, lambda t: t.T), x)
+        return self.move(x, lambda v: v.T)
 
     @rule(target=nodes, x=nodes)
     def detach(self, x: Node) -> Node:
@@ -204,20 +183,23 @@ class Engine(RuleBasedStateMachine):
 
     def refused(self, output: Node, call: Callable[[], Any]) -> bool:
         """True if the engine has to refuse, and did, saying why."""
-        if not output.tensor.requires_grad:
-            reason = "does not require a gradient"
-        elif any(node.freed for node in output.ancestors):
-            reason = "freed by an earlier backward"
-        else:
+        if output.tensor.requires_grad and not any(node.freed for node in output.ancestors):
             return False
-        with pytest.raises(ValueError, match=reason):
+        with pytest.raises(ValueError, match="freed" if output.tensor.requires_grad else "does not require"):
             call()
         return True
+
+    def cotangent(self, output: Node) -> np.ndarray:
+        """At random: ones would hide a forgotten factor gy."""
+        return np.asarray(self.rng.normal(size=output.value.shape))
+
+    def reached(self, output: Node) -> list[int]:
+        return [i for i, node in enumerate(self.leaf_nodes) if node in output.ancestors]
 
     @rule(output=st.one_of(nodes, leaves), retain=st.booleans(), create=st.booleans(), clip=st.booleans())
     def backward(self, output: Node, retain: bool, create: bool, clip: bool) -> None:
         """Every leaf that leads to the output adds <cotangent, tangent>; the graph goes unless it is retained."""
-        cotangent = np.asarray(self.rng.normal(size=output.value.shape))
+        cotangent = self.cotangent(output)
         passed = Tensor(cotangent.copy())
 
         def call() -> None:
@@ -226,25 +208,21 @@ class Engine(RuleBasedStateMachine):
         if self.refused(output, call):
             return
         call()
-        for i, node in enumerate(self.leaf_nodes):
-            if node in output.ancestors:
-                expected = (self.expected[i] or 0.0) + np.sum(cotangent * output.tangents[i][0])
-                self.expected[i] = 0.5 * expected if clip else expected
-                if clip:  # in place, as gradient clipping does: nothing else may change
-                    node.tensor.grad.data *= 0.5  # type: ignore[union-attr]
+        for i in self.reached(output):
+            expected = (self.expected[i] or 0.0) + np.sum(cotangent * output.tangents[i][0])
+            self.expected[i] = 0.5 * expected if clip else expected
+            if clip:  # in place, as gradient clipping does: nothing else may change
+                self.leaf_nodes[i].tensor.grad.data *= 0.5  # type: ignore[union-attr]
         np.testing.assert_array_equal(passed, cotangent)
         if not retain and not create:
-            self.free(output.ancestors)
+            free(output.ancestors)
 
     @rule(output=st.one_of(nodes, leaves), retain=st.booleans(), data=st.data())
     def grad_of_some_leaves(self, output: Node, retain: bool, data: st.DataObject) -> None:
         """grad() agrees too, touches no .grad (the invariant sees to that), and frees only what it walked."""
-        cotangent = np.asarray(self.rng.normal(size=output.value.shape))
-        reached = [i for i, node in enumerate(self.leaf_nodes) if node in output.ancestors]
-        if not reached:
-            self.refused(output, lambda: grad(output.tensor, [self.leaf_nodes[0].tensor], cotangent))
-            return
-        chosen = data.draw(st.lists(st.sampled_from(reached), min_size=1, unique=True))
+        cotangent = self.cotangent(output)
+        reached = self.reached(output)
+        chosen = data.draw(st.lists(st.sampled_from(reached), min_size=1, unique=True)) if reached else [0]
         targets = [self.leaf_nodes[i] for i in chosen]
 
         def call() -> tuple[Tensor, ...]:
@@ -256,17 +234,16 @@ class Engine(RuleBasedStateMachine):
             self.compare(gradient, np.sum(cotangent * output.tangents[i][0]), i)
             assert retain or not gradient.requires_grad
         if not retain:
-            self.free({node for node in output.ancestors if node.ancestors.intersection(targets)})
+            free({node for node in output.ancestors if node.ancestors.intersection(targets)})
 
     @rule(output=nodes, last=st.booleans())
     def second_order(self, output: Node, last: bool) -> None:
         """The gradient of <gradient, direction>, along the direction, is the second derivative of forward mode."""
-        reached = [i for i, node in enumerate(self.leaf_nodes) if node in output.ancestors]
+        reached = self.reached(output)
         if not reached or any(node.freed for node in output.ancestors):
             return
         i = reached[-last]
-        x = self.leaf_nodes[i].tensor
-        cotangent = np.asarray(self.rng.normal(size=output.value.shape))  # ones would hide a forgotten factor gy
+        x, cotangent = self.leaf_nodes[i].tensor, self.cotangent(output)
         (first,) = grad(output.tensor, [x], cotangent, create_graph=True)
         self.compare(first, np.sum(cotangent * output.tangents[i][0]), i)
         kept = [node.tensor.grad for node in self.leaf_nodes]
@@ -282,10 +259,6 @@ class Engine(RuleBasedStateMachine):
     def zero_grad(self, x: Node) -> None:
         x.tensor.zero_grad()
         self.expected[self.leaf_nodes.index(x)] = None
-
-    def free(self, nodes: set[Node]) -> None:
-        for node in nodes:
-            node.freed = bool(node.parents)  # leaves have nothing to free
 
     def compare(self, gradient: Tensor, expected: float, i: int) -> None:
         assert gradient.shape == self.directions[i].shape
@@ -312,6 +285,26 @@ class Engine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for node in self.leaf_nodes:
             node.tensor.grad = None  # with create_graph it may refer to the leaf
+
+
+def is_large(x: Node) -> bool:
+    return np.abs(x.value).max(initial=0) > 30
+
+
+def each(tangents: Tangents, linear: Callable[[np.ndarray], np.ndarray]) -> Tangents:
+    """A linear map of the value, applied to each tangent."""
+    return {leaf: (np.asarray(linear(t)), np.asarray(linear(tt))) for leaf, (t, tt) in tangents.items()}
+
+
+def total(a: Tangents, b: Tangents, shape: tuple[int, ...]) -> Tangents:
+    zero = np.zeros(shape)
+    pairs = {leaf: (a.get(leaf, (zero, zero)), b.get(leaf, (zero, zero))) for leaf in {**a, **b}}
+    return {leaf: (zero + s[0] + t[0], zero + s[1] + t[1]) for leaf, (s, t) in pairs.items()}
+
+
+def free(nodes: set[Node]) -> None:
+    for node in nodes:
+        node.freed = bool(node.parents)  # leaves have nothing to free
 
 
 TestEngine = Engine.TestCase

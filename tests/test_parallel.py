@@ -4,9 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +24,12 @@ from tinygrad_lenet import functional as F
 from tinygrad_lenet.parallel import Group, WorkerError, run
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="more than one worker needs os.fork")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="more than one worker needs os.fork"),
+    pytest.mark.filterwarnings(
+        "ignore:parallel.run. other threads are running:RuntimeWarning"
+    ),  # tqdm's, of other tests
+]
 
 
 def children() -> set[int]:
@@ -35,15 +44,24 @@ def shared_memory() -> set[str]:
 
 
 @pytest.fixture(autouse=True)
+def one_blas_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nothing is warned of."""
+    for name in parallel._BLAS_LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+
+
+@pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """After each test no process and no shared memory is left, and none took longer than 10 s (a deadlock)."""
+    """After each test no process and no shared memory is left, and none took longer than a minute (a deadlock)."""
     before, memory = children(), shared_memory()
 
     def too_late(number: int, frame: Any) -> None:
         raise TimeoutError("a meeting of all ranks never ended")
 
     old = signal.signal(signal.SIGALRM, too_late)
-    signal.alarm(10)
+    signal.alarm(60)
     try:
         yield
         assert children() == before
@@ -118,15 +136,10 @@ def test_run_returns_what_rank_0_returns(workers: int, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == workers
 
 
-def test_numpy_integer_counts_as_workers() -> None:
-    assert run(lambda group: group.size, np.int64(2), []) == 2
-
-
 # The same numbers
 
 
-@pytest.mark.parametrize("n", [1, 2, 7])
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(("workers", "n"), [(1, 7), (2, 1), (2, 7), (3, 2), (3, 7)])
 def test_gradients_are_those_of_one_process(workers: int, n: int) -> None:
     """Also where a rank has no image at all."""
     x, labels = images(n)
@@ -199,7 +212,7 @@ def test_weights_are_equal_to_the_bit(workers: int, tmp_path: Path) -> None:
 
     def train(group: Group, name: str, seed: int) -> None:
         optimizer = optim.Adam(model.parameters(), lr=0.01)
-        for step in range(12):
+        for step in range(5):
             backward(group, model, *images(7, seed + step))
             optimizer.step()
         weights = np.concatenate([p.numpy().ravel() for p in model.parameters()])
@@ -215,51 +228,29 @@ def test_weights_are_equal_to_the_bit(workers: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_sum_of_numbers(workers: int) -> None:
-    """Each number is summed over the ranks, and every rank has the sums; up to 256 at a time, also none."""
-
-    def work(group: Group) -> list[list[float]]:
-        results = [
-            group.sum([]),
-            group.sum([group.rank, 0.5]),
-            group.sum(np.arange(256.0) * (group.rank + 1)),
-            group.sum([1]),
-        ]
-        mine = float(np.sum([np.sum(r) for r in results]))
-        results.append(group.sum([mine]))
-        return results
-
-    none, two, many, one, all_ranks = run(work, workers, [])
-    ranks = range(workers)
-    assert (none, one) == ([], [workers])
-    assert two == [sum(ranks), 0.5 * workers]
-    assert many == [sum(i * (rank + 1) for rank in ranks) for i in range(256)]
-    mine = sum(two) + sum(many) + sum(one)
-    assert all_ranks == [workers * mine]
-    assert all(type(value) is float for value in (*two, *many, *one))
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_too_many_numbers_are_refused(workers: int) -> None:
-    with pytest.raises(ValueError, match=r"Group\.sum: 257 numbers were given; expected at most 256"):
-        run(lambda group: group.sum([0.0] * 257) if group.rank == 0 else None, workers, [])
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_numbers_travel_with_gradients(workers: int) -> None:
-    """`sum_gradients` adds numbers in the same meeting, apart from the gradients."""
+def test_sums_of_numbers(workers: int) -> None:
+    """Up to 256 at a time, also none, by themselves or with gradients and apart from them; every rank has the sums."""
     p = Tensor(np.zeros(3, "float32"), requires_grad=True)
 
     def work(group: Group) -> list[list[float]]:
+        numbers = [[], [group.rank, 0.5], np.arange(256.0) * (group.rank + 1)]
         p.grad = Tensor(np.full(3, group.rank + 1, "float32"))
-        sums = [group.sum_gradients([group.rank, 0.25]), group.sum_gradients(), group.sum_gradients([1.0] * 256)]
+        found = [sums(values) for values in numbers for sums in (group.sum, group.sum_gradients)]
         assert p.grad is not None
-        return [*sums, p.grad.numpy().tolist()]
+        found.append(p.grad.numpy().tolist())
+        mine = float(np.sum([np.sum(each) for each in found]))
+        with pytest.raises(ValueError, match=r"257 .+ 256"):
+            group.sum([0.0] * 257)
+        return [*found, group.sum([mine]), [mine]]
 
-    two, none, many, gradient = run(work, workers, [p])
+    none, none_too, two, two_too, many, many_too, gradient, of_all, (mine,) = run(work, workers, [p])
     ranks = range(workers)
-    assert (two, none, many) == ([sum(ranks), 0.25 * workers], [], [workers] * 256)
+    assert none == none_too == []
+    assert two == two_too == [sum(ranks), 0.5 * workers]
+    assert many == many_too == [sum(i * (rank + 1) for rank in ranks) for i in range(256)]
     assert gradient == [workers**2 * sum(rank + 1 for rank in ranks)] * 3
+    assert of_all == [workers * mine]
+    assert all(type(value) is float for value in (*two, *many, *two_too))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -287,13 +278,13 @@ def test_average(workers: int, channels: int) -> None:
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_many_meetings(workers: int) -> None:
-    """2,000 meetings, gradients and numbers mixed, ranks late in turn: each sum is of that meeting's numbers."""
+    """400 meetings, gradients and numbers mixed, ranks late in turn: each sum is of that meeting's numbers."""
     p = Tensor(np.zeros(2), requires_grad=True)
 
     def work(group: Group) -> list[float]:
         wrong = 0
-        for i in range(1000):
-            if i % 200 == group.rank:
+        for i in range(200):
+            if i % 40 == group.rank:
                 time.sleep(0.002)
             p.grad = Tensor(np.array([i, group.rank], float))
             group.sum_gradients()
@@ -317,11 +308,6 @@ def test_a_rank_may_be_late_by_more_than_the_patience() -> None:
     assert run(work, 3, []) == [3, 6]
 
 
-def test_runs_within_one_program_are_independent() -> None:
-    """One after the other, and with another number of workers."""
-    assert [run(lambda group: group.sum([1.0]), workers, []) for workers in (2, 1, 3, 2)] == [[2], [1], [3], [2]]
-
-
 # When a rank ends too early
 
 
@@ -339,49 +325,59 @@ def raises() -> None:
 
 
 ENDS: dict[str, tuple[Callable[[], object], str]] = {
-    "raises": (raises, "with exit code 1"),
-    "exits": (lambda: os._exit(3), "with exit code 3"),
-    "is killed": (killed, "by signal SIGKILL"),
-    "returns": (lambda: None, "with exit code 0"),
+    "raises": (raises, "exit code 1"),
+    "exits": (lambda: os._exit(3), "exit code 3"),
+    "is killed": (killed, "SIGKILL"),
+    "returns": (lambda: None, "exit code 0"),
 }
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize(("workers", "rank"), [(2, 1), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("workers", "rank"), [(2, 1), (3, 2)])
 def test_a_worker_that_ends_stops_the_run(workers: int, rank: int, end: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Rank 0 says which one and how; what the worker raised stands on the error output."""
+    """Rank 0 says which one and how, also if it has its result already; what the worker raised is on standard error."""
     act, how = ENDS[end]
 
-    def work(group: Group) -> None:
-        for _ in range(20):
+    def work(group: Group, meetings: int) -> None:
+        for meeting in range(meetings):
+            if (group.rank, meeting) == (rank, 20):
+                act()
+                return
             group.sum([1.0])
         if group.rank == rank:
             act()
-            return
-        meet_forever(group)
 
-    start = time.monotonic()
-    with pytest.raises(WorkerError) as caught:
-        run(work, workers, [])
-    assert str(caught.value) == f"worker {rank} ended {how} before its work was done; the run has been stopped"
-    assert time.monotonic() - start < 3
-    assert ("ValueError: no such digit" in capfd.readouterr().err) == (end == "raises")
+    for meetings in (40, 20) if end != "returns" else (40,):
+        with pytest.raises(WorkerError, match=f"worker {rank} ended .*{how}"):
+            run(work, workers, [], meetings)
+        assert ("ValueError: no such digit" in capfd.readouterr().err) == (end == "raises")
 
 
-@pytest.mark.parametrize("end", ["raises", "exits", "is killed"])
-def test_a_worker_that_fails_after_the_last_meeting(end: str) -> None:
-    """Rank 0 has its result already, but nobody can say that all went well."""
-    act, how = ENDS[end]
+def test_a_parent_that_does_not_wait_for_its_children() -> None:
+    """It ignores SIGCHLD, so the system forgets exit codes: results come all the same, and so does a failure."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert run(lambda group: group.sum([1.0]), 3, []) == [3]
+        with pytest.raises(WorkerError, match="worker 2 ended"):
+            run(lambda group: os._exit(0) if group.rank == 2 else group.sum([1.0]), 3, [])
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
-    def work(group: Group) -> int:
-        group.sum([1.0])
-        if group.rank == 1:
-            time.sleep(0.05)
-            act()
-        return 1
 
-    with pytest.raises(WorkerError, match=f"worker 1 ended {how}"):
-        run(work, 3, [])
+@pytest.mark.parametrize("meetings", [0, 1, 2])
+def test_a_rank_that_hangs(meetings: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """Before the first meeting, the second, or after the last: the run ends, and says where that rank is."""
+
+    def work(group: Group) -> None:
+        for meeting in range(2):
+            if (group.rank, meeting) == (2, meetings):
+                time.sleep(60)
+            group.sum([1.0])
+        time.sleep(60 * (group.rank == 2))
+
+    with pytest.raises(WorkerError, match=rf"rank 2 .*{f'meeting {meetings}' if meetings else 'started'}"):
+        run(work, 3, [], timeout=0.5)
+    assert " in work\n" in capfd.readouterr().err  # what the worker says of itself
 
 
 @pytest.mark.parametrize("error", [ValueError("what rank 0 says"), KeyboardInterrupt(), SystemExit(4)])
@@ -401,27 +397,70 @@ def test_rank_0_ends_the_others(error: BaseException) -> None:
     assert caught.value is error
 
 
+def test_ctrl_c_during_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits until all ranks are there, and ends them all."""
+    fork, forks = os.fork, []
+
+    def pressed() -> int:
+        forks.append(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        run(meet_forever, 3, [])
+    assert len(forks) == 2  # and the fixture looks for what is left
+
+
+def test_ctrl_c_stays_as_it_was() -> None:
+    """Blocked or not, and whatever handles it, in rank 0 during a run and after it; other ranks ignore it."""
+
+    def state(group: Group) -> tuple[Any, set[int], list[float]]:
+        handler = signal.getsignal(signal.SIGINT)
+        return handler, signal.pthread_sigmask(signal.SIG_BLOCK, []), group.sum([handler == signal.SIG_IGN])
+
+    for change in (signal.SIG_BLOCK, signal.SIG_UNBLOCK):
+        before = signal.pthread_sigmask(change, {signal.SIGINT})
+        try:
+            handler, mask, ignored = run(state, 3, [])
+            assert handler is signal.getsignal(signal.SIGINT)
+            assert mask == signal.pthread_sigmask(signal.SIG_BLOCK, [])
+            assert (signal.SIGINT in mask, ignored) == (change == signal.SIG_BLOCK, [2])
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_rank_0_that_returns_while_another_waits_for_it() -> None:
     """A function that meets more often on one rank than on another is told so; it does not hang."""
     with pytest.raises(WorkerError, match="worker 1"):
         run(lambda group: None if group.rank == 0 else group.sum([1.0]), 2, [])
 
 
-def test_a_fork_that_fails_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system refuses the second process, the first does not stay behind."""
-    forks: list[int] = []
-    fork = os.fork
+@pytest.mark.parametrize(
+    ("owner", "name", "works", "error"),
+    [
+        (os, "fork", 1, OSError("no more processes")),
+        (context.ForkContext, "Semaphore", 3, OSError("/dev/shm is read-only")),
+        (parallel.mmap, "mmap", 0, OSError("no memory")),
+        (parallel.mmap, "mmap", 0, OverflowError("that is too much")),
+    ],
+)
+def test_what_the_system_refuses(
+    owner: Any, name: str, works: int, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence that has the reason, and no process stays behind, also if it refuses only a later one."""
+    real, calls = getattr(owner, name), []
 
-    def refused_the_second_time() -> int:
-        if forks:
-            raise OSError("no more processes")
-        forks.append(0)
-        return fork()
+    def refuse(*arguments: Any) -> Any:
+        if len(calls) == works:
+            raise error
+        calls.append(arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(os, "fork", refused_the_second_time)
-    with pytest.raises(OSError, match="no more processes"):
+    monkeypatch.setattr(owner, name, refuse)
+    with pytest.raises(WorkerError, match=str(error)):
         run(meet_forever, 3, [])
-    assert forks  # and the fixture looks for what is left
+    assert len(calls) == works  # and the fixture looks for what is left
 
 
 KILLED_RANK_0 = """
@@ -432,10 +471,10 @@ def work(group):
     numbers = group.sum([os.getpid() if group.rank == rank else 0 for rank in range(3)])
     if group.rank == 0:
         print(*(int(number) for number in numbers), flush=True)
-        group.sum([1])
         {end}
-    while True:
+    if group.rank == 2 or sys.platform != "linux":
         group.sum([1])
+    time.sleep(60)
 
 parallel.run(work, 3, [])
 """
@@ -452,14 +491,14 @@ def gone(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)"])
 def test_workers_vanish_with_rank_0(end: str) -> None:
-    """Also when rank 0 is killed and can end nobody: within 2 s."""
+    """Also when rank 0 is killed and can end nobody, whether they wait for it or, on Linux, are in a long step."""
     program = KILLED_RANK_0.format(end=end)
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as rank_0:
         assert rank_0.stdout is not None
         pids = [int(pid) for pid in rank_0.stdout.readline().split()]
-        assert rank_0.wait(10) == (0 if "exit" in end else -signal.SIGKILL)
+        assert rank_0.wait(30) == (0 if "exit" in end else -signal.SIGKILL)
     assert len(pids) == 3
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 30
     while not all(map(gone, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
     left = [pid for pid in pids if not gone(pid)]
@@ -472,20 +511,18 @@ def test_workers_vanish_with_rank_0(end: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "error", "message"),
-    [
-        (0, ValueError, "parallel.run: workers is 0; expected at least 1"),
-        (-2, ValueError, "parallel.run: workers is -2; expected at least 1"),
-        (1.5, TypeError, "parallel.run: workers must be an integer, not 1.5"),
-        ("2", TypeError, "parallel.run: workers must be an integer, not '2'"),
-        (True, TypeError, "parallel.run: workers must be an integer, not True"),
-        (None, TypeError, "parallel.run: workers must be an integer, not None"),
-    ],
+    ("workers", "error"),
+    [(0, ValueError), (-2, ValueError), (10**6, ValueError)] + [(count, TypeError) for count in (1.5, "2", True, None)],
 )
-def test_bad_count_of_workers_is_refused(workers: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error) as caught:
+def test_bad_count_of_workers_is_refused(workers: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"parallel.run: workers .*{workers}"):
         run(lambda group: pytest.fail("this ran"), workers, [])
-    assert str(caught.value) == message
+    assert run(lambda group: group.size, np.int64(2), []) == 2
+
+
+def test_bad_timeout_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"parallel.run: timeout is nan"):
+        run(lambda group: pytest.fail("this ran"), 2, [], timeout=np.nan)
 
 
 def test_parameters_elsewhere_than_on_the_cpu_are_refused() -> None:
@@ -496,11 +533,87 @@ def test_parameters_elsewhere_than_on_the_cpu_are_refused() -> None:
     assert run(lambda group: group.sum([group.size]), 1, parameters) == [1]
 
 
-def test_without_fork_several_workers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+# Other machines, simulated
+
+
+def test_without_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: one worker is the default, and more are refused."""
     monkeypatch.delattr(os, "fork")
-    with pytest.raises(ValueError, match=r"2 workers need os\.fork, which .+ lacks; use 1 worker"):
+    assert parallel.default_workers() == 1
+    with pytest.raises(ValueError, match=r"2 workers need os\.fork"):
         run(lambda group: pytest.fail("this ran"), 2, [])
     assert run(lambda group: group.size, 1, []) == 1
+
+
+def test_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker is the default; more are refused where NumPy computes with Accelerate, which crashes after a fork."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert parallel.default_workers() == 1
+    built_with = {"Build Dependencies": {"blas": {"name": "accelerate"}}}
+    monkeypatch.setattr(np, "show_config", lambda mode: built_with)
+    with pytest.raises(ValueError, match=r"2 workers .+ Accelerate"):
+        run(lambda group: pytest.fail("this ran"), 2, [])
+    built_with["Build Dependencies"] = {}
+    assert run(lambda group: group.size, 2, []) == 2
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (64, 2), (None, 1)])
+def test_default_workers(cores: int | None, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One a core, at most 2, also where a process cannot be asked for its cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores or 1)), raising=False)
+    assert parallel.default_workers() == workers
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert parallel.default_workers() == workers
+
+
+# Threads
+
+
+def test_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork beside them is warned of, and refused if BLAS may have threads of its own."""
+    monkeypatch.setattr(parallel, "_cores", lambda: 2)
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait, name="busy")
+    thread.start()
+    try:
+        with pytest.warns(RuntimeWarning, match="other threads are running .*busy") as caught:
+            assert run(lambda group: group.size, 2, []) == 2
+        assert caught[0].filename == __file__
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        with pytest.raises(ValueError, match=r"other threads are running .*busy"):
+            run(lambda group: pytest.fail("this ran"), 2, [])
+    finally:
+        end.set()
+        thread.join()
+
+
+def test_blas_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several in each worker are warned of on several cores, or limited where threadpoolctl is installed."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(parallel, "_cores", lambda: 1)
+    assert run(lambda group: group.size, 2, []) == 2
+    monkeypatch.setattr(parallel, "_cores", lambda: 2)
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread()])
+    with pytest.warns(RuntimeWarning, match="OPENBLAS_NUM_THREADS=1") as caught:
+        assert run(lambda group: group.size, 2, []) == 2
+    assert caught[0].filename == __file__
+
+    limits: list[tuple[int, str]] = []
+
+    @contextmanager
+    def threadpool_limits(threads: int, kind: str) -> Iterator[None]:
+        limits.append((threads, kind))
+        yield
+        limits.clear()
+
+    installed = SimpleNamespace(threadpool_limits=threadpool_limits, threadpool_info=list)
+    monkeypatch.setitem(sys.modules, "threadpoolctl", installed)
+    assert run(lambda group: group.sum([len(limits)]), 2, []) == [2]
+    assert limits == []
+
+
+# Memory
 
 
 def test_tune_process() -> None:

@@ -361,7 +361,7 @@ def test_three_classes_an_image(folder: Path, tmp_path: Path) -> None:
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) <= 100.1
     assert done.stderr.splitlines() == [
-        f"predict: {tmp_path / 'note.txt'} is no picture that can be read; expected {predict.PICTURES}",
+        f"predict: {tmp_path / 'note.txt'} is not a readable picture; expected {predict.PICTURES}",
         f"predict: {tmp_path / 'gone.png'} cannot be read (No such file or directory); check the path",
         f"predict: {tmp_path} is a folder; expected {predict.PICTURES}",
     ]
@@ -397,13 +397,13 @@ def slope() -> Any:
 
 
 NO_DIGIT: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty": (lambda: b"", "is no picture that can be read; expected a picture file, such as PNG or JPEG"),
-    "text": (lambda: b"%!PS-Adobe\n", "is no picture that can be read"),
+    "empty": (lambda: b"", "is not a readable picture; expected a picture file, such as PNG or JPEG"),
+    "text": (lambda: b"%!PS-Adobe\n", "is not a readable picture"),
     "half a PNG": (lambda: encoded("PNG")[:900], "is damaged .+ expected a picture file"),
     "half a JPEG": (lambda: encoded("JPEG")[:1500], "is damaged .+ expected a picture file"),
-    "half a GIF": (lambda: encoded("GIF")[:700], "is (damaged|no picture) .+ expected a picture file"),
-    "head of a PNG": (lambda: encoded("PNG")[:20], "is (damaged|no picture)"),
-    "bad checksum": (lambda: encoded("PNG").replace(b"IDAT", b"IDAU"), "is (damaged|no picture)"),
+    "half a GIF": (lambda: encoded("GIF")[:700], "is (damaged|not a readable picture) .+ expected a picture file"),
+    "head of a PNG": (lambda: encoded("PNG")[:20], "is (damaged|not a readable picture)"),
+    "bad checksum": (lambda: encoded("PNG").replace(b"IDAT", b"IDAU"), "is (damaged|not a readable picture)"),
     "white": (lambda: encoded("PNG", Image.new("L", (50, 40), 255)), "nothing stands out from the background"),
     "one pixel": (lambda: encoded("PNG", Image.new("L", (1, 1), 7)), "nothing stands out from the background"),
     "transparent": (lambda: encoded("PNG", Image.new("RGBA", (50, 40))), "nothing stands out from the background"),

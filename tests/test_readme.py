@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,24 +18,22 @@ PLACES = [ROOT, ROOT / "tinygrad_lenet", ROOT / "tinygrad_lenet" / "ops"]  # whe
 
 
 def text_of(document: str) -> str:
-    path = ROOT / document
-    assert path.is_file(), f"{document} is missing"
-    return path.read_text(encoding="utf-8")
+    return (ROOT / document).read_text(encoding="utf-8")
 
 
 def blocks(document: str, *languages: str) -> list[tuple[int, str]]:
     """The first line's number and the text of each fenced block in one of these languages."""
     text = text_of(document)
-    fenced = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-    return [
-        (text.count("\n", 0, found.start(3)) + 1, textwrap.dedent(found[3]))
-        for found in fenced.finditer(text)
-        if found[2] in languages
-    ]
+    fenced = re.finditer(r"^( *)```(\w+)[^\n]*\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, m.start(3)) + 1, textwrap.dedent(m[3])) for m in fenced if m[2] in languages]
 
 
 def shell_blocks(document: str) -> list[str]:
     return [text for _, text in blocks(document, "sh", "bash", "shell", "console")]
+
+
+def run(*command: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **{"cwd": ROOT, **options})
 
 
 # Commands
@@ -42,9 +41,7 @@ def shell_blocks(document: str) -> list[str]:
 
 def test_first_two_shell_blocks() -> None:
     """The first one trains, the second one tests; each stands on its own, from a fresh clone on."""
-    found = shell_blocks("README.md")
-    assert len(found) >= 2, "README.md has fewer than two shell blocks"
-    train, test = found[:2]
+    train, test = shell_blocks("README.md")[:2]
     assert "python -m examples.train_lenet5" in train.splitlines()[-1]
     assert "pytest" in test.splitlines()[-1]
     assert "pytest" not in train
@@ -53,20 +50,18 @@ def test_first_two_shell_blocks() -> None:
         assert "pip install" in block
 
 
-def test_shell_blocks_are_shell() -> None:
-    """No syntax error in any of them."""
-    for document in DOCUMENTS:
-        for block in shell_blocks(document):
-            done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
-            assert (done.returncode, done.stderr) == (0, ""), f"{document}:\n{block}"
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_shell_blocks_are_shell(document: str) -> None:
+    for block in shell_blocks(document):
+        done = run("bash", "-n", input=block)
+        assert (done.returncode, done.stderr) == (0, ""), block
 
 
 def test_ci_runs_the_second_shell_block() -> None:
     """.ci/run takes README's test command from the README itself, the second block and nothing else."""
-    program = re.search(r"\$\((awk .*README\.md)\)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    program = re.search(r"\$\((awk .*README\.md)\)", text_of(".ci/run"))
     assert program, ".ci/run takes no command from README.md by awk"
-    taken = subprocess.run(shlex.split(program[1]), cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert taken.strip() == shell_blocks("README.md")[1].strip()
+    assert run(*shlex.split(program[1])).stdout.strip() == shell_blocks("README.md")[1].strip()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
@@ -88,10 +83,8 @@ def test_modules_in_commands_exist(document: str) -> None:
 def test_options_in_commands_exist() -> None:
     """What README.md passes to the training programs, or mentions of them, one of them takes."""
     pytest.importorskip("tqdm", reason="the example's packages are not installed")
-    usage = ""
-    for program in ("train_lenet5", "reproduce_1998"):
-        command = [sys.executable, "-m", f"examples.{program}", "--help"]
-        usage += subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    programs = ("train_lenet5", "reproduce_1998")
+    usage = "".join(run(sys.executable, "-m", f"examples.{program}", "--help").stdout for program in programs)
     options = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text_of("README.md")))
     assert "--dataset" in options
     assert [option for option in sorted(options) if option not in usage] == []
@@ -102,6 +95,7 @@ def test_options_in_commands_exist() -> None:
 RUNNER = """
 import sys
 sys.path.insert(0, {root!r})
+import tests.conftest  # Hypothesis must not mind a slow machine
 namespace = {{"__name__": "__main__"}}
 for line, block in {blocks!r}:
     exec(compile("\\n" * (line - 1) + block, {name!r}, "exec"), namespace)
@@ -114,10 +108,8 @@ def test_python_blocks_run(document: str, tmp_path: Path) -> None:
     found = blocks(document, "python", "py")
     assert found
     program = RUNNER.format(root=str(ROOT), blocks=found, name=document)
-    command = [sys.executable, "-W", "error", "-c", program]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    done = run(sys.executable, "-W", "error", "-c", program, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # Files

@@ -57,6 +57,9 @@ def test_quick(tmp_path: Path) -> None:
         with Image.open(tmp_path / picture) as opened:
             assert opened.size[0] == 1200
 
+    assert table.startswith("**quick, not comparable**\n") and "| test error, 600 images |" in table
+    assert "60,000 images" not in table
+
     weights = (tmp_path / "eq8" / "model.safetensors").stat().st_mtime_ns
     again = reproduce("--parts", "eq8", "today-distorted", "--out", tmp_path)
     assert again.startswith("eq8: is finished\ntoday-distorted: is finished\n")
@@ -91,11 +94,40 @@ def arguments(out: Path, **changes: Any) -> Any:
     return reproduce_1998.argparse.Namespace(**values | changes)
 
 
+def test_quick_and_full_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with parts of the other form or of another seed is refused, whichever parts are asked for."""
+    part = Part("", images=50, passes=1)
+    monkeypatch.setattr(reproduce_1998, "PARTS", {"a": part, "b": part})
+    monkeypatch.setattr(reproduce_1998, "in_brief", lambda part: part)
+    assert reproduce_1998.run_part("a", part, arguments(tmp_path), lambda: False)
+    for left in ("checkpoint.safetensors", "metrics.json"):
+        for words, difference in (
+            ([], "quick is False here and True there"),
+            (["--seed", "1", "--quick"], "seed is 1 here"),
+        ):
+            monkeypatch.setattr(sys, "argv", ["", "--parts", "b", "--out", str(tmp_path), *words])
+            with pytest.raises(ValueError, match=rf"a belongs to another run: .*{difference}.*; choose another --out"):
+                reproduce_1998.main()
+        (tmp_path / "a" / left).unlink()  # the other file says the same
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 10_000])
+def test_metrics_of_something_else(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "eq8").mkdir()
+    (tmp_path / "eq8" / "metrics.json").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"eq8.metrics\.json (is not JSON|belongs to another program)"):
+        reproduce_1998.main()
+
+
 def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
     part = Part("", images=50, passes=1)
     assert reproduce_1998.run_part("a", part, arguments(tmp_path), lambda: False)
     weights = (tmp_path / "a" / "model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is of another run: --seed is 1 here and 0 there"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.safetensors does not belong to this run: --seed is 1 here and 0 there"
+    ):
         reproduce_1998.run_part("a", part, arguments(tmp_path, seed=1), lambda: False)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == weights
 
@@ -195,6 +227,19 @@ def test_rates_of_the_first_pass() -> None:
 
 
 # The report
+
+
+@pytest.mark.parametrize(("last", "top"), [(1.0, 3.0), (20.0, 63.0)])
+def test_learning_curves_are_drawn_to_scale(last: float, top: float) -> None:
+    """What lies above the scale, which follows the last pass, is marked and put into words."""
+    errors = [60.0, last]
+    noted = {"arguments": {"images": 600}, "test_images": 100, "test_errors": errors, "train_error": [0.6, last / 100]}
+    axes = report_1998.learning_curves({"eq8": noted}).axes[0]
+    assert axes.get_ylim() == pytest.approx((0, top))
+    assert axes.get_ylabel() == "error"
+    marks = [line for line in axes.get_lines() if line.get_marker() == "^"]
+    assert [list(line.get_xdata()) for line in marks] == ([[1], [1]] if top == 3 else [])
+    assert axes.get_title() == ("600 images; ▲ above 3%, up to 60%" if top == 3 else "600 images")
 
 
 def test_rejected() -> None:

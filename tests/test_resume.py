@@ -1,8 +1,9 @@
 """The training example goes on from its checkpoint to the same bits, however the run before ended.
 
-`python -m tests.kill_resume --times 50` kills as many runs; here it is a few.
+`python -m tests.kill_resume --times 30` kills as many runs; here it is a few.
 """
 
+import errno
 import json
 import os
 import random
@@ -11,9 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +25,8 @@ import pytest
 pytest.importorskip("tqdm", reason="the example's packages are not installed")
 pytest.importorskip("safetensors", reason="the example's packages are not installed")
 
-from examples import train_lenet5
-from examples.runs import own_folder
+from examples import runs, train_lenet5
+from examples.runs import fcntl, own_folder
 from tests.kill_resume import (
     COMMAND,
     EPOCHS,
@@ -39,7 +42,12 @@ from tests.kill_resume import (
 from tests.test_checkpoint import MOUNT, may_mount
 from tinygrad_lenet import backend, checkpoint, parallel
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="more than one worker needs os.fork")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="more than one worker needs os.fork"),
+    pytest.mark.filterwarnings(
+        "ignore:parallel.run. other threads are running:RuntimeWarning"
+    ),  # tqdm's, of other tests
+]
 
 WORDS = ["--epochs", str(EPOCHS), *SETTINGS[1]]  # dropout, batch normalisation, two workers
 
@@ -117,11 +125,11 @@ def test_ctrl_c(to: str, whole: tuple[Path, Outcome, float], tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["checkpoint.safetensors"]
     with pytest.raises(ProcessLookupError):
         os.killpg(program.pid, 0)
-    command = stdout.splitlines()[-1].removeprefix("go on with: ")
+    command = stdout.splitlines()[-1].removeprefix("continue with: ")
     assert shlex.split(command) == [*COMMAND, "--no-progress", "--out", str(tmp_path), *WORDS, "--resume"]
     again = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (again.returncode, again.stderr) == (0, "")
-    assert f"the run in {tmp_path} goes on in epoch " in again.stdout
+    assert f"the run in {tmp_path} continues in epoch " in again.stdout
     assert differences(whole[1], Outcome.of(tmp_path)) == []
 
 
@@ -146,7 +154,7 @@ def test_complete_run(done: Path, whole: tuple[Path, Outcome, float], example: C
     remains = done / "checkpoint.safetensors.123.0.part"
     remains.write_bytes(b"of a run that was killed")
     before = (done / "checkpoint.safetensors").read_bytes()
-    assert f"the run in {done} is complete and only tested again" in example(*WORDS, "--out", done, "--resume")
+    assert f"the run in {done} is complete; testing it again" in example(*WORDS, "--out", done, "--resume")
     assert (done / "checkpoint.safetensors").read_bytes() == before
     assert not remains.exists()
     found = Outcome.of(done)
@@ -227,15 +235,15 @@ def test_other_arguments(words: list[str], difference: str, done: Path, example:
     with pytest.raises(ValueError) as caught:
         example(*WORDS, *words, "--out", done, "--resume")
     assert str(caught.value) == (
-        f"--resume: {done}/checkpoint.safetensors is of another run: {difference}; "
-        "give the arguments of then, or begin a new run without --resume"
+        f"--resume: {done}/checkpoint.safetensors does not belong to this run: {difference}; "
+        "give the same arguments, or start a new run without --resume"
     )
     assert {path.name: path.read_bytes() for path in done.iterdir()} == before
 
 
 def test_other_images(done: Path, example: Callable[..., str]) -> None:
     change(done / "checkpoint.safetensors", data="00000000")
-    with pytest.raises(ValueError, match="training images or labels are not those in --data-dir"):
+    with pytest.raises(ValueError, match="training data are not those in --data-dir"):
         example(*WORDS, "--out", done, "--resume")
 
 
@@ -269,10 +277,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "steps": ({"optimizer": {"algorithm": "AdamW", "lr": 0.1, "steps": None}}, "not iterable"),
     "schedule": ({"schedule": {}}, "OneCycle: the state has"),
     "loader": ({"loader": {"seed": 0, "epoch": 0, "position": 10**9}}, "position is 1000000000"),
-    "place": ({"loader": {"seed": 0, "epoch": 2, "position": 64}}, r"counts 69 steps and finished epochs \[2, 3, 3\]"),
+    "place": ({"loader": {"seed": 0, "epoch": 2, "position": 64}}, r"counts 69 steps and finished epochs \[2, 3, 3"),
     "losses": ({"train_loss": [1.0, "a", 2.0]}, "could not convert"),
     "sums": ({"epoch_so_far": [1.0]}, "not enough values"),
-    "arguments": ({"arguments": 3}, "not iterable"),
+    "arguments": ({"arguments": 3}, "int"),
+    "history": ({"history": [1]}, "list"),
+    "order": ({"loader": {"seed": 7, "epoch": 3, "position": 0}}, "a position that this run does not have"),
+    "best": ({"tensors": {"best.c1.bias": np.zeros(6, np.float32)}}, "c1.weight is missing"),
     "more": ({"more": 3}, r"it holds \[.*'more'.*\]; expected \['arguments', "),
 }
 
@@ -283,7 +294,7 @@ def test_checkpoints_that_do_not_fit(case: str, done: Path, example: Callable[..
     changes, sentence = WRONG[case]
     path = done / "checkpoint.safetensors"
     change(path, **changes)
-    with pytest.raises(ValueError, match=f"^--resume: {path} is of another run: .*{sentence}"):
+    with pytest.raises(ValueError, match=f"^--resume: {path} does not belong to this run: .*{sentence}"):
         example(*WORDS, "--out", done, "--resume")
 
 
@@ -298,7 +309,7 @@ def test_damaged_checkpoints(done: Path, example: Callable[..., str]) -> None:
     with pytest.raises(ValueError, match=rf"{path} has 8,589,934,592 bytes; expected at most [45],\d+,\d+;"):
         example(*WORDS, "--out", done, "--resume")
     shutil.copy(done / "model.safetensors", path)
-    with pytest.raises(ValueError, match=rf"{path} is of another run: it holds \[\]; expected \['arguments'"):
+    with pytest.raises(ValueError, match=rf"{path} does not belong to this run: it holds \[\]; expected \['arguments'"):
         example(*WORDS, "--out", done, "--resume")
 
 
@@ -315,7 +326,7 @@ WATCHED = """
 import sys
 import numpy as np
 from examples import train_lenet5
-from examples.runs import own_folder
+from examples.runs import fcntl, own_folder
 
 train = train_lenet5.train
 
@@ -340,16 +351,110 @@ def test_ranks_hold_the_same(tmp_path: Path) -> None:
     assert ended.stdout.count("compared") == 2
 
 
-def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
+# The folder's lock
+
+
+@pytest.fixture(params=["fcntl", "msvcrt"])
+def locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Unix, and as on Windows, where nothing but files can be locked (simulated)."""
+    if request.param == "msvcrt":
+
+        def locking(descriptor: int, mode: str, length: int) -> None:
+            assert (os.path.isfile(f"/proc/self/fd/{descriptor}"), mode, length) == (True, "at once", 1)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PermissionError from None
+
+        monkeypatch.setattr(runs, "fcntl", None)
+        monkeypatch.setattr(runs, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK="at once"), raising=False)
+
+
+def test_a_folder_belongs_to_one_run(locks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second run in the same folder is refused while the first is at work, and harms nothing."""
+    monkeypatch.setattr(runs, "PATIENCE", 0.1)
     with own_folder(tmp_path, make=True):
         part = tmp_path / "checkpoint.safetensors.1.2.part"
         part.touch()
-        with pytest.raises(ValueError, match="another run is at work in"), own_folder(tmp_path, make=True):
+        with pytest.raises(ValueError, match="another run is using"), own_folder(tmp_path, make=True):
             pass
         assert part.exists()
     with own_folder(tmp_path, make=True):
         assert not part.exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_waits_for_one_that_is_ending(locks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "PATIENCE", 20.0)
+    held, release = threading.Event(), threading.Timer(0.3, lambda: None)
+
+    def first() -> None:
+        with own_folder(tmp_path, make=True):
+            held.set()
+            release.join()
+
+    thread = threading.Thread(target=first)
+    release.start()
+    thread.start()
+    held.wait()
+    with own_folder(tmp_path, make=True):
+        assert not release.is_alive()
+    thread.join()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads
+def test_workers_do_not_keep_the_lock(locks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be in a long step when their run is killed."""
+    monkeypatch.setattr(runs, "PATIENCE", 20.0)  # a worker that has just been forked may still hold it
+    with own_folder(tmp_path, make=True):
+        worker = os.fork()
+        if not worker:
+            signal.pause()
+    try:
+        with own_folder(tmp_path, make=True):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
+def test_file_systems_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run says so and goes on, for it would have nowhere else to go."""
+
+    def refuse(descriptor: int, mode: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with own_folder(tmp_path, make=True):
+        assert "no locks" in capsys.readouterr().err
+
+
+ELSEWHERE = """
+import os, signal, sys
+from types import ModuleType
+sys.modules["fcntl"] = None
+sys.modules["msvcrt"] = windows = ModuleType("msvcrt")
+windows.LK_NBLCK, windows.locking = 2, lambda descriptor, mode, length: None
+for name in ("fork", "register_at_fork", "sched_getaffinity", "pidfd_open"):
+    delattr(os, name)
+for name in ("pthread_sigmask", "SIGKILL", "SIGUSR1", "SIGCHLD", "alarm"):
+    delattr(signal, name)
+from examples import programs, train_lenet5
+programs.run(train_lenet5.main)
+"""
+
+
+def test_a_system_without_forks(tmp_path: Path) -> None:
+    """The example's defaults work where there is nothing of Unix (simulated), on a console of few characters."""
+    command = [sys.executable, "-c", ELSEWHERE, "--out", str(tmp_path), "--epochs", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, "images" in ended.stderr, "Traceback" in ended.stderr) == (0, True, False)
+    assert json.loads((tmp_path / "metrics.json").read_text())["arguments"]["workers"] == 1
+    refused = subprocess.run([*command, "--workers", "2"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (refused.returncode, "2 workers need os.fork" in refused.stderr) == (1, True)
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.drawing import Draw
 from tinygrad_lenet import Tensor, grad
 from tinygrad_lenet import functional as F
 
@@ -40,54 +41,6 @@ class Case(NamedTuple):
     ours: Callable[..., Tensor]
     theirs: Callable[..., Any]
     arrays: Sequence[np.ndarray]
-
-
-class Draw:
-    """Choices by Hypothesis (sizes, parameters), values by a seeded generator: they need no shrinking."""
-
-    def __init__(self, data: st.DataObject) -> None:
-        self.data = data
-        self.rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
-
-    def int(self, low: int, high: int) -> int:
-        return self.data.draw(st.integers(low, high))
-
-    def pair(self, low: int, high: int) -> tuple[int, int]:
-        return self.int(low, high), self.int(low, high)
-
-    def pick(self, *values: Any) -> Any:
-        return self.data.draw(st.sampled_from(values))
-
-    def shape(self, low: int = 0, high: int = 3) -> tuple[int, ...]:
-        return tuple(self.data.draw(st.lists(st.integers(1, 4), min_size=low, max_size=high), label="shape"))
-
-    def broadcasting(self, count: int) -> list[tuple[int, ...]]:
-        """Shapes that broadcast together: cut from one shape, some axes set to 1."""
-        whole = self.shape(1, 3)
-        cuts = [whole[self.int(0, len(whole)) :] for _ in range(count)]
-        return [tuple(self.pick(size, size, 1) for size in cut) for cut in cuts]
-
-    def axes(self, ndim: int) -> Any:
-        """None, an axis or a tuple of axes, some counted from the end."""
-        chosen = self.data.draw(st.lists(st.integers(0, ndim - 1), min_size=1, max_size=ndim, unique=True))
-        signed = tuple(self.pick(axis, axis - ndim) for axis in chosen)
-        return self.pick(None, signed[0], signed)
-
-    def values(self, *shape: int, low: float = -2.0, high: float = 2.0) -> np.ndarray:
-        """Random values; the array is sometimes Fortran-ordered or a view on every second element."""
-        if not shape:
-            return self.rng.uniform(low, high, shape) + np.zeros(())
-        layout = self.rng.integers(3)
-        if layout == 2:
-            return self.rng.uniform(low, high, (*shape[:-1], 2 * shape[-1]))[..., ::2]
-        return np.asarray(self.rng.uniform(low, high, shape), order="CF"[layout])
-
-    def tied(self, *shape: int) -> np.ndarray:
-        """-1, 0 and 1: many elements tie, and many lie on a kink."""
-        return self.rng.integers(-1, 2, shape).astype(float)
-
-    def values_or_tied(self, *shape: int) -> np.ndarray:
-        return self.tied(*shape) if self.pick(False, True) else self.values(*shape)
 
 
 def same(ours: Any, theirs: Any, what: str) -> None:
@@ -136,15 +89,6 @@ def case(function: Callable[[Draw], Case]) -> Callable[[Draw], Case]:
     return function
 
 
-@pytest.mark.parametrize("name", CASES)
-@given(data=st.data())
-@few
-def test_agrees_with_torch(name: str, data: st.DataObject) -> None:
-    """Forward, first and second order, in float64; and float32 in gives float32 out."""
-    draw = Draw(data)
-    agree(CASES[name](draw), draw.rng)
-
-
 # Convolution and pooling
 
 
@@ -177,22 +121,20 @@ def conv_transpose2d(draw: Draw) -> Case:
     return Case(lambda *a: F.conv_transpose2d(*a, **how), lambda *a: TF.conv_transpose2d(*a, **how), arrays)
 
 
-def pooling(draw: Draw, ours: Callable[..., Tensor], theirs: Callable[..., Any], image: Any) -> Case:
-    kernel, stride = draw.pair(1, 3), draw.pick(None, draw.pair(1, 3), draw.int(1, 3))
-    padding = tuple(draw.int(0, k // 2) for k in kernel)
-    h, w = (max(1, k - 2 * p) + draw.int(0, 4) for k, p in zip(kernel, padding, strict=True))
-    how = {"kernel_size": kernel, "stride": stride, "padding": padding}
-    return Case(lambda x: ours(x, **how), lambda x: theirs(x, **how), [image(*draw.pair(1, 2), h, w)])
+def pooling(ours: Callable[..., Tensor], theirs: Callable[..., Any], tied: bool = False) -> Any:
+    def draw_case(draw: Draw) -> Case:
+        kernel, stride = draw.pair(1, 3), draw.pick(None, draw.pair(1, 3), draw.int(1, 3))
+        padding = tuple(draw.int(0, k // 2) for k in kernel)
+        h, w = (max(1, k - 2 * p) + draw.int(0, 4) for k, p in zip(kernel, padding, strict=True))
+        how = {"kernel_size": kernel, "stride": stride, "padding": padding}
+        image = (draw.values_or_tied if tied else draw.values)(*draw.pair(1, 2), h, w)
+        return Case(lambda x: ours(x, **how), lambda t: theirs(t, **how), [image])
+
+    return draw_case
 
 
-@case
-def avg_pool2d(draw: Draw) -> Case:
-    return pooling(draw, F.avg_pool2d, TF.avg_pool2d, draw.values)
-
-
-@case
-def max_pool2d(draw: Draw) -> Case:
-    return pooling(draw, F.max_pool2d, TF.max_pool2d, draw.values_or_tied)
+CASES["avg_pool2d"] = pooling(F.avg_pool2d, TF.avg_pool2d)
+CASES["max_pool2d"] = pooling(F.max_pool2d, TF.max_pool2d, tied=True)
 
 
 @case
@@ -271,70 +213,72 @@ def einsum(draw: Draw) -> Case:
     text = ",".join(terms)
     if draw.pick(True, False):
         text += " -> " + ("..." if "..." in text else "") + "".join(output)
-    return Case(
-        lambda *a: F.einsum(text, *a),
-        lambda *a: torch.einsum(text, *a),
-        [draw.values(*shape) for shape in shapes],
-    )
+    arrays = [draw.values(*shape) for shape in shapes]
+    return Case(lambda *a: F.einsum(text, *a), lambda *a: torch.einsum(text, *a), arrays)
 
 
 # Elementwise
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs", "low"),
-    [
-        pytest.param(Tensor.exp, torch.exp, -2.0, id="exp"),
-        pytest.param(Tensor.log, torch.log, 0.3, id="log"),
-        pytest.param(Tensor.sqrt, torch.sqrt, 0.3, id="sqrt"),
-        pytest.param(Tensor.tanh, torch.tanh, -2.0, id="tanh"),
-        pytest.param(Tensor.sigmoid, torch.sigmoid, -2.0, id="sigmoid"),
-        pytest.param(Tensor.relu, torch.relu, None, id="relu"),
-        pytest.param(Tensor.__abs__, torch.abs, None, id="abs"),
-        pytest.param(Tensor.__neg__, torch.neg, -2.0, id="negative"),
-        pytest.param(F.tanh, TF.tanh, -2.0, id="F.tanh"),
-        pytest.param(F.sigmoid, TF.sigmoid, -2.0, id="F.sigmoid"),
-        pytest.param(F.relu, TF.relu, None, id="F.relu"),
-        pytest.param(F.scaled_tanh, lambda t: 1.7159 * torch.tanh(2 / 3 * t), -2.0, id="F.scaled_tanh"),
-        pytest.param(lambda x: x.var(), lambda t: t.var(correction=0), -2.0, id="var"),
-        pytest.param(Tensor.detach, None, -2.0, id="detach"),
-    ],
-)
-@given(data=st.data())
-@few
-def test_elementwise_agrees(
-    ours: Callable[..., Tensor], theirs: Callable[..., Any] | None, low: float | None, data: st.DataObject
-) -> None:
-    """Functions of one tensor; ``low`` None also draws kinks, where both sides have the same convention."""
-    draw = Draw(data)
-    shape = draw.shape()
-    x = draw.values_or_tied(*shape) if low is None else draw.values(*shape, low=low)
-    if theirs is None:  # detach: y = x + detached x has slope 1
-        agree(Case(lambda x: x + x.detach(), lambda t: t + t.detach(), [x]), draw.rng)
-    else:
-        agree(Case(ours, theirs, [x]), draw.rng)
+def unary(ours: Callable[..., Tensor], theirs: Callable[..., Any], low: float = -2.0, kinks: bool = False) -> Any:
+    """A function of one tensor; ``kinks`` are drawn where both sides promise the same convention."""
+
+    def draw_case(draw: Draw) -> Case:
+        shape = draw.shape()
+        return Case(ours, theirs, [draw.values_or_tied(*shape) if kinks else draw.values(*shape, low=low)])
+
+    return draw_case
 
 
-@pytest.mark.parametrize(
-    ("function", "low"),
-    [
-        pytest.param(lambda a, b: a + b, -2.0, id="add"),
-        pytest.param(lambda a, b: a - b, -2.0, id="subtract"),
-        pytest.param(lambda a, b: a * b, -2.0, id="multiply"),
-        pytest.param(lambda a, b: a / b, 0.3, id="divide"),
-        pytest.param(lambda a, b: a**b, 0.3, id="power"),
-    ],
-)
-@given(data=st.data())
-@few
-def test_operators_broadcast_as_torch(function: Callable[..., Any], low: float, data: st.DataObject) -> None:
-    """The same expression, read by both: tensor with tensor, with a number on the right and on the left."""
-    draw = Draw(data)
-    a, b = (draw.values(*shape, low=low) for shape in draw.broadcasting(2))
-    number = draw.pick(2, 0.5, 3, 1, -1.5) if low < 0 else draw.pick(2, 0.5, 3, 1)
-    agree(Case(function, function, [a, b]), draw.rng)
-    agree(Case(lambda x: function(x, number), lambda t: function(t, number), [a]), draw.rng)
-    agree(Case(lambda x: function(number, x), lambda t: function(number, t), [b]), draw.rng)
+def operator(function: Callable[..., Any], low: float = -2.0) -> Any:
+    """The same expression, read by both: tensor with tensor, with a number on the right or on the left."""
+
+    def draw_case(draw: Draw) -> Case:
+        a, b = (draw.values(*shape, low=low) for shape in draw.broadcasting(2))
+        number = draw.pick(2, 0.5, 3, 1, *([-1.5] if low < 0 else []))
+        one_sided, arrays = draw.pick(
+            (function, [a, b]), (lambda x: function(x, number), [a]), (lambda x: function(number, x), [b])
+        )
+        return Case(one_sided, one_sided, arrays)
+
+    return draw_case
+
+
+def extreme(ours: Callable[..., Tensor], theirs: Callable[..., Any]) -> Any:
+    """Of two tensors, also at ties, which share the gradient half and half."""
+    return lambda draw: Case(ours, theirs, [draw.values_or_tied(*shape) for shape in draw.broadcasting(2)])
+
+
+CASES |= {
+    "exp": unary(Tensor.exp, torch.exp),
+    "log": unary(Tensor.log, torch.log, low=0.3),
+    "sqrt": unary(Tensor.sqrt, torch.sqrt, low=0.3),
+    "tanh": unary(Tensor.tanh, torch.tanh),
+    "F.tanh": unary(F.tanh, TF.tanh),
+    "sigmoid": unary(Tensor.sigmoid, torch.sigmoid),
+    "F.sigmoid": unary(F.sigmoid, TF.sigmoid),
+    "relu": unary(Tensor.relu, torch.relu, kinks=True),
+    "F.relu": unary(F.relu, TF.relu, kinks=True),
+    "F.scaled_tanh": unary(F.scaled_tanh, lambda t: 1.7159 * torch.tanh(2 / 3 * t)),
+    "abs": unary(abs, torch.abs, kinks=True),
+    "negative": unary(lambda x: -x, torch.neg),
+    "detach": unary(lambda x: x + x.detach(), lambda t: t + t.detach()),
+    "add": operator(lambda a, b: a + b),
+    "subtract": operator(lambda a, b: a - b),
+    "multiply": operator(lambda a, b: a * b),
+    "divide": operator(lambda a, b: a / b, low=0.3),
+    "power": operator(lambda a, b: a**b, low=0.3),
+    "maximum": extreme(F.maximum, torch.maximum),
+    "minimum": extreme(F.minimum, torch.minimum),
+}
+
+
+@case
+def integer_powers_of_any_sign(draw: Draw) -> Case:
+    """A whole exponent needs no positive base; at 0 the non-negative ones have a slope too."""
+    exponent, shape = draw.pick(0, 1, 2, 3, 4, -1, -2, 0.0, 2.0), draw.shape()
+    x = draw.values_or_tied(*shape) if exponent >= 0 else draw.values(*shape, low=-2.0, high=-0.3)
+    return Case(lambda x: x**exponent, lambda t: t**exponent, [x])
 
 
 @case
@@ -347,100 +291,57 @@ def scaled_tanh(draw: Draw) -> Case:
     )
 
 
-@pytest.mark.parametrize("exponent", [0, 1, 2, 3, 4, -1, -2, 0.0, 2.0])
-@given(data=st.data())
-@few
-def test_integer_powers_of_any_sign(exponent: float, data: st.DataObject) -> None:
-    """A whole exponent needs no positive base; at 0 the non-negative ones have a slope too."""
-    draw = Draw(data)
-    shape = draw.shape()
-    x = draw.values_or_tied(*shape) if exponent >= 0 else draw.values(*shape, low=-2.0, high=-0.3)
-    agree(Case(lambda x: x**exponent, lambda t: t**exponent, [x]), draw.rng)
-
-
-@pytest.mark.parametrize(("ours", "theirs"), [(F.maximum, torch.maximum), (F.minimum, torch.minimum)])
-@given(data=st.data())
-@few
-def test_maximum_and_minimum(ours: Callable[..., Tensor], theirs: Callable[..., Any], data: st.DataObject) -> None:
-    """Also at ties, which share the gradient half and half."""
-    draw = Draw(data)
-    a, b = (draw.values_or_tied(*shape) for shape in draw.broadcasting(2))
-    agree(Case(ours, theirs, [a, b]), draw.rng)
-
-
 @case
 def where(draw: Draw) -> Case:
-    condition, a, b = draw.broadcasting(3)
-    mask = draw.rng.random(condition) < 0.5
-    mask = np.asarray(mask)
-    return Case(
-        lambda x, y: F.where(mask, x, y),
-        lambda s, t: torch.where(torch.tensor(mask), s, t),
-        [draw.values(*a), draw.values(*b)],
-    )
-
-
-@case
-def where_number(draw: Draw) -> Case:
-    """One branch is a Python number, and the condition is computed from the tensor itself."""
-    return Case(
-        lambda x: F.where(x > 0.5, x * x, -1.5),
-        lambda t: torch.where(t > 0.5, t * t, -1.5),
-        [draw.values(*draw.shape())],
-    )
+    """Two tensors, or a Python number on one side and a condition that is computed from the tensor itself."""
+    if draw.pick(False, True):
+        ours, theirs = (lambda x, fn=fn: fn(x > 0.5, x * x, -1.5) for fn in (F.where, torch.where))
+        return Case(ours, theirs, [draw.values(*draw.shape())])
+    shape, a, b = draw.broadcasting(3)
+    mask = np.asarray(draw.rng.random(shape) < 0.5)
+    condition, arrays = torch.tensor(mask), [draw.values(*a), draw.values(*b)]
+    return Case(lambda x, y: F.where(mask, x, y), lambda s, t: torch.where(condition, s, t), arrays)
 
 
 # Softmax and losses
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        pytest.param(F.softmax, torch.softmax, id="F.softmax"),
-        pytest.param(F.log_softmax, torch.log_softmax, id="F.log_softmax"),
-        pytest.param(Tensor.softmax, torch.softmax, id="softmax"),
-        pytest.param(Tensor.log_softmax, torch.log_softmax, id="log_softmax"),
-    ],
-)
-@given(data=st.data())
-@few
-def test_softmax_family(ours: Callable[..., Tensor], theirs: Callable[..., Any], data: st.DataObject) -> None:
-    """Along any axis, and far from 0, where a naive formula overflows."""
-    draw = Draw(data)
-    shape = draw.shape(1, 3)
-    axis = draw.int(-len(shape), len(shape) - 1)
-    x = draw.values(*shape) + draw.pick(0.0, 1e3, -1e3)
-    agree(Case(lambda x: ours(x, axis), lambda t: theirs(t, dim=axis), [x]), draw.rng)
+def softmax(ours: Callable[..., Tensor], theirs: Callable[..., Any]) -> Any:
+    """Along any axis, by default the last, and far from 0, where a naive formula overflows."""
+
+    def draw_case(draw: Draw) -> Case:
+        shape = draw.shape(1, 3)
+        axis = draw.pick((), (draw.int(-len(shape), len(shape) - 1),))
+        x = draw.values(*shape) + draw.pick(0.0, 1e3, -1e3)
+        return Case(lambda x: ours(x, *axis), lambda t: theirs(t, *(axis or (-1,))), [x])
+
+    return draw_case
 
 
-@case
-def softmax_defaults_to_the_last_axis(draw: Draw) -> Case:
-    x = draw.values(*draw.shape(1, 3))
-    return Case(lambda x: F.softmax(x) + F.log_softmax(x), lambda t: t.softmax(-1) + t.log_softmax(-1), [x])
+CASES |= {
+    "F.softmax": softmax(F.softmax, torch.softmax),
+    "F.log_softmax": softmax(F.log_softmax, torch.log_softmax),
+    "softmax": softmax(Tensor.softmax, torch.softmax),
+    "log_softmax": softmax(Tensor.log_softmax, torch.log_softmax),
+}
 
 
-@case
-def logsumexp(draw: Draw) -> Case:
-    shape = draw.shape(1, 3)
-    axis, keepdims = draw.axes(len(shape)), draw.pick(False, True)
-    dims = tuple(range(len(shape))) if axis is None else axis
-    return Case(
-        lambda x: F.logsumexp(x, axis, keepdims),
-        lambda t: torch.logsumexp(t, dims, keepdim=keepdims),
-        [draw.values(*shape) + draw.pick(0.0, 1e3)],
-    )
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def any_labels(draw: Draw, n: int, k: int) -> tuple[Any, Any]:
+    """n labels of k classes, in one of the forms that we take, and in PyTorch's."""
+    labels = draw.rng.integers(0, k, n)
+    return draw.pick(labels, labels.tolist(), Tensor(labels), labels.astype(np.uint8)), torch.tensor(labels)
 
 
 @case
 def cross_entropy_of_labels(draw: Draw) -> Case:
     n, k = draw.int(1, 4), draw.int(1, 5)
-    labels = draw.rng.integers(0, k, n)
-    how = {"label_smoothing": draw.pick(0.0, 0.1, 0.5, 1.0), "reduction": draw.pick("mean", "sum", "none")}
-    target = draw.pick(labels, labels.tolist(), Tensor(labels), labels.astype(np.uint8))
+    ours, theirs = any_labels(draw, n, k)
+    how = {"label_smoothing": draw.pick(0.0, 0.1, 0.5, 1.0), "reduction": draw.pick(*REDUCTIONS)}
     return Case(
-        lambda x: F.cross_entropy(x, target, **how),
-        lambda t: TF.cross_entropy(t, torch.tensor(labels), **how),
-        [draw.values(n, k) * 3],
+        lambda x: F.cross_entropy(x, ours, **how), lambda t: TF.cross_entropy(t, theirs, **how), [draw.values(n, k) * 3]
     )
 
 
@@ -448,7 +349,7 @@ def cross_entropy_of_labels(draw: Draw) -> Case:
 def cross_entropy_of_probabilities(draw: Draw) -> Case:
     """The target has a gradient too; it need not be normalised."""
     n, k = draw.int(1, 4), draw.int(1, 5)
-    how = {"label_smoothing": draw.pick(0.0, 0.1, 0.5), "reduction": draw.pick("mean", "sum", "none")}
+    how = {"label_smoothing": draw.pick(0.0, 0.1, 0.5), "reduction": draw.pick(*REDUCTIONS)}
     return Case(
         lambda x, p: F.cross_entropy(x, p, **how),
         lambda t, p: TF.cross_entropy(t, p, **how),
@@ -458,54 +359,43 @@ def cross_entropy_of_probabilities(draw: Draw) -> Case:
 
 @case
 def nll_loss(draw: Draw) -> Case:
-    n, k, reduction = draw.int(1, 4), draw.int(1, 5), draw.pick("mean", "sum", "none")
-    labels = draw.rng.integers(0, k, n)
-    return Case(
-        lambda x: F.nll_loss(x, labels, reduction),
-        lambda t: TF.nll_loss(t, torch.tensor(labels), reduction=reduction),
-        [draw.values(n, k)],
-    )
+    n, k, how = draw.int(1, 4), draw.int(1, 5), {"reduction": draw.pick(*REDUCTIONS)}
+    ours, theirs = any_labels(draw, n, k)
+    return Case(lambda x: F.nll_loss(x, ours, **how), lambda t: TF.nll_loss(t, theirs, **how), [draw.values(n, k)])
 
 
 @case
 def mse_loss(draw: Draw) -> Case:
-    shape, reduction = draw.shape(), draw.pick("mean", "sum", "none")
-    return Case(
-        lambda x, y: F.mse_loss(x, y, reduction),
-        lambda s, t: TF.mse_loss(s, t, reduction=reduction),
-        [draw.values(*shape), draw.values(*shape)],
-    )
+    shape, how = draw.shape(), {"reduction": draw.pick(*REDUCTIONS)}
+    arrays = [draw.values(*shape), draw.values(*shape)]
+    return Case(lambda x, y: F.mse_loss(x, y, **how), lambda s, t: TF.mse_loss(s, t, **how), arrays)
 
 
 @case
 def rbf(draw: Draw) -> Case:
     """The squared distances; both the points and the centers have a gradient."""
     n, k, j = draw.int(1, 4), draw.int(1, 4), draw.int(1, 5)
-    return Case(
-        F.rbf, lambda t, c: ((t[:, None] - c[None]) ** 2).sum(2), [draw.values(n, j), draw.values(k, j)]
-    )  # fmt: skip
+    return Case(F.rbf, lambda t, c: ((t[:, None] - c[None]) ** 2).sum(2), [draw.values(n, j), draw.values(k, j)])
 
 
 @case
 def penalty_loss(draw: Draw) -> Case:
     """Eqs. 8 and 9 of LeCun et al. (1998), with logsumexp over the classes and the rubbish."""
-    n, k, reduction = draw.int(1, 4), draw.int(1, 5), draw.pick("mean", "sum", "none")
-    j = draw.pick(None, 0.001, 0.5, 3.0, 50.0)
-    labels = draw.rng.integers(0, k, n)
-    target = draw.pick(labels, labels.tolist(), Tensor(labels), labels.astype(np.uint8))
+    n, k, j, reduction = draw.int(1, 4), draw.int(1, 5), draw.pick(None, 0.001, 0.5, 3.0, 50.0), draw.pick(*REDUCTIONS)
+    ours, labels = any_labels(draw, n, k)
 
     def theirs(t: Any) -> Any:
-        y = t[torch.arange(n), torch.tensor(labels)]
+        y = t[torch.arange(n), labels]
         if j is not None:
             y = y + torch.logsumexp(torch.cat([-t, torch.full((n, 1), -j, dtype=t.dtype)], 1), 1)
         return {"mean": torch.mean, "sum": torch.sum, "none": lambda y: y}[reduction](y)
 
     far = draw.pick(1.0, 1.0, 100.0)
-    return Case(lambda x: F.penalty_loss(x, target, j, reduction), theirs, [draw.values(n, k, low=0.0, high=9.0) * far])
+    return Case(lambda x: F.penalty_loss(x, ours, j, reduction), theirs, [draw.values(n, k, low=0.0, high=9.0) * far])
 
 
-@given(data=st.data())
 @few
+@given(data=st.data())
 def test_one_hot(data: st.DataObject) -> None:
     """Labels to rows, float32 by default."""
     draw = Draw(data)
@@ -537,8 +427,8 @@ def batch_norm(draw: Draw) -> Case:
     return Case(ours, theirs, [draw.values(*shape), *(draw.values(c) for _ in range(affine))])
 
 
-@given(data=st.data())
 @few
+@given(data=st.data())
 def test_batch_norm_running_statistics(data: st.DataObject) -> None:
     """Training moves the running mean and the unbiased running variance by momentum; evaluation leaves them alone."""
     draw = Draw(data)
@@ -570,34 +460,34 @@ def dropout(draw: Draw) -> Case:
 # Reductions
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        pytest.param(Tensor.sum, lambda t, d, k: t.sum(d, keepdim=k), id="sum"),
-        pytest.param(Tensor.mean, lambda t, d, k: t.mean(d, keepdim=k), id="mean"),
-        pytest.param(Tensor.var, lambda t, d, k: t.var(d, correction=0, keepdim=k), id="var"),
-        pytest.param(Tensor.max, lambda t, d, k: t.amax(d, keepdim=k), id="max"),
-        pytest.param(Tensor.min, lambda t, d, k: t.amin(d, keepdim=k), id="min"),
-        pytest.param(Tensor.logsumexp, lambda t, d, k: t.logsumexp(d, keepdim=k), id="logsumexp"),
-    ],
-)
-@given(data=st.data())
-@few
-def test_reductions(ours: Callable[..., Tensor], theirs: Callable[..., Any], data: st.DataObject) -> None:
+def reduction(ours: Callable[..., Tensor], theirs: Callable[..., Any], far: float = 0.0) -> Any:
     """Over none, one and several axes, kept or dropped; tied extremes share the gradient equally, as amax's do."""
-    draw = Draw(data)
-    shape = draw.shape(1, 3)
-    axis, keepdims = draw.axes(len(shape)), draw.pick(False, True)
-    dims = tuple(range(len(shape))) if axis is None else axis
-    agree(
-        Case(lambda x: ours(x, axis, keepdims), lambda t: theirs(t, dims, keepdims), [draw.values_or_tied(*shape)]),
-        draw.rng,
-    )
+
+    def draw_case(draw: Draw) -> Case:
+        shape = draw.shape(1, 3)
+        axis, keepdims = draw.axes(len(shape)), draw.pick(False, True)
+        dims = tuple(range(len(shape))) if axis is None else axis
+        x = draw.values_or_tied(*shape) + draw.pick(0.0, far)
+        return Case(lambda x: ours(x, axis, keepdims), lambda t: theirs(t, dims, keepdim=keepdims), [x])
+
+    return draw_case
+
+
+CASES |= {
+    "sum": reduction(Tensor.sum, torch.sum),
+    "mean": reduction(Tensor.mean, torch.mean),
+    "var": reduction(Tensor.var, lambda t, d, keepdim: t.var(d, correction=0, keepdim=keepdim)),
+    "max": reduction(Tensor.max, torch.amax),
+    "min": reduction(Tensor.min, torch.amin),
+    "logsumexp": reduction(Tensor.logsumexp, torch.logsumexp, far=1e3),
+    "F.logsumexp": reduction(F.logsumexp, torch.logsumexp, far=1e3),
+    "sum by default": unary(lambda x: x.sum() * x.mean() + x.var(), lambda t: t.sum() * t.mean() + t.var(correction=0)),
+}
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(Tensor.argmax, torch.argmax), (Tensor.argmin, torch.argmin)])
-@given(data=st.data())
 @few
+@given(data=st.data())
 def test_argmax_and_argmin(ours: Callable[..., Tensor], theirs: Callable[..., Any], data: st.DataObject) -> None:
     """The first extreme element, flat or along an axis, as integers without gradient."""
     draw = Draw(data)
@@ -679,8 +569,7 @@ def transpose(draw: Draw) -> Case:
 def reshape(draw: Draw) -> Case:
     """To any factorisation, one axis left to be found, also from memory that is not contiguous."""
     shape = draw.shape(0, 4)
-    factors = [size for size in shape if size > 1]
-    new = list(draw.data.draw(st.permutations(factors)))
+    new = list(draw.data.draw(st.permutations([size for size in shape if size > 1])))
     if len(new) > 1 and draw.pick(True, False):
         new[:2] = [new[0] * new[1]]
     if new and draw.pick(True, False):
@@ -701,12 +590,9 @@ def squeeze(draw: Draw) -> Case:
 @case
 def expand_dims(draw: Draw) -> Case:
     shape = draw.shape()
-    first = draw.int(-len(shape) - 1, len(shape))
-    two = draw.pick((0, 1), (0, -1), (-2, -1))
-    if draw.pick(True, False):
-        return Case(lambda x: x.expand_dims(first) * 1.0, lambda t: t.unsqueeze(first) * 1.0, [draw.values(*shape)])
-    target = np.expand_dims(np.empty(shape), two).shape
-    return Case(lambda x: x.expand_dims(two) * 1.0, lambda t: t.reshape(target) * 1.0, [draw.values(*shape)])
+    axis = draw.pick(draw.int(-len(shape) - 1, len(shape)), (0, 1), (0, -1), (-2, -1))
+    new = np.expand_dims(np.empty(shape), axis).shape
+    return Case(lambda x: x.expand_dims(axis) * 1.0, lambda t: t.reshape(new) * 1.0, [draw.values(*shape)])
 
 
 @case
@@ -727,9 +613,8 @@ def pad(draw: Draw) -> Case:
     )
     value = draw.pick(0.0, -1.5)
     flat = [side for pair in reversed(pairs) for side in pair]
-    return Case(
-        lambda x: F.pad(x, width, value) * 1.0, lambda t: TF.pad(t, flat, value=value) * 1.0, [draw.values(*shape)]
-    )
+    x = draw.values(*shape)
+    return Case(lambda x: F.pad(x, width, value) * 1.0, lambda t: TF.pad(t, flat, value=value) * 1.0, [x])
 
 
 @case
@@ -739,40 +624,25 @@ def concatenate(draw: Draw) -> Case:
     shapes = [list(shape) for _ in range(draw.int(1, 3))]
     for each in shapes:
         each[axis] = draw.int(1, 3)
-    return Case(
-        lambda *xs: F.concatenate(xs, axis) * 1.0,
-        lambda *ts: torch.cat(ts, axis) * 1.0,
-        [draw.values(*each) for each in shapes],
-    )
+    arrays = [draw.values(*each) for each in shapes]
+    return Case(lambda *xs: F.concatenate(xs, axis) * 1.0, lambda *ts: torch.cat(ts, axis) * 1.0, arrays)
 
 
 @case
 def stack(draw: Draw) -> Case:
     shape = draw.shape()
     axis = draw.int(-len(shape) - 1, len(shape))
-    return Case(
-        lambda *xs: F.stack(list(xs), axis),
-        lambda *ts: torch.stack(ts, axis),
-        [draw.values(*shape) for _ in range(draw.int(1, 3))],
-    )
+    arrays = [draw.values(*shape) for _ in range(draw.int(1, 3))]
+    return Case(lambda *xs: F.stack(list(xs), axis), lambda *ts: torch.stack(ts, axis), arrays)
 
 
-@case
-def a_small_lenet(draw: Draw) -> Case:
-    """The pieces together, as in LeNet: convolution, pooling, tanh, flattening, linear map, loss."""
-    n = draw.int(1, 3)
-    labels = draw.rng.integers(0, 4, n)
-    arrays = [draw.values(n, 1, 8, 8), draw.values(2, 1, 3, 3), draw.values(2), draw.values(4, 18), draw.values(4)]
-
-    def ours(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        h = F.avg_pool2d(F.conv2d(x, w1, b1).tanh(), 2)  # (N, 2, 3, 3)
-        return F.cross_entropy(F.linear(h.reshape(n, 18), w2, b2), labels, label_smoothing=0.1)
-
-    def theirs(t: Any, w1: Any, b1: Any, w2: Any, b2: Any) -> Any:
-        h = TF.avg_pool2d(TF.conv2d(t, w1, b1).tanh(), 2)
-        return TF.cross_entropy(TF.linear(h.reshape(n, 18), w2, b2), torch.tensor(labels), label_smoothing=0.1)
-
-    return Case(ours, theirs, arrays)
+@pytest.mark.parametrize("name", CASES)
+@few
+@given(data=st.data())
+def test_agrees_with_torch(name: str, data: st.DataObject) -> None:
+    """Forward, first and second order, in float64; and float32 in gives float32 out."""
+    draw = Draw(data)
+    agree(CASES[name](draw), draw.rng)
 
 
 def test_everything_public_is_compared() -> None:

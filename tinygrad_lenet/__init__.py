@@ -9,8 +9,11 @@ Tensor([2., 4.])
 
 from . import backend, checkpoint, data, functional, kernels, nn, ops, optim, parallel, testing
 from .anomaly import AnomalyError, detect_anomaly
+from .curvature import curvature
+from .graph import no_grad
+from .op import REAL, Domain, Op
 from .shapes import ShapeError
-from .tensor import REAL, Domain, Op, Tensor, curvature, grad, no_grad
+from .tensor import Tensor, grad
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "functional",
     "grad",
     "kernels",
+    "models",
     "nn",
     "no_grad",
     "ops",
@@ -35,3 +39,9 @@ __all__ = [
     "parallel",
     "testing",
 ]
+
+from . import models  # last, since the models are built on all of the above
+
+
+def __dir__() -> list[str]:  # what completion offers: nothing of the engine's inside
+    return [*__all__, "__version__"]

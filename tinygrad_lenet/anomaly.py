@@ -1,34 +1,32 @@
-"""Finding where a NaN or an infinity came from: while `detect_anomaly` is on, every result of every op is looked at."""
+"""Finding the origin of a NaN or an infinity: while `detect_anomaly` is on, every result of every op is checked."""
 
 import linecache
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, backend_of
+from .backend import backend_of
+from .graph import Node, observed
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
 
-watching: ContextVar[bool] = ContextVar("watching", default=False)  # per thread and per async task
-
 
 class AnomalyError(ValueError):
-    """A NaN or an infinity; the message names the op, the operand and the line of code where it came up."""
+    """A NaN or an infinity; the message names the op, the operand and the line of code where it appeared."""
 
 
 @contextmanager
 def detect_anomaly() -> Iterator[None]:
-    """Within this block, AnomalyError as soon as an op's output or gradient is not finite; each op is checked, slowly.
+    """Within this block, raise AnomalyError as soon as an op's output or gradient is not finite; this is slow.
 
-    The message names the op, the operand and the line outside this package that called the op, also when it is the
-    gradient that fails. An error that a backward rule raises gets that line as a note.
+    The message names the op, the operand and the line outside this package that called the op, even if it is the
+    gradient that is not finite. An error raised in a backward rule gets that line as a note.
 
     >>> from tinygrad_lenet import Tensor
     >>> with detect_anomaly(), np.errstate(divide="ignore"):
@@ -36,18 +34,8 @@ def detect_anomaly() -> Iterator[None]:
     Traceback (most recent call last):
     tinygrad_lenet.anomaly.AnomalyError: log: the output is -inf at index (1,), where x is 0.0; ...
     """
-    with watch(True):
+    with observed(_Watch()):
         yield
-
-
-@contextmanager
-def watch(on: bool) -> Iterator[None]:
-    """Switch the checks on or off within a block."""
-    token = watching.set(on)
-    try:
-        yield
-    finally:
-        watching.reset(token)
 
 
 @dataclass(frozen=True)
@@ -63,44 +51,51 @@ class Origin:
         return f"{self.file}:{self.line}, in {self.function}" + (f": {code}" if code else "")
 
 
-def caller() -> Origin:
-    """The innermost line that is being run outside this package (its tests and models are outside)."""
+def _caller() -> Origin:
+    """The innermost line being executed outside this package (its tests and models count as outside)."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back
     return Origin(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
-def check_forward(op: str, names: Sequence[str], inputs: Sequence[Any], y: Array) -> None:
-    """AnomalyError if y is not finite: an input that was not is named, else the values that it came from."""
-    where = _first_bad(y)
-    if where is None:
-        return
-    index, value = where
-    for name, x in zip(names, inputs, strict=True):
-        found = _first_bad(x)
-        if found is not None:
-            raise AnomalyError(f"{op}: {name} is already {found[1]} at index {found[0]}; called at {caller()}")
-    values = ", ".join(
-        f"{name} is {_item(x, index)}" for name, x in zip(names, inputs, strict=True) if _item(x, index) is not None
-    )
-    raise AnomalyError(
-        f"{op}: the output is {value} at index {index}{', where ' + values if values else ''}; called at {caller()}"
-    )
+class _Watch:
+    """Checks every result and every gradient, but not the intermediate steps of a gradient's computation."""
 
-
-def check_backward(op: str, name: str, gx: Array, origin: Origin | None) -> None:
-    """AnomalyError if the gradient for an operand is not finite."""
-    found = _first_bad(gx)
-    if found is not None:
+    def computed(self, op: Any, inputs: Sequence[Any], output: Any) -> None:
+        """AnomalyError if the output is not finite; it names a non-finite input, or else the inputs' values there."""
+        output.origin = _caller()
+        where = _first_bad(output.data)
+        if where is None:
+            return
+        index, value = where
+        arrays = [x.data if isinstance(x, Node) else x for x in inputs]
+        names = [spec.name for spec in op.parsed.specs(len(inputs))]
+        for name, x in zip(names, arrays, strict=True):
+            found = _first_bad(x)
+            if found is not None:
+                raise AnomalyError(
+                    f"{op.name}: {name} is already {found[1]} at index {found[0]}; called at {output.origin}"
+                )
+        values = ", ".join(
+            f"{name} is {_item(x, index)}" for name, x in zip(names, arrays, strict=True) if _item(x, index) is not None
+        )
         raise AnomalyError(
-            f"{op}: the gradient for {name} is {found[1]} at index {found[0]}; forward was called at {describe(origin)}"
+            f"{op.name}: the output is {value} at index {index}{', where ' + values if values else ''}; "
+            f"called at {output.origin}"
         )
 
+    def differentiated(self, node: Node, name: str, gradient: Any) -> None:
+        """AnomalyError if the gradient for an input is not finite."""
+        found = _first_bad(gradient.data)
+        if found is not None:
+            raise AnomalyError(
+                f"{node.op.name}: the gradient for {name} is {found[1]} at index {found[0]}; "
+                f"forward was called at {node.origin or 'a line that was not recorded (it ran outside detect_anomaly)'}"
+            )
 
-def describe(origin: Origin | None) -> str:
-    """A line of code in words, also if it was not recorded."""
-    return str(origin) if origin else "a line that was not recorded (it ran outside detect_anomaly)"
+    def within_backward(self) -> None:
+        return None
 
 
 def _first_bad(x: Any) -> tuple[tuple[int, ...], float] | None:
@@ -116,7 +111,7 @@ def _first_bad(x: Any) -> tuple[tuple[int, ...], float] | None:
 
 
 def _item(x: Any, index: tuple[int, ...]) -> float | None:
-    """The element of an input that broadcasting brings to ``index`` of the output; None if shapes tell nothing."""
+    """The element of an input that broadcasts to ``index`` of the output; None if the shapes do not tell."""
     shape = getattr(x, "shape", None)
     if shape is None:
         return float(x)

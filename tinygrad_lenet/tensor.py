@@ -1,69 +1,37 @@
-"""The tensor, the op convention and reverse-mode differentiation.
+"""The tensor: an array with operators and methods, each of which applies the op of the same name.
 
-A `Tensor` is an array that remembers how it was made: the op and its inputs. An `Op` says what it computes (`forward`,
-on arrays) and how a gradient flows back (`backward`, on tensors, so that a gradient can be differentiated again).
-Differentiation is one walk over the recorded graph from the output back to its inputs (`_backpropagate`).
-
-Tensors refer only to what they were made from, never to what was made from them, so a graph has no reference cycles
-and is freed the moment its output is dropped. (The exception is ``backward(create_graph=True)``, whose ``.grad`` leads
-back to the leaf; `grad` has no such cycle.)
+The ops themselves are in ops/, which imports this file; they are found through the registry (`graph.op`).
 """
 
 import itertools
-import sys
+import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import lru_cache
-from inspect import get_annotations
-from typing import Any, ClassVar, Union
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 import numpy as np
 
-from . import anomaly
-from .backend import NUMPY, Array, Backend, backend_of, backend_of_type, default_device, find_kernel, transfer
-from .shapes import Operand, Shape, ShapeError, Signature, broadcast_shape, integer, normalize_axes
+from .backend import Array, backend_of, backend_of_type, default_device, is_writable, transfer
+from .graph import REGISTRY, Node, Path, backpropagate, mode, op
+from .index import parse
+from .shapes import Shape, ShapeError, integers, normalize_axes
 
 Number = int | float
-TensorLike = Union["Tensor", Array, Number]
-Hook = Callable[["Tensor"], "Tensor | None"]
-Gradient = Union["Tensor", Callable[[], "Tensor"], None]
+Axis = int | Sequence[int] | None
 
-_recording: ContextVar[bool] = ContextVar("recording", default=True)  # per thread and per async task
-_accumulating = threading.Lock()  # adding to .grad is reading and writing
+_BOOLEAN_UFUNCS = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "invert": "logical_not"}
+numpy_functions: dict[str, Callable[..., Any]] = {}  # NumPy's functions on tensors by name; functional.py adds its own
 
 
-@contextmanager
-def no_grad() -> Iterator[None]:
-    """Within this block (or function, as a decorator) nothing is recorded and results require no gradient.
+class Tensor(Node):
+    """An array for which gradients can be computed.
 
-    >>> x = Tensor(2.0, requires_grad=True)
-    >>> with no_grad():
-    ...     (x * x).requires_grad
-    False
-    """
-    with _recording_set(False):
-        yield
-
-
-@contextmanager
-def _recording_set(on: bool) -> Iterator[None]:
-    token = _recording.set(on)
-    try:
-        yield
-    finally:
-        _recording.reset(token)
-
-
-class Tensor:
-    """An array that can be differentiated with respect to.
-
-    ``data`` is anything that NumPy turns into numbers. Python numbers, also in lists, become float32; arrays keep
-    their dtype and are not copied. ``device`` is "cpu" or "cuda" (default: where the array lies, or
-    `tinygrad_lenet.backend.use`). TypeError for what is not numbers; ValueError for a ragged list, or for
-    ``requires_grad`` on anything but floats. Writing into ``.data`` between forward and backward makes gradients wrong.
+    ``data`` is anything that NumPy can convert to numbers. Python numbers, also in lists, become float32; arrays keep
+    their dtype and are not copied, unless they must move to ``device`` or change to ``dtype`` or native byte order.
+    ``device`` is "cpu" or "cuda" (default: where the array is, or `tinygrad_lenet.backend.use`). TypeError for anything
+    but numbers; ValueError for a ragged list, for a tensor that requires a gradient, since that would be lost, and for
+    ``requires_grad`` on anything but floats. Operators such as ``t += 1`` and ``t[i] = 1`` never make a gradient wrong;
+    writing into ``.data`` between forward and backward does, unnoticed.
 
     >>> x = Tensor([1.0, 2.0], requires_grad=True)
     >>> (x * x).sum().backward()
@@ -71,57 +39,88 @@ class Tensor:
     Tensor([2., 4.])
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "hooks", "inputs", "op", "origin", "requires_grad")
-    __array_ufunc__ = None  # NumPy arrays on the left of an operator leave the work to Tensor's reflected operator
+    __slots__ = ("_grad", "data")
 
     data: Array
-    requires_grad: bool
-    grad: "Tensor | None"
-    op: "Op | None"  # what made this tensor; None for a leaf
-    inputs: "tuple[Tensor | Number, ...] | None"  # what op was applied to; None once the graph has been freed
-    hooks: "dict[int, Hook] | None"  # called with the gradient, see register_hook
-    origin: anomaly.Origin | None  # where op was called, recorded within detect_anomaly
+    _grad: "Tensor | None"
+    hooks: "dict[int, Hook] | None"
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> None:
-        array = data.data if isinstance(data, Tensor) else data
+        if isinstance(data, Tensor):
+            if data.requires_grad:
+                raise ValueError(
+                    "Tensor: the data is a tensor that requires a gradient, which would be lost; detach() it first"
+                )
+            array = data.data
+        else:
+            array = data
         if backend_of_type(type(array)) is None:
             array = _host_array(array)
             device = default_device() if device is None else device
         elif device is None and type(array) is np.ndarray:
             device = default_device()
-        _check_dtype("Tensor", array.dtype)
+        array = _well_formed(array)
         if dtype is not None:
-            _check_dtype("Tensor", np.dtype(dtype))
-            array = array.astype(dtype, copy=False)
-        if requires_grad and array.dtype.kind != "f":
-            raise ValueError(f"Tensor: requires_grad needs floating-point data, not {array.dtype}; set dtype='float32'")
-        self.data = array if device is None else transfer(array, device)
+            array = array.astype(real_dtype("Tensor", dtype), copy=False)
+        _fill(self, array if device is None else transfer(array, device))
         self.requires_grad = requires_grad
-        self.grad = None
-        self.op = None
-        self.inputs = ()
-        self.hooks = None
-        self.origin = None
 
     @property
     def shape(self) -> Shape:
+        """The size of each axis."""
         return self.data.shape
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return self.data.ndim
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return self.data.size
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """The type of the elements."""
         return self.data.dtype
 
     @property
     def device(self) -> str:
+        """Where the array is: "cpu", "cuda" or, for instance, "cuda:1"."""
         return backend_of(self.data).device_of(self.data)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients are computed for this tensor; ValueError if it is set on anything but floats."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"Tensor: requires_grad is {value!r}; expected True or False")
+        if value and self.dtype.kind != "f":
+            raise ValueError(
+                f"Tensor: requires_grad needs floating-point data, not {self.dtype}; use astype('float32')"
+            )
+        if not value and self.op is not None:
+            raise ValueError("Tensor: this tensor was computed from others that require a gradient; detach() it")
+        self._requires_grad = bool(value)
+
+    @property
+    def grad(self) -> "Tensor | None":
+        """The gradient that `backward` has accumulated, or None; it may be set to a tensor or None."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: "Tensor | None") -> None:
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"grad: {value!r} is {type(value).__name__}; expected a Tensor or None")
+        if value is not None and (value.shape != self.shape or value.dtype != self.dtype):
+            raise ValueError(
+                f"grad: the gradient is {value.dtype} of shape {value.shape}; expected {self.dtype} of {self.shape}"
+            )
+        self._grad = value
 
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array: the tensor's own memory on the CPU, a copy from a GPU."""
@@ -134,47 +133,46 @@ class Tensor:
         return self.data.item()
 
     def detach(self) -> "Tensor":
-        """A tensor on the same memory that is cut off from the graph."""
+        """A tensor that shares the memory but not the graph."""
         return wrap(self.data)
 
     def to(self, device: str) -> "Tensor":
-        """The tensor on ``device``; the gradient finds its way back."""
-        return _op("transfer", device)(self)
+        """The tensor on ``device``; its gradient comes back to this tensor's device."""
+        return op("transfer", device)(self)
 
     def copy(self) -> "Tensor":
-        """The same values in memory of their own."""
-        return _op("copy")(self)
+        """A tensor with the same values in its own memory."""
+        return op("copy")(self)
 
     def zero_grad(self) -> None:
-        """Forget the gradient."""
-        self.grad = None
+        """Drop the gradient."""
+        self._grad = None
 
     def backward(
-        self, gradient: TensorLike | None = None, retain_graph: bool = False, create_graph: bool = False
+        self, gradient: "TensorLike | None" = None, retain_graph: bool = False, create_graph: bool = False
     ) -> None:
-        """Add d(self)/d(leaf) to ``.grad`` of every leaf that requires it.
+        """Add d(self)/d(leaf) to the ``.grad`` of every leaf that requires a gradient.
 
-        ``gradient`` is d(loss)/d(self), of self's shape; it may be left out if self has one element. The graph is
+        ``gradient`` is d(loss)/d(self), with self's shape; it may be left out if self has one element. The graph is
         freed unless ``retain_graph``; with ``create_graph`` the gradients can themselves be differentiated.
-        ValueError if self requires no gradient, if ``gradient`` is missing or misshapen, or if the graph was freed.
+        ValueError if self requires no gradient, if ``gradient`` is missing or has another shape, if the graph was
+        freed, or if a value in it was overwritten.
         """
-        gy = _seed("backward", self, gradient)
-        found = _backpropagate(self, gy, None, retain_graph or create_graph, create_graph)
+        given = check_start("backward", self, gradient)
+        path = Path("backward", self, None)
+        gy = start_of(self, given)
         taken = {id(gy.data)}
-        with _accumulating:
-            for leaf, gx in found:
-                if leaf.grad is not None:
-                    gx = leaf.grad + gx
-                elif gx.data.base is not None or id(gx.data) in taken:
-                    gx = gx.copy()  # .grad may be written to, so no two of them share memory
-                leaf.grad = gx
-                taken.add(id(gx.data))
+        for leaf, gx in backpropagate(path, self, gy, retain_graph or create_graph, create_graph):
+            if gx.data.base is not None or id(gx.data) in taken:
+                gx = gx.copy()  # .grad may be written to, so no two of them share memory
+            taken.add(id(gx.data))
+            _accumulate(leaf, gx)
 
-    def register_hook(self, hook: Hook) -> "HookHandle":
+    def register_hook(self, hook: "Hook") -> "HookHandle":
         """Call ``hook(gradient)`` in every backward pass, once this tensor's gradient is complete.
 
-        What it returns, unless None, takes the gradient's place. ``handle.remove()`` ends it. ValueError if the tensor
-        requires no gradient.
+        If it returns anything but None, that replaces the gradient. ``handle.remove()`` removes the hook. ValueError if
+        the tensor requires no gradient, TypeError if ``hook`` cannot be called.
 
         >>> x = Tensor(3.0, requires_grad=True)
         >>> handle = x.register_hook(lambda gx: 10.0 * gx)
@@ -185,199 +183,264 @@ class Tensor:
         if not self.requires_grad:
             raise ValueError("register_hook: this tensor requires no gradient, so the hook would never be called")
         self.hooks = {} if self.hooks is None else self.hooks
-        return HookHandle(self.hooks, hook)
+        return HookHandle("register_hook", self.hooks, hook)
 
-    # Operators. Each names its op; the ops themselves stand in ops/, below this file, and are found in the registry.
+    # Operators
 
-    def __add__(self, other: TensorLike) -> "Tensor":
-        return _op("add")(self, other)
+    def __add__(self, other: "TensorLike") -> "Tensor":
+        return _apply("add", self, other)
 
-    def __radd__(self, other: TensorLike) -> "Tensor":
-        return _op("add")(other, self)
+    def __radd__(self, other: "TensorLike") -> "Tensor":
+        return _apply("add", other, self)
 
-    def __sub__(self, other: TensorLike) -> "Tensor":
-        return _op("subtract")(self, other)
+    def __sub__(self, other: "TensorLike") -> "Tensor":
+        return _apply("subtract", self, other)
 
-    def __rsub__(self, other: TensorLike) -> "Tensor":
-        return _op("subtract")(other, self)
+    def __rsub__(self, other: "TensorLike") -> "Tensor":
+        return _apply("subtract", other, self)
 
-    def __mul__(self, other: TensorLike) -> "Tensor":
-        return _op("multiply")(self, other)
+    def __mul__(self, other: "TensorLike") -> "Tensor":
+        return _apply("multiply", self, other)
 
-    def __rmul__(self, other: TensorLike) -> "Tensor":
-        return _op("multiply")(other, self)
+    def __rmul__(self, other: "TensorLike") -> "Tensor":
+        return _apply("multiply", other, self)
 
-    def __truediv__(self, other: TensorLike) -> "Tensor":
-        return _op("divide")(self, other)
+    def __truediv__(self, other: "TensorLike") -> "Tensor":
+        return _apply("divide", self, other)
 
-    def __rtruediv__(self, other: TensorLike) -> "Tensor":
-        return _op("divide")(other, self)
+    def __rtruediv__(self, other: "TensorLike") -> "Tensor":
+        return _apply("divide", other, self)
 
-    def __pow__(self, other: TensorLike) -> "Tensor":
-        return _op("power")(self, other)
+    def __pow__(self, other: "TensorLike") -> "Tensor":
+        return _apply("power", self, other)
 
-    def __rpow__(self, other: TensorLike) -> "Tensor":
-        return _op("power")(other, self)
+    def __rpow__(self, other: "TensorLike") -> "Tensor":
+        return _apply("power", other, self)
 
-    def __matmul__(self, other: TensorLike) -> "Tensor":
-        return _matmul(self, _as_tensor(other))
+    def __matmul__(self, other: "TensorLike") -> "Tensor":
+        return _matmul(self, as_tensor(other)) if _is_operand(other) else NotImplemented
 
-    def __rmatmul__(self, other: TensorLike) -> "Tensor":
-        return _matmul(_as_tensor(other), self)
+    def __rmatmul__(self, other: "TensorLike") -> "Tensor":
+        return _matmul(as_tensor(other), self) if _is_operand(other) else NotImplemented
 
     def __pos__(self) -> "Tensor":
         return self
 
     def __neg__(self) -> "Tensor":
-        return _op("negative")(self)
+        return op("negative")(self)
 
     def __abs__(self) -> "Tensor":
-        return _op("absolute")(self)
+        return op("absolute")(self)
+
+    # In place: these write into this tensor's memory if no gradient is recorded. Otherwise ``t += v`` makes a new
+    # tensor, as ``t = t + v`` does, since an op may have kept the old values.
+
+    def __iadd__(self, other: "TensorLike") -> Self:
+        return _in_place("add", self, other)
+
+    def __isub__(self, other: "TensorLike") -> Self:
+        return _in_place("subtract", self, other)
+
+    def __imul__(self, other: "TensorLike") -> Self:
+        return _in_place("multiply", self, other)
+
+    def __itruediv__(self, other: "TensorLike") -> Self:
+        return _in_place("divide", self, other)
+
+    def __ipow__(self, other: "TensorLike") -> Self:
+        return _in_place("power", self, other)
 
     def __getitem__(self, index: Any) -> "Tensor":
-        return _op("getitem", index)(self)
+        """Elements by NumPy's basic, integer and boolean indexing."""
+        pattern, arrays = _parsed_index("getitem", self, index)
+        return REGISTRY["getitem"](pattern)(self, *arrays)
+
+    def __setitem__(self, index: Any, value: "TensorLike") -> None:
+        """Write ``value`` into the elements at ``index``; ValueError where that would falsify a gradient."""
+        if mode.get().recording and (self.requires_grad or getattr(value, "requires_grad", False)):
+            raise ValueError(
+                "t[index] = value: a gradient is recorded for t or the value, and writing would make it wrong; write "
+                "under no_grad(), or make a new tensor with functional.where or functional.concatenate"
+            )
+        _write(self, index, value)
 
     # Comparisons return boolean tensors, which have no gradient; & | ~ combine them.
 
     def __eq__(self, other: object) -> "Tensor":  # type: ignore[override]
-        return _compare("equal", self, other) if _is_numbers(other) else NotImplemented
+        return _apply("equal", self, other)
 
     def __ne__(self, other: object) -> "Tensor":  # type: ignore[override]
-        return _compare("not_equal", self, other) if _is_numbers(other) else NotImplemented
+        return _apply("not_equal", self, other)
 
-    def __lt__(self, other: TensorLike) -> "Tensor":
-        return _compare("less", self, other)
+    def __lt__(self, other: "TensorLike") -> "Tensor":
+        return _apply("less", self, other)
 
-    def __le__(self, other: TensorLike) -> "Tensor":
-        return _compare("less_equal", self, other)
+    def __le__(self, other: "TensorLike") -> "Tensor":
+        return _apply("less_equal", self, other)
 
-    def __gt__(self, other: TensorLike) -> "Tensor":
-        return _compare("greater", self, other)
+    def __gt__(self, other: "TensorLike") -> "Tensor":
+        return _apply("greater", self, other)
 
-    def __ge__(self, other: TensorLike) -> "Tensor":
-        return _compare("greater_equal", self, other)
+    def __ge__(self, other: "TensorLike") -> "Tensor":
+        return _apply("greater_equal", self, other)
 
-    def __and__(self, other: TensorLike) -> "Tensor":
-        return _compare("bitwise_and", self, other)
+    def __and__(self, other: "TensorLike") -> "Tensor":
+        return _apply("logical_and", self, other)
 
-    def __or__(self, other: TensorLike) -> "Tensor":
-        return _compare("bitwise_or", self, other)
+    def __or__(self, other: "TensorLike") -> "Tensor":
+        return _apply("logical_or", self, other)
 
     __rand__ = __and__
     __ror__ = __or__
 
     def __invert__(self) -> "Tensor":
-        if self.dtype.kind != "b":
-            raise TypeError(f"invert: ~ negates booleans, not {self.dtype}; compare first, as in ~(x > 0)")
-        return wrap(~self.data)
+        return op("logical_not")(self)
 
-    __hash__ = object.__hash__  # by identity: == compares elements
+    def __hash__(self) -> int:  # by identity: == compares elements
+        return object.__hash__(self)
 
     # Reductions, with NumPy's names and arguments. axis: an integer, a tuple of integers, or None for all.
 
-    def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> "Tensor":
-        return _op("sum", axis, keepdims)(self)
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """The sum along ``axis``; for integers and booleans it is an int64."""
+        return op("sum", axis, keepdims)(self)
 
-    def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> "Tensor":
-        return self.sum(axis, keepdims) / _count("mean", self, axis)
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """The mean along ``axis``; for integers and booleans it is a float32."""
+        return op("mean", axis, keepdims)(self)
 
-    def var(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> "Tensor":
+    def var(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The mean squared distance from the mean (NumPy's ddof=0)."""
-        difference = self - self.mean(axis, keepdims=True)
-        return (difference * difference).mean(axis, keepdims)
+        x = self.astype("float32") if self.dtype.kind != "f" or self.dtype.itemsize < 4 else self
+        difference = x - x.mean(axis, keepdims=True)
+        y = (difference * difference).mean(axis, keepdims)
+        return y.astype(self.dtype) if self.dtype.kind == "f" else y
 
-    def max(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> "Tensor":
-        """The largest element; tied elements share the gradient equally."""
-        return _op("max", axis, keepdims)(self)
+    def max(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """The largest element; tied elements receive equal parts of the gradient."""
+        return op("max", axis, keepdims)(self)
 
-    def min(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> "Tensor":
-        """The smallest element; tied elements share the gradient equally."""
-        return _op("min", axis, keepdims)(self)
+    def min(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """The smallest element; tied elements receive equal parts of the gradient."""
+        return op("min", axis, keepdims)(self)
 
     def argmax(self, axis: int | None = None) -> "Tensor":
         """The index of the first largest element; integers, without gradient."""
-        return wrap(self.data.argmax(_index_axis("argmax", self, axis)))
+        return op("argmax", axis)(self)
 
     def argmin(self, axis: int | None = None) -> "Tensor":
         """The index of the first smallest element; integers, without gradient."""
-        return wrap(self.data.argmin(_index_axis("argmin", self, axis)))
+        return op("argmin", axis)(self)
 
     # Shapes
 
     def reshape(self, *shape: int | Sequence[int]) -> "Tensor":
-        """The same elements in another shape; one axis may be -1."""
-        return _op("reshape", _flat(shape))(self)
+        """The same elements in another shape; one axis may be -1, which fills in its size."""
+        return op("reshape", _flat(shape))(self)
 
     def transpose(self, *axes: int | Sequence[int]) -> "Tensor":
-        """The axes in another order; reversed if none is given."""
+        """The axes in another order, by default reversed."""
         order = _flat(axes) if axes else tuple(range(self.ndim))[::-1]
-        return _op("transpose", order)(self)
+        return op("transpose", order)(self)
 
     @property
     def T(self) -> "Tensor":
+        """The axes in reversed order."""
         return self.transpose()
 
-    def squeeze(self, axis: int | Sequence[int] | None = None) -> "Tensor":
-        """Without the axes of size 1, or without those named; ValueError if a named one has another size."""
+    def squeeze(self, axis: Axis = None) -> "Tensor":
+        """The tensor without all axes of size 1, or without those in ``axis``; ValueError if one has another size."""
         drop = normalize_axes("squeeze", axis, self.ndim)
         if axis is None:
             drop = tuple(a for a in drop if self.shape[a] == 1)
         for a in drop:
             if self.shape[a] != 1:
-                raise ValueError(f"squeeze: axis {a} has size {self.shape[a]}; only an axis of size 1 can be dropped")
+                raise ShapeError(f"squeeze: axis {a} has size {self.shape[a]}; only an axis of size 1 can be dropped")
         return self.reshape(tuple(size for a, size in enumerate(self.shape) if a not in drop))
 
     def expand_dims(self, axis: int | Sequence[int]) -> "Tensor":
-        """With new axes of size 1 at the places ``axis`` of the result."""
-        ndim = self.ndim + (len(axis) if isinstance(axis, (tuple, list)) else 1)
+        """The tensor with new axes of size 1, whose positions in the result are ``axis``."""
+        ndim = self.ndim + len(integers("expand_dims", "axis", axis, -(2**31)))
         new = normalize_axes("expand_dims", axis, ndim)
         sizes = iter(self.shape)
         return self.reshape(tuple(1 if a in new else next(sizes) for a in range(ndim)))
 
     def broadcast_to(self, shape: int | Sequence[int]) -> "Tensor":
-        """Repeated along new axes and axes of size 1 until it has ``shape``."""
-        return _op("broadcast_to", tuple(shape) if isinstance(shape, (tuple, list)) else (shape,))(self)
+        """The tensor repeated along new axes and axes of size 1 to have ``shape``."""
+        return op("broadcast_to", shape)(self)
 
     def astype(self, dtype: Any) -> "Tensor":
-        """The values in another dtype; the gradient comes back in this one."""
-        _check_dtype("astype", np.dtype(dtype))
-        return _op("astype", np.dtype(dtype).name)(self)
+        """The values in another dtype; the gradient comes back in this tensor's dtype."""
+        return op("astype", real_dtype("astype", dtype).name)(self)
 
     # Elementwise functions
 
     def exp(self) -> "Tensor":
-        return _op("exp")(self)
+        """e to the power of each element."""
+        return op("exp")(self)
 
     def log(self) -> "Tensor":
-        return _op("log")(self)
+        """The natural logarithm of each element."""
+        return op("log")(self)
 
     def sqrt(self) -> "Tensor":
-        return _op("sqrt")(self)
+        """The square root of each element."""
+        return op("sqrt")(self)
 
     def tanh(self) -> "Tensor":
-        return _op("tanh")(self)
+        """The hyperbolic tangent of each element."""
+        return op("tanh")(self)
 
     def sigmoid(self) -> "Tensor":
-        return _op("sigmoid")(self)
+        """1 / (1 + e**-x) of each element."""
+        return op("sigmoid")(self)
 
     def relu(self) -> "Tensor":
-        return _op("relu")(self)
+        """max(x, 0) of each element."""
+        return op("relu")(self)
 
     def softmax(self, axis: int = -1) -> "Tensor":
-        return _op("softmax", axis)(self)
+        """e**x / sum of e**x along ``axis``."""
+        return op("softmax", axis)(self)
 
     def log_softmax(self, axis: int = -1) -> "Tensor":
-        return _op("log_softmax", axis)(self)
+        """log(softmax(x)) along ``axis``."""
+        return op("log_softmax", axis)(self)
 
-    def logsumexp(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> "Tensor":
-        return _op("logsumexp", axis, keepdims)(self)
+    def logsumexp(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """log(sum of e**x) along ``axis``."""
+        return op("logsumexp", axis, keepdims)(self)
 
-    # Python's protocols
+    # Python's protocols and NumPy's
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    # For type checkers an array of objects: what `ndarray * tensor` gives would else be taken for an array of numbers,
+    # while it is a tensor. The values are numbers all the same.
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, np.dtype[np.object_]]:
         if type(self.data) is not np.ndarray:
-            raise TypeError(f"a tensor on {self.device!r} does not become a NumPy array by itself; use .numpy()")
+            raise TypeError(f"a tensor on {self.device!r} is not converted to a NumPy array implicitly; use .numpy()")
         return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        name = _BOOLEAN_UFUNCS.get(ufunc.__name__, ufunc.__name__)
+        if method == "__call__" and not options and name in REGISTRY:
+            return _matmul(*map(as_tensor, inputs)) if ufunc is np.matmul else op(name)(*inputs)
+        raise TypeError(_no_function(ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"))
+
+    def __array_function__(self, function: Callable[..., Any], types: Any, arguments: Any, options: Any) -> Any:
+        known = numpy_functions.get(function.__name__)
+        if known is None:
+            raise TypeError(_no_function(function.__name__))
+        return known(*arguments, **options)
+
+    def __reduce__(self) -> Any:
+        """For copy.deepcopy and pickle: a leaf with its gradient, never the graph."""
+        if self.op is not None:
+            raise ValueError(
+                f"this tensor was computed by {self.op.name}, and its graph can be neither copied nor pickled; "
+                "detach() it first"
+            )
+        attributes = getattr(self, "__dict__", None)  # of a subclass
+        return _rebuilt, (type(self), self.numpy(), self.requires_grad, self._grad, self.device), attributes or None
 
     def __len__(self) -> int:
         if not self.ndim:
@@ -385,7 +448,15 @@ class Tensor:
         return self.shape[0]
 
     def __iter__(self) -> Iterator["Tensor"]:
-        return (self[i] for i in range(len(self)))
+        """The parts along the first axis.
+
+        They are taken from halves of halves: each level of halves then writes the gradient once, whereas rows taken
+        from the whole tensor would each write all of it.
+        """
+        if len(self) <= 16 or not self.requires_grad:
+            return (REGISTRY["getitem"]((i,))(self) for i in range(len(self)))
+        middle = len(self) // 2
+        return itertools.chain.from_iterable(iter(self[part]) for part in (slice(middle), slice(middle, None)))
 
     def __bool__(self) -> bool:
         return bool(self.item())
@@ -394,6 +465,11 @@ class Tensor:
         return float(self.item())
 
     def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iu":
+            raise TypeError(f"a tensor of {self.dtype} is not an index; expected integers")
         return int(self.item())
 
     def __format__(self, spec: str) -> str:
@@ -406,311 +482,247 @@ class Tensor:
         return f"Tensor({values}{dtype}{device}{', requires_grad=True' if self.requires_grad else ''})"
 
 
+TensorLike = Tensor | Array | Number
+Hook = Callable[[Tensor], Tensor | None]
+
+
 class HookHandle:
-    """A hook that was registered; ``remove()`` takes it away."""
+    """A registered hook; ``remove()`` removes it."""
 
-    _keys = itertools.count()  # never used again, so that a handle cannot remove a later hook
+    _keys = itertools.count()  # never reused, so a handle cannot remove a later hook
 
-    def __init__(self, hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
+    def __init__(self, caller: str, hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
+        if not callable(hook):
+            raise TypeError(f"{caller}: the hook is {type(hook).__name__}; expected a function")
         self._hooks = hooks
         self._key = next(self._keys)
         hooks[self._key] = hook
 
     def remove(self) -> None:
-        """Take the hook away; a second time does nothing."""
+        """Remove the hook; a second call does nothing."""
         self._hooks.pop(self._key, None)
 
 
-def _check_dtype(op: str, dtype: np.dtype[Any]) -> None:
-    """Refuse numbers that are not real, and what is no number."""
-    if dtype.kind not in "fiub":
-        raise TypeError(f"{op}: dtype {dtype} is not a real number; expected floats, integers or booleans")
+def wrap(array: Array) -> Tensor:
+    """A leaf tensor around an array of a known backend, without a copy or a check."""
+    if type(array) is not np.ndarray and backend_of_type(type(array)) is None:
+        array = np.asarray(array)  # a NumPy scalar, which NumPy returns instead of an array without axes
+    tensor = Tensor.__new__(Tensor)
+    _fill(tensor, array)
+    return tensor
+
+
+def _fill(tensor: Tensor, array: Array) -> None:
+    tensor.data = array
+    tensor._requires_grad = False
+    tensor._grad = None
+    tensor.op = None
+    tensor.inputs = ()
+    tensor.made = 0
+    tensor.hooks = None
+    tensor.origin = None
+
+
+def _rebuilt(cls: type[Tensor], array: np.ndarray, requires_grad: bool, grad: Tensor | None, device: str) -> Tensor:
+    tensor = cls.__new__(cls)
+    _fill(tensor, transfer(array, device))
+    tensor._requires_grad, tensor._grad = requires_grad, grad
+    return tensor
+
+
+def as_tensor(x: Any) -> Tensor:
+    """``x`` itself if it is a tensor, else a tensor made from it."""
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def real_dtype(caller: str, dtype: Any) -> np.dtype[Any]:
+    """``dtype`` in native byte order; TypeError unless it is for real numbers or booleans."""
+    found = np.dtype(dtype)
+    if found.kind not in "fiub":
+        raise TypeError(f"{caller}: dtype {found} is not a real number; expected floats, integers or booleans")
+    return found.newbyteorder("=")
 
 
 def _host_array(data: Any) -> np.ndarray:
     """Python numbers, lists of them, NumPy scalars and anything with ``__array__`` as a NumPy array."""
-    if isinstance(data, (list, tuple)) and any(isinstance(each, Tensor) for each in data):
-        raise TypeError("Tensor: a list of tensors would lose their gradients; join them with functional.stack")
+    _refuse_loss(data)
     try:
         array = np.asarray(data)
     except ValueError as error:
         raise ValueError(f"Tensor: the data is not a rectangular array of numbers ({error})") from None
-    if type(array) is not np.ndarray:  # a subclass that asarray let through
+    if type(array) is not np.ndarray:  # a subclass that asarray kept
         array = array.view(np.ndarray)
     if not hasattr(data, "dtype") and array.dtype.kind in "fiu":
         array = array.astype(np.float32)
     return array
 
 
-def wrap(array: Array) -> Tensor:
-    """A leaf tensor around an array of a known backend, without a copy or a check."""
-    tensor = Tensor.__new__(Tensor)
-    tensor.data = array if isinstance(array, np.ndarray) or backend_of_type(type(array)) else np.asarray(array)
-    tensor.requires_grad = False
-    tensor.grad = None
-    tensor.op = None
-    tensor.inputs = ()
-    tensor.hooks = None
-    tensor.origin = None
-    return tensor
+def _refuse_loss(data: Any) -> None:
+    """TypeError for masked arrays, also in lists, and for lists of tensors."""
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("Tensor: the data is a masked array, whose mask would be lost; use its filled()")
+    if isinstance(data, (list, tuple)):
+        for each in data:
+            if isinstance(each, Tensor):
+                raise TypeError("Tensor: a list of tensors would lose their gradients; join them with functional.stack")
+            _refuse_loss(each)
 
 
-def _as_tensor(x: Any) -> Tensor:
-    return x if isinstance(x, Tensor) else Tensor(x)
+def _well_formed(array: Array) -> Array:
+    """The array in native byte order and, if it is boolean, with bytes of 0 and 1, as all ops expect."""
+    dtype = real_dtype("Tensor", array.dtype)
+    if array.dtype != dtype or array.dtype.byteorder == ">":
+        return array.astype(dtype)
+    if type(array) is np.ndarray and dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+        return array.view(np.uint8) != 0
+    return array
 
 
-def _operand(x: Any) -> Tensor | Number:
-    """An op's input: a tensor, or a number, which goes with any device; a Python number takes its dtype from others."""
-    return x if isinstance(x, (Tensor, np.generic)) or type(x) in (int, float, bool) else Tensor(x)
+def _same_place(value: Any, t: Tensor) -> Tensor:
+    return Tensor(value, device=t.device)
 
 
-def _is_numbers(x: object) -> bool:
-    """Whether x can be compared with a tensor element by element: a tensor, a number or an array or list of them."""
-    return isinstance(x, (Tensor, int, float, list, tuple)) or hasattr(x, "dtype")
+def _is_operand(x: object) -> bool:
+    """Whether x can be an op's input: a tensor, a number, an array or a list; others may bring operators."""
+    if isinstance(x, np.generic):
+        return x.dtype.kind in "fiub"
+    return isinstance(x, (Tensor, int, float, list, tuple)) or backend_of_type(type(x)) is not None
+
+
+def _apply(name: str, a: Any, b: Any) -> Any:
+    return op(name)(a, b) if _is_operand(a) and _is_operand(b) else NotImplemented
+
+
+def _in_place(name: str, t: Tensor, other: Any) -> Any:
+    """``t`` with the op's result written into its memory or, if a gradient is recorded, just the result."""
+    if not _is_operand(other):
+        return NotImplemented
+    if mode.get().recording and t.requires_grad and t.op is None:
+        raise ValueError(
+            f"{name} in place: this leaf requires a gradient, which writing would make wrong; write under no_grad(), "
+            "or give the result a new name"
+        )
+    y = op(name)(t, other)
+    if y.requires_grad:
+        return y
+    if y.shape != t.shape:
+        raise ShapeError(f"{name} in place: the result has shape {y.shape}, the tensor {t.shape}")
+    _write(t, ..., y)
+    return t
+
+
+def _write(t: Tensor, index: Any, value: Any) -> None:
+    """t[index] = value; TypeError or ValueError if t's dtype or memory cannot take it."""
+    pattern, arrays = _parsed_index("assign", t, index)
+    if isinstance(value, (bool, int, float, np.generic)):
+        value = np.asarray(value)
+        if (
+            value.dtype.kind in "iu"
+            and t.dtype.kind in "iu"
+            and not np.iinfo(t.dtype).min <= value <= np.iinfo(t.dtype).max
+        ):
+            raise ValueError(f"assign: {value} does not fit into {t.dtype}")
+        if value.dtype.kind in ("fiub" if t.dtype.kind == "f" else "iub"):
+            value = value.astype(t.dtype)
+    value = value if isinstance(value, Tensor) else _same_place(value, t)
+    if t.dtype.kind != "f" and not np.can_cast(value.dtype, t.dtype, "safe"):
+        raise TypeError(f"assign: the value is {value.dtype}, which {t.dtype} cannot hold; use astype first")
+    check_writable("assign", "the tensor", t)
+    REGISTRY["assign"](pattern)(t, value, *arrays)
+
+
+def check_writable(caller: str, name: str, t: Tensor) -> None:
+    """ValueError if t lies in read-only memory."""
+    if not is_writable(t.data):
+        raise ValueError(f"{caller}: {name} lies in read-only memory; use a copy() of it")
+
+
+def _parsed_index(name: str, x: Tensor, index: Any) -> tuple[Any, list[Tensor]]:
+    """The pattern of an index into x, and its arrays as integer tensors; a mask as the positions of True."""
+    pattern, found = parse(name, index, x.shape)
+    arrays = []
+    for each in found:
+        array = each if isinstance(each, Tensor) else Tensor(each, device=x.device)
+        if array.dtype.kind == "b":
+            places = op("argwhere")(array)  # (True elements, axes)
+            arrays += [places[:, axis] for axis in range(array.ndim)]
+        else:
+            arrays.append(array.astype("int64") if array.dtype.kind == "u" else array)
+    return pattern, arrays
+
+
+def _no_function(name: str) -> str:
+    return (
+        f"np.{name} has no counterpart for tensors, or not with these arguments; use a function of "
+        "tinygrad_lenet.functional or a method of the tensor, or np.{0} of its .numpy()".format(name)
+    )
 
 
 def _flat(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The tuple that was given either as one sequence or as separate arguments."""
+    """The values as a tuple, whether given as one sequence or as separate arguments."""
     return tuple(values[0]) if len(values) == 1 and isinstance(values[0], (tuple, list)) else values
-
-
-def _count(op: str, x: Tensor, axis: int | Sequence[int] | None) -> int:
-    """How many elements a reduction over ``axis`` joins into one."""
-    count = 1
-    for a in normalize_axes(op, axis, x.ndim):
-        count *= x.shape[a]
-    return count
-
-
-def _index_axis(op: str, x: Tensor, axis: int | None) -> int | None:
-    """The axis that argmax or argmin looks along, once it is known to exist and not to be empty."""
-    axes = normalize_axes(op, axis if axis is None else integer(op, "axis", axis, minimum=-x.ndim), x.ndim)
-    if not all(x.shape[a] for a in axes):
-        raise ShapeError(f"{op}: the tensor has shape {x.shape}; expected at least one element along the axis")
-    return None if axis is None else axes[0]
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b by NumPy's rule: an operand with one axis is a row on the left and a column on the right."""
-    y = _op("matmul")(a.expand_dims(0) if a.ndim == 1 else a, b.expand_dims(1) if b.ndim == 1 else b)
+    y = op("matmul")(a.expand_dims(0) if a.ndim == 1 else a, b.expand_dims(1) if b.ndim == 1 else b)
     drop = tuple(axis for axis, operand in ((-2, a), (-1, b)) if operand.ndim == 1)
     return y.squeeze(drop) if drop else y
 
 
-def _compare(name: str, a: Tensor, b: Any) -> Tensor:
-    operand = _operand(b)
-    other = operand.data if isinstance(operand, Tensor) else operand
-    broadcast_shape(name, [a.shape, getattr(other, "shape", ())])
-    backend = backend_of(a.data, other)
-    if name.startswith("bitwise") and not a.dtype.kind == getattr(other, "dtype", np.dtype(type(other))).kind == "b":
-        raise TypeError(f"{name}: & and | combine booleans, not {a.dtype}; compare first, as in (x > 0) & (x < 1)")
-    with backend.current(a.data):
-        return wrap(getattr(backend.xp, name)(a.data, other))
-
-
-@dataclass(frozen=True)
-class Domain:
-    """The values of an input on which an op's tests evaluate it.
-
-    ``kinks`` are points where the derivative jumps; drawn values keep away from them. Inputs that are ``distinct``
-    get values that all differ clearly, within an input and between inputs, so that a maximum has no ties.
-    ``kind`` is "real", or what has no gradient: "boolean", or "constant" for numbers that only select.
-    """
-
-    low: float = -2.0
-    high: float = 2.0
-    kinks: tuple[float, ...] = ()
-    distinct: bool = False
-    kind: str = "real"
-
-
-REAL = Domain()
-POSITIVE = Domain(low=0.3)
-
-
-class Op:
-    """One differentiable function: the formula, its derivative, its shapes and where it can be tested, in one place.
-
-    A subclass has a docstring that states the forward formula, the derivative and what happens at ties and kinks; a
-    ``signature`` (see `tinygrad_lenet.shapes`); ``domains``, the values to test each input on; ``forward`` and
-    ``backward``. Parameters are fields of a dataclass; ``parameters`` lists values to test each with, ``sizes`` the
-    sizes to test an axis with, or, where parameters depend on shapes, ``cases`` lists (shapes, parameters) to test.
-    Defining the class registers it; TypeError if something is missing.
-    """
-
-    signature: ClassVar[str]
-    domains: ClassVar[dict[str, Domain]]
-    parameters: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    sizes: ClassVar[dict[str, Sequence[int]]] = {}
-    cases: ClassVar[tuple[tuple[tuple[Shape, ...], dict[str, Any]], ...]] = ()
-    curved: ClassVar[bool] = False  # whether `curvature` keeps the op's own second derivative, as losses do
-
-    name: ClassVar[str]
-    _parsed: ClassVar[Signature]
-    _divisors: ClassVar[tuple[str, ...]]
-
-    def __init_subclass__(cls) -> None:
-        missing = [
-            word
-            for word in ("__doc__", "signature", "domains", "forward", "backward")
-            if not (word == "__doc__" and sys.flags.optimize > 1)  # python -OO drops docstrings
-            if not cls.__dict__.get(word) and getattr(cls, word, None) in (None, getattr(Op, word, None))
-        ]
-        if missing:
-            raise TypeError(f"op {cls.__name__} lacks {', '.join(missing).replace('__doc__', 'a docstring')}")
-        cls._parsed = parsed = Signature.parse(cls.signature)
-        cls.name = parsed.op
-        cls._divisors = tuple({axis.partition("/")[2] for x in parsed.inputs for axis in x.axes if "/" in axis})
-        fields = set(get_annotations(cls))
-        tested = set(cls.parameters).union(*(case[1] for case in cls.cases))
-        if fields != tested:
-            raise TypeError(f"op {cls.__name__}: no test values are given for parameter {', '.join(fields ^ tested)}")
-        if set(cls.domains) != {x.name for x in parsed.inputs}:
-            raise TypeError(f"op {cls.__name__}: domains are for {sorted(cls.domains)}, inputs are {cls.signature}")
-        if cls.name in REGISTRY and REGISTRY[cls.name].__module__ != cls.__module__:
-            raise TypeError(f"op {cls.__name__}: the name {cls.name!r} is taken by {REGISTRY[cls.name]}")
-        REGISTRY[cls.name] = cls
-
-    def __repr__(self) -> str:  # of an op with parameters, dataclass writes it
-        return f"{type(self).__name__}()"
-
-    def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
-        """Refuse shapes that do not fit, before anything is computed; return the size of each axis."""
-        divisors = tuple([(name, getattr(self, name)) for name in self._divisors])
-        return _bind(self._parsed, shapes, divisors).copy()
-
-    def forward(self, xp: Any, *arrays: Array) -> Array:
-        """Compute the output from arrays of namespace ``xp``."""
-        raise TypeError(f"op {type(self).__name__} lacks forward")
-
-    def backward(self, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
-        """The gradient for each input, given d(loss)/dy: a tensor, None, or a function that is called if needed."""
-        raise TypeError(f"op {type(self).__name__} lacks backward")
-
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
-        """For each input x_j, sum_i hy_i (dy_i/dx_j)^2; a ``curved`` op adds gy_i d2y_i/dx_j2, where that is positive.
-
-        An op need not have this second rule; see the function `curvature`.
-        """
-        raise ValueError(f"curvature: op {self.name} has no curvature rule")
-
-    def _compute(self, backend: Backend, arrays: list[Array]) -> Array:
-        """The output, by a faster kernel if there is one and it covers these inputs."""
-        kernel = find_kernel(backend.name, self.name)
-        y = NotImplemented if kernel is None else kernel(self, backend.xp, *arrays)
-        return self.forward(backend.xp, *arrays) if y is NotImplemented else y
-
-    def __call__(self, *inputs: TensorLike) -> Tensor:
-        """Check, compute and, if an input requires a gradient, record."""
-        operands = tuple([_operand(x) for x in inputs])
-        arrays = [x.data if isinstance(x, Tensor) else x for x in operands]
-        backend = backend_of(*arrays)
-        self.check(tuple([x.shape if isinstance(x, Tensor) else () for x in operands]))
-        if backend is NUMPY:
-            out = wrap(self._compute(backend, arrays))
-        else:
-            with backend.current(*arrays):
-                out = wrap(self._compute(backend, arrays))
-        if anomaly.watching.get():
-            out.origin = anomaly.caller()
-            names = [operand.name for operand in self._parsed.operands(len(operands))]
-            anomaly.check_forward(self.name, names, arrays, out.data)
-        if _recording.get() and out.data.dtype.kind == "f":
-            for x in operands:
-                if isinstance(x, Tensor) and x.requires_grad:
-                    out.requires_grad = True
-                    out.op = self
-                    out.inputs = operands
-                    break
-        return out
-
-
-REGISTRY: dict[str, type[Op]] = {}
-
-
-def _op(name: str, *parameters: Any) -> Op:
-    return REGISTRY[name](*parameters)
-
-
-@lru_cache(maxsize=4096)
-def _bind(signature: Signature, shapes: tuple[Shape, ...], divisors: tuple[tuple[str, int], ...]) -> dict[str, int]:
-    return signature.bind(shapes, dict(divisors))
-
-
-def grad(
-    output: Tensor,
-    inputs: Tensor | Sequence[Tensor],
-    grad_output: TensorLike | None = None,
-    create_graph: bool = False,
-) -> tuple[Tensor, ...]:
-    """d(output)/d(input) for each of ``inputs``, without touching any ``.grad``.
-
-    ``grad_output`` is d(loss)/d(output), of output's shape; it may be left out if output has one element. The graph
-    is freed unless ``create_graph``, which makes the gradients differentiable. ValueError if an input requires no
-    gradient or was not used, or for the reasons that `Tensor.backward` has.
-
-    >>> x = Tensor(3.0, requires_grad=True)
-    >>> (gx,) = grad(x * x * x, [x], create_graph=True)
-    >>> grad(gx, [x])
-    (Tensor(18.),)
-    """
-    targets = _targets("grad", output, inputs)
-    gy = _seed("grad", output, grad_output)
-    found = {id(x): gx for x, gx in _backpropagate(output, gy, targets, create_graph, create_graph)}
-    return tuple(found[id(x)] for x in targets)
-
-
-def curvature(loss: Tensor, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The diagonal Gauss-Newton approximation of d2(loss)/d(input)2 for each of ``inputs``, never negative.
-
-    This is the backward pass with every local derivative squared: hx = sum of hy (dy/dx)^2 over the uses y of x. It
-    begins at the losses (`functional.cross_entropy`, `mse_loss`, `penalty_loss`, `rbf`), which add their own second
-    derivative times their gradient; that of all other ops is left out, and so is what lies off the diagonal (LeCun et
-    al., 1998, Eqs. 22-27). A mean over N samples gives the mean of their curvatures. Hooks are not called, the graph is
-    kept, and the results cannot be differentiated.
-
-    ValueError if ``loss`` has more than one element, or was computed by an op without a curvature rule, or by none with
-    a second derivative; and for the reasons that `grad` has.
-
-    >>> from tinygrad_lenet.functional import mse_loss
-    >>> x = Tensor([3.0, -1.0], requires_grad=True)
-    >>> curvature(mse_loss(5.0 * x, [0.0, 0.0], reduction="sum"), x)  # d2/dx2 of 25 x^2
-    (Tensor([50., 50.]),)
-    """
-    targets = _targets("curvature", loss, inputs)
-    seed = _seed("curvature", loss, None)
-    order, leading = _sort("curvature", loss, targets)
-    ops = [y.op for y in order if y.op is not None and any(id(x) in leading for x in y.inputs or ())]
-    for op in ops:
-        if type(op).curvature is Op.curvature:
-            raise ValueError(f"curvature: op {op.name} has no curvature rule; define `curvature` beside its `backward`")
-    if not any(op.curved for op in ops):
-        raise ValueError(
-            "curvature: nothing on the way from the inputs is a loss, so that all curvatures would be 0; end with "
-            "functional.cross_entropy, mse_loss or penalty_loss"
-        )
-    inner = {id(y) for y in order if y.op is not None}  # only these hand a gradient on
-    wanted = {id(x) for x in targets}
-    gradients, curvatures = {id(loss): seed}, {id(loss): 0.0 * seed}
-    found = {}
-    with _recording_set(False), anomaly.watch(False):
-        while order:
-            y = order.pop()
-            hy = curvatures.pop(id(y))
-            if id(y) in wanted:
-                found[id(y)] = hy
-            if y.op is None or not any(id(x) in leading for x in y.inputs or ()):
-                continue
-            gy, inputs_ = gradients.pop(id(y)), y.inputs or ()
-            _accumulate(gradients, _input_gradients(y, inputs_, inner, False, y.op.backward, gy))
-            _accumulate(curvatures, _input_gradients(y, inputs_, leading, False, y.op.curvature, hy, gy))
-    return tuple(found[id(x)] for x in targets)
-
-
-def _targets(caller: str, output: Any, inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """``inputs`` as a list of tensors that require a gradient; TypeError or ValueError otherwise."""
+def check_start(caller: str, output: Any, gradient: TensorLike | None) -> Tensor | None:
+    """The given gradient as a tensor, or None; TypeError or ValueError if a pass cannot start at ``output``."""
     if not isinstance(output, Tensor):
         raise TypeError(f"{caller}: output is {type(output).__name__}, not a Tensor")
+    if not output.requires_grad:
+        raise ValueError(f"{caller}: the output does not require a gradient; no input with requires_grad led to it")
+    if gradient is None:
+        if output.size != 1:
+            raise ValueError(
+                f"{caller}: the output has shape {output.shape}; only a single element needs no gradient "
+                "to start from: reduce it, for instance with .sum(), or pass a gradient of that shape"
+            )
+        return None
+    gy = gradient if isinstance(gradient, Tensor) else _same_place(gradient, output)
+    backend_of(output.data, gy.data)
+    if gy.shape != output.shape:
+        raise ShapeError(f"{caller}: the gradient has shape {gy.shape}; the output has {output.shape}")
+    return gy
+
+
+def start_of(output: Tensor, gradient: Tensor | None) -> Tensor:
+    """The gradient to start with: the given one in the output's dtype, or else 1."""
+    if gradient is None:
+        return op("full_like", 1.0)(output)
+    return gradient if gradient.dtype == output.dtype else gradient.astype(output.dtype)
+
+
+# Adding to a leaf's gradient reads and writes it. The sum is computed outside the lock and stored if nobody else was
+# faster. The lock is reentrant for the sake of signal handlers that run backward, and a forked process gets a new one.
+_storing = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _storing
+    _storing = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+def _accumulate(leaf: Tensor, gx: Tensor) -> None:
+    while True:
+        known = leaf._grad
+        total = gx if known is None else known + gx
+        with _storing:
+            if leaf._grad is known:
+                leaf._grad = total
+                return
+
+
+def targets_of(caller: str, inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """``inputs`` as a list of tensors that require a gradient; TypeError or ValueError otherwise."""
     targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     for i, x in enumerate(targets):
         if not isinstance(x, Tensor):
@@ -720,149 +732,71 @@ def _targets(caller: str, output: Any, inputs: Tensor | Sequence[Tensor]) -> lis
     return targets
 
 
-def _seed(caller: str, output: Tensor, gradient: TensorLike | None) -> Tensor:
-    """The gradient that a backward pass starts from; ValueError if there is none to start from."""
-    if not output.requires_grad:
-        raise ValueError(f"{caller}: the output does not require a gradient; no input with requires_grad led to it")
-    if gradient is None:
-        if output.size != 1:
-            raise ValueError(
-                f"{caller}: the output has shape {output.shape}; only one element can go without a gradient "
-                "to start from: reduce it, with .sum() say, or pass one of that shape"
-            )
-        with backend_of(output.data).current(output.data):
-            return wrap(backend_of(output.data).xp.ones_like(output.data))
-    gy = gradient if isinstance(gradient, Tensor) else Tensor(gradient, device=output.device)
-    backend_of(output.data, gy.data)
-    if gy.shape != output.shape:
-        raise ValueError(f"{caller}: the gradient has shape {gy.shape}; the output has {output.shape}")
-    return gy if gy.dtype == output.dtype else gy.astype(output.dtype)
+def unused(caller: str, path: Path, targets: Sequence[Tensor]) -> list[int]:
+    """The positions of targets that were not used to compute the output."""
+    return [i for i, x in enumerate(targets) if id(x) not in path.leading]
 
 
-def _backpropagate(
-    output: Tensor, gy: Tensor, targets: list[Tensor] | None, retain_graph: bool, create_graph: bool
-) -> list[tuple[Tensor, Tensor]]:
-    """The gradient of each target (default: each leaf that requires one), in the order in which they are reached."""
-    order, leads_to_target = _sort("grad", output, targets)
-    wanted = {id(x) for x in targets} if targets is not None else None
-    pending = {id(output): gy}  # gradients of tensors that all their users have not yet been visited for
-    found = []
-    watched = anomaly.watching.get()  # then the gradients are checked, not each step on the way to them
-    with _recording_set(create_graph), anomaly.watch(False):
-        while order:
-            y = order.pop()
-            gy = pending.pop(id(y))
-            if y.hooks:
-                for hook in list(y.hooks.values()):
-                    gy = _replaced(gy, hook(gy))
-            if id(y) in wanted if wanted is not None else y.op is None:
-                found.append((y, gy))
-            if y.op is None or (wanted is not None and not any(id(x) in leads_to_target for x in y.inputs or ())):
-                continue
-            _accumulate(pending, _input_gradients(y, y.inputs or (), leads_to_target, watched, y.op.backward, gy))
-            if not retain_graph:
-                y.inputs = None
-    return found
+def grad(
+    output: Tensor,
+    inputs: Tensor | Sequence[Tensor],
+    grad_output: TensorLike | None = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Tensor | Any, ...]:  # Any, since only who allows unused inputs has to look for None
+    """d(output)/d(input) for each of ``inputs``, without touching any ``.grad``.
 
+    ``grad_output`` is d(loss)/d(output), with output's shape; it may be left out if output has one element. The graph
+    is freed unless ``create_graph``, which makes the gradients differentiable. ValueError if an input requires no
+    gradient or was not used (with ``allow_unused`` its gradient is None), and for the same reasons as in
+    `Tensor.backward`. No two results share memory.
 
-def _accumulate(pending: dict[int, Tensor], found: Iterable[tuple[Tensor, Tensor]]) -> None:
-    for x, gx in found:
-        known = pending.get(id(x))
-        pending[id(x)] = gx if known is None else known + gx  # a new tensor: gx may be shared
-
-
-def _sort(caller: str, output: Tensor, targets: list[Tensor] | None) -> tuple[list[Tensor], set[int]]:
-    """The tensors that lead from the targets to the output, inputs before outputs, as a list and as a set of ids.
-
-    An explicit stack, so that the depth of a graph is bounded by memory only.
+    >>> x = Tensor(3.0, requires_grad=True)
+    >>> (gx,) = grad(x * x * x, [x], create_graph=True)
+    >>> grad(gx, [x])
+    (Tensor(18.),)
     """
-    goals = None if targets is None else {id(x) for x in targets}
-    order: list[Tensor] = []
-    leading: set[int] = set()
-    visited: set[int] = set()
-    stack: list[tuple[Tensor, bool]] = [(output, False)]
-    while stack:
-        y, inputs_done = stack.pop()
-        if inputs_done:
-            if goals is None or id(y) in goals or any(id(x) in leading for x in y.inputs or ()):
-                leading.add(id(y))
-                order.append(y)
-        elif id(y) not in visited:
-            visited.add(id(y))
-            stack.append((y, True))
-            if y.inputs is None:
-                raise ValueError(
-                    f"backward: the graph through {y.op.name if y.op else 'this tensor'} has been freed by an earlier "
-                    "backward; pass retain_graph=True to that one, or compute the output again"
-                )
-            stack.extend([(x, False) for x in y.inputs if isinstance(x, Tensor) and x.requires_grad])
-    for i, target in enumerate(targets or ()):
-        if id(target) not in leading:
-            raise ValueError(f"{caller}: input {i}, of shape {target.shape}, was not used to compute the output")
-    return order, leading
-
-
-def _input_gradients(
-    y: Tensor,
-    inputs: tuple[Tensor | Number, ...],
-    wanted: set[int],
-    watched: bool,
-    rule: Callable[..., Gradient | tuple[Gradient, ...]],
-    *flows: Tensor,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each wanted input of the op that made y with what ``rule`` of that op makes of the gradients ``flows`` for it.
-
-    It is checked and brought to the input's shape and dtype.
-    """
-    op = y.op
-    assert op is not None
-    try:
-        gradients = rule(*flows, y, *inputs)
-        if not isinstance(gradients, tuple):
-            gradients = (gradients,)
-        if len(gradients) != len(inputs):
-            raise ValueError(f"{op.name}: {rule.__name__} returned {len(gradients)} gradients; expected {len(inputs)}")
-        for operand, x, gradient in zip(op._parsed.operands(len(inputs)), inputs, gradients, strict=True):
-            if isinstance(x, Tensor) and id(x) in wanted:
-                gx = _fitted(op, rule.__name__, operand, gradient() if callable(gradient) else gradient, x, y)
-                if watched:
-                    anomaly.check_backward(op.name, operand.name, gx.data, y.origin)
-                yield x, gx
-    except Exception as error:
-        if y.origin and not isinstance(error, anomaly.AnomalyError):
-            error.add_note(f"The forward pass called {op.name} at {y.origin}")
-        raise
-
-
-def _fitted(op: Op, rule: str, operand: Operand, gx: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
-    """The gradient for one operand, checked and brought to the operand's shape and dtype."""
-    if gx is None:
-        raise ValueError(f"{op.name}: no gradient is defined for {operand.name}; detach() it if that is meant")
-    if not isinstance(gx, Tensor):
-        raise TypeError(f"{op.name}: {rule} returned {type(gx).__name__} for {operand.name}; expected a Tensor")
-    if gx.shape != x.shape and operand.any_rank and gx.ndim >= x.ndim:
-        gx = _unbroadcast(gx, x.shape)
-    if gx.shape != x.shape or gx.dtype != y.dtype:
+    targets = targets_of("grad", inputs)
+    given = check_start("grad", output, grad_output)
+    path = Path("grad", output, targets)
+    missing = unused("grad", path, targets)
+    if missing and not allow_unused:
+        shape = targets[missing[0]].shape
         raise ValueError(
-            f"{op.name}: {rule} returned {gx.dtype} of shape {gx.shape} for {operand.name}; "
-            f"expected {y.dtype} of shape {x.shape}"
+            f"grad: input {missing[0]}, of shape {shape}, was not used to compute the output; with allow_unused=True "
+            "its gradient is None"
         )
-    return gx if gx.dtype == x.dtype else gx.astype(x.dtype)
+    gy = start_of(output, given)
+    found = {id(x): gx for x, gx in backpropagate(path, output, gy, create_graph, create_graph)}
+    results: list[Tensor | None] = []
+    taken = {id(gy.data)}
+    for x in targets:
+        gx = found.get(id(x))
+        if gx is not None and (id(gx.data) in taken or gx.data.base is not None):
+            gx = gx.copy()
+        taken |= set() if gx is None else {id(gx.data)}
+        results.append(gx)
+    return tuple(results)
 
 
-def _replaced(gy: Tensor, answer: Tensor | None) -> Tensor:
-    """The gradient, or what a hook gave in its place."""
-    if answer is None:
-        return gy
-    if not isinstance(answer, Tensor) or answer.shape != gy.shape or answer.dtype != gy.dtype:
-        found = f"{answer.dtype} of shape {answer.shape}" if isinstance(answer, Tensor) else type(answer).__name__
-        raise ValueError(f"register_hook: the hook returned {found}; expected a Tensor, {gy.dtype} of shape {gy.shape}")
-    return answer
-
-
-def _unbroadcast(gx: Tensor, shape: Shape) -> Tensor:
-    """The transpose of broadcasting: sum over the axes that an operand of ``shape`` was repeated along."""
-    new = gx.ndim - len(shape)
-    repeated = tuple(a for a in range(gx.ndim) if a < new or (shape[a - new] == 1 and gx.shape[a] != 1))
-    summed = gx.sum(repeated, keepdims=True) if repeated else gx
-    return summed.reshape(summed.shape[new:])
+numpy_functions |= {
+    "shape": lambda x: x.shape,
+    "ndim": lambda x: x.ndim,
+    "size": lambda x: x.size,
+    "copy": Tensor.copy,
+    "sum": Tensor.sum,
+    "mean": Tensor.mean,
+    "var": Tensor.var,
+    "max": Tensor.max,
+    "min": Tensor.min,
+    "amax": Tensor.max,
+    "amin": Tensor.min,
+    "argmax": Tensor.argmax,
+    "argmin": Tensor.argmin,
+    "reshape": Tensor.reshape,
+    "transpose": lambda x, axes=None: x.transpose() if axes is None else x.transpose(axes),
+    "squeeze": Tensor.squeeze,
+    "expand_dims": Tensor.expand_dims,
+    "broadcast_to": Tensor.broadcast_to,
+    "astype": Tensor.astype,
+}

@@ -20,7 +20,8 @@ from .contestants import lenet5, levels
 def main() -> None:
     start = time.perf_counter()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.torch_train", description=__doc__.split("\n")[0])
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder with MNIST's IDX files")
+    parser.add_argument("--dataset", choices=["mnist", "idx"], default="mnist", help="what the folder holds")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder with IDX files")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.004, help="the highest learning rate of the one-cycle schedule")
@@ -44,7 +45,7 @@ def main() -> None:
         return F.pad(x, (2, 2, 2, 2), value=background).unsqueeze(1)
 
     def load(split: str) -> tuple[Any, Any]:
-        images, labels = data.mnist(args.data_dir, split)
+        images, labels = getattr(data, args.dataset)(args.data_dir, split)
         return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels)
 
     images, labels = load("train")

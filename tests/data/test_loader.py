@@ -303,7 +303,7 @@ def test_far_shifts_leave_background() -> None:
     ("arguments", "error", "sentence"),
     [
         ({"translation": -1.0}, ValueError, "Affine: translation is -1.0"),
-        ({"scale": 1.0}, ValueError, "Affine: scale is 1.0; expected a finite number of at least 0 and below 1"),
+        ({"scale": 1.0}, ValueError, "Affine: scale is 1.0; expected a .*number"),
         ({"squeeze": 2}, ValueError, "Affine: squeeze is 2"),
         ({"shear": float("nan")}, ValueError, "Affine: shear is nan"),
         ({"shear": float("inf")}, ValueError, "Affine: shear is inf"),

@@ -1,5 +1,7 @@
 """The image sets: found, checked, downloaded only when asked for, and never taken for each other."""
 
+import errno
+import gzip
 import hashlib
 import os
 import subprocess
@@ -23,6 +25,10 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (7, 28, 28), dtype=np.uint8)
 LABELS = np.array([3, 1, 4, 1, 5, 9, 2], np.uint8)
 
 
+def header(ndim: int, N: int) -> bytes:
+    return bytes([0, 0, 8, ndim]) + b"".join(length.to_bytes(4, "big") for length in (N, 28, 28)[:ndim])
+
+
 def fill(
     folder: Path, images: np.ndarray = IMAGES, labels: np.ndarray = LABELS, prefix: str = "train", ending: str = ""
 ) -> None:
@@ -31,32 +37,30 @@ def fill(
     write_idx(folder / f"{prefix}-labels-idx1-ubyte{ending}", labels)
 
 
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IMAGES and LABELS pass for the whole of MNIST; in another order they pass for Fashion-MNIST."""
+    for name, images, labels in (("mnist", IMAGES, LABELS), ("fashion_mnist", IMAGES[::-1], LABELS[::-1])):
+        for prefix, i in (("train", 0), ("t10k", 1)):
+            for kind, array in (("images-idx3", np.roll(images, i, axis=0)), ("labels-idx1", np.roll(labels, i))):
+                content = header(array.ndim, len(array)) + array.tobytes()
+                monkeypatch.setitem(sets._MD5[name], f"{prefix}-{kind}-ubyte", hashlib.md5(content).hexdigest())
+
+
+@pytest.mark.usefixtures("published")
 @pytest.mark.parametrize("ending", ["", ".gz"])
-@pytest.mark.parametrize(("split", "prefix"), [("train", "train"), ("test", "t10k")])
-@pytest.mark.parametrize(
-    ("load", "place"),
-    [
-        (data.mnist, "."),
-        (data.mnist, "mnist"),
-        (data.mnist, "MNIST/raw"),
-        (data.fashion_mnist, "."),
-        (data.fashion_mnist, "fashion_mnist"),
-        (data.fashion_mnist, "FashionMNIST/raw"),
-    ],
-)
-def test_files_are_found(tmp_path: Path, load: Loader, place: str, split: str, prefix: str, ending: str) -> None:
-    fill(tmp_path / place, prefix=prefix, ending=ending)
-    for root in (tmp_path, str(tmp_path)):
-        images, labels = load(root, split)
+@pytest.mark.parametrize("place", [".", "mnist", "MNIST/raw"])
+def test_files_are_found(tmp_path: Path, place: str, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With root given, and by the environment's; a wrong file beside a right one does no harm."""
+    fill(tmp_path / place, ending=ending)
+    fill(tmp_path / place, np.roll(IMAGES, 1, axis=0), np.roll(LABELS, 1), prefix="t10k", ending=ending)
+    fill(tmp_path, IMAGES + 1, ending=".gz" if not ending else "")
+    monkeypatch.setenv("TINYGRAD_LENET_DATA", str(tmp_path))
+    for images, labels in (data.mnist(tmp_path), data.mnist(str(tmp_path), "train"), data.mnist()):
         np.testing.assert_array_equal(images, IMAGES)
         np.testing.assert_array_equal(labels, LABELS)
         assert images.dtype == np.uint8 and labels.dtype == np.int64
-
-
-def test_default_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TINYGRAD_LENET_DATA", str(tmp_path))
-    fill(tmp_path / "mnist")
-    assert len(data.mnist()[0]) == len(IMAGES)
+    assert data.mnist(tmp_path, "test")[1].tolist() == np.roll(LABELS, 1).tolist()
 
 
 def test_default_folder_is_the_one_that_pooch_would_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +69,7 @@ def test_default_folder_is_the_one_that_pooch_would_use(monkeypatch: pytest.Monk
     assert sets._cache() == Path(pooch.os_cache("tinygrad_lenet"))
 
 
+@pytest.mark.usefixtures("published")
 def test_missing_files_are_named_with_what_to_do(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").unlink()
@@ -72,37 +77,25 @@ def test_missing_files_are_named_with_what_to_do(tmp_path: Path) -> None:
         data.mnist(tmp_path)
     sentence = str(caught.value)
     assert sentence.startswith("mnist: train-labels-idx1-ubyte not found in ")
-    assert "train-images" not in sentence
     assert str(tmp_path) in sentence and "MNIST/raw" in sentence and "data.mnist(download=True)" in sentence
 
 
+@pytest.mark.usefixtures("published")
 @pytest.mark.parametrize(
-    ("images", "labels", "sentence"),
+    ("images", "found"),
     [
-        (LABELS, LABELS, r"train-images-idx3-ubyte holds uint8 of shape \(7,\), expected uint8 images"),
-        (IMAGES, IMAGES, r"train-labels-idx1-ubyte holds uint8 of shape \(7, 28, 28\), expected uint8 labels"),
-        (IMAGES[:, :, :27], LABELS, "train-images-idx3-ubyte holds"),
-        (IMAGES.astype(np.int16), LABELS, "train-images-idx3-ubyte holds int16"),
-        (IMAGES, LABELS.astype(np.int32), "train-labels-idx1-ubyte holds int32"),
-        (IMAGES[:6], LABELS, "6 images and .*train-labels-idx1-ubyte 7 labels"),
-        (IMAGES, LABELS + 1, "train-labels-idx1-ubyte holds the label 10, expected 0 to 9"),
+        (IMAGES[::-1], "is fashion_mnist's train-images-idx3-ubyte"),
+        (np.roll(IMAGES, 1, axis=0), "is mnist's t10k-images-idx3-ubyte"),
+        (LABELS, "is mnist's train-labels-idx1-ubyte"),
+        (IMAGES ^ 1, r"is another file, uint8 of shape \(7, 28, 28\)"),
+        (IMAGES.astype(np.int16), "is another file, int16 of shape .*"),
     ],
 )
-def test_mislabelled_files_are_refused(tmp_path: Path, images: np.ndarray, labels: np.ndarray, sentence: str) -> None:
-    fill(tmp_path, images, labels)
-    with pytest.raises(DataError, match=f"mnist: .*{sentence}"):
+def test_files_of_other_sets_are_refused(tmp_path: Path, images: np.ndarray, found: str) -> None:
+    """Whatever their name and form; the sentence says whose they are, if it is known, and how they can be read."""
+    fill(tmp_path, images, ending=".gz")
+    with pytest.raises(DataError, match=rf"mnist: .*images-idx3-ubyte.gz {found}, expected mnist's train-i.*data\.idx"):
         data.mnist(tmp_path)
-
-
-def test_sets_and_splits_are_not_taken_for_each_other(tmp_path: Path) -> None:
-    labels = np.array(sets._FIRST_LABELS["mnist", "train"], np.uint8)
-    fill(tmp_path, np.zeros((10, 28, 28), np.uint8), labels)
-    fill(tmp_path, np.zeros((10, 28, 28), np.uint8), labels, prefix="t10k")
-    assert data.mnist(tmp_path)[1].tolist() == labels.tolist()
-    with pytest.raises(DataError, match="train-labels-idx1-ubyte is the train file of mnist, expected fashion_mnist's"):
-        data.fashion_mnist(tmp_path)
-    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte is the train file of mnist, expected mnist's test"):
-        data.mnist(tmp_path, "test")
 
 
 def test_damaged_file_is_refused(tmp_path: Path) -> None:
@@ -113,9 +106,53 @@ def test_damaged_file_is_refused(tmp_path: Path) -> None:
         data.mnist(tmp_path)
 
 
-@pytest.mark.parametrize("load", [data.mnist, data.fashion_mnist, data.digits])
+# Other sets in the same format
+
+
+def test_idx(tmp_path: Path) -> None:
+    """KMNIST's names and EMNIST's, whose letters have more classes, and whose images lie transposed."""
+    fill(tmp_path / "kmnist", ending=".gz")
+    letters = LABELS + 17
+    fill(tmp_path / "emnist", IMAGES, letters, "emnist-letters-train", ".gz")
+    fill(tmp_path / "emnist", IMAGES, letters, "emnist-letters-test")
+    np.testing.assert_array_equal(data.idx(tmp_path / "kmnist")[0], IMAGES)
+    for split in ("train", "test"):
+        for root in (tmp_path / "emnist", str(tmp_path / "emnist" / "emnist-letters")):
+            images, labels = data.idx(root, split)
+            np.testing.assert_array_equal(images, IMAGES.transpose(0, 2, 1))
+            assert images.flags.c_contiguous and labels.dtype == np.int64
+            assert labels.tolist() == letters.tolist()
+    fill(tmp_path / "emnist", IMAGES[:3], LABELS[:3], "emnist-digits-test")
+    assert len(data.idx(tmp_path / "emnist" / "emnist-digits", "test")[0]) == 3
+    with pytest.raises(DataError, match=r"holds emnist-digits-test, emnist-letters-test to test on, expected one"):
+        data.idx(tmp_path / "emnist", "test")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "sentence"),
+    [
+        (LABELS, LABELS, r"train-images-idx3-ubyte holds uint8 of shape \(7,\), expected uint8 of 3 axes"),
+        (IMAGES, IMAGES, r"train-labels-idx1-ubyte holds uint8 of shape \(7, 28, 28\), expected uint8 of 1 axis"),
+        (IMAGES.astype(np.int16), LABELS, "train-images-idx3-ubyte holds int16"),
+        (IMAGES[:6], LABELS, "6 images and .*train-labels-idx1-ubyte 7 labels"),
+    ],
+)
+def test_idx_refuses_what_does_not_fit(tmp_path: Path, images: np.ndarray, labels: np.ndarray, sentence: str) -> None:
+    fill(tmp_path, images, labels)
+    with pytest.raises(DataError, match=f"idx: .*{sentence}"):
+        data.idx(tmp_path)
+    with pytest.raises(DataError, match=r"idx: .* holds no set to test on"):
+        data.idx(tmp_path, "test")
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte.gz cannot be read|holds"):
+        data.idx(tmp_path)
+    with pytest.raises(DataError, match=r"idx: .* cannot be read"):
+        data.idx(tmp_path / "none" / "none")
+
+
+@pytest.mark.parametrize("load", [data.mnist, data.fashion_mnist, partial(data.idx, "."), data.digits])
 def test_unknown_split(load: Loader) -> None:
-    with pytest.raises(ValueError, match=f"{load.__name__}: split is 'foo', expected 'train' or 'test'"):
+    with pytest.raises(ValueError, match="split is 'foo', expected 'train' or 'test'"):
         load(split="foo")
 
 
@@ -147,13 +184,13 @@ def serve() -> Iterator[Callable[[Path], str]]:
 
 
 @pytest.fixture
-def upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def upstream(tmp_path: Path, published: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the four files, whose checksums stand in for the published ones."""
     pytest.importorskip("pooch")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     folder = tmp_path / "upstream"
-    for prefix in ("train", "t10k"):
-        fill(folder, prefix=prefix, ending=".gz")
+    fill(folder, ending=".gz")
+    fill(folder, np.roll(IMAGES, 1, axis=0), np.roll(LABELS, 1), prefix="t10k", ending=".gz")
     sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     monkeypatch.setitem(sets._SHA256, "mnist", sums)
     return folder
@@ -164,8 +201,8 @@ def test_download_goes_on_to_the_next_mirror(
 ) -> None:
     monkeypatch.setitem(sets._MIRRORS, "mnist", (serve(tmp_path / "empty"), serve(upstream)))
     images, labels = data.mnist(tmp_path / "root", "test", download=True)
-    np.testing.assert_array_equal(images, IMAGES)
-    np.testing.assert_array_equal(labels, LABELS)
+    np.testing.assert_array_equal(images, np.roll(IMAGES, 1, axis=0))
+    np.testing.assert_array_equal(labels, np.roll(LABELS, 1))
     names = sorted(str(path.relative_to(tmp_path / "root")) for path in (tmp_path / "root").rglob("*.*"))
     assert names == ["mnist/t10k-images-idx3-ubyte.gz", "mnist/t10k-labels-idx1-ubyte.gz"]
     monkeypatch.setitem(sets._MIRRORS, "mnist", ())
@@ -178,11 +215,40 @@ def test_wrong_checksum_never_reaches_the_cache(
     forged = tmp_path / "forged"
     fill(forged, IMAGES[::-1], LABELS[::-1], ending=".gz")  # a good file, but not the published one
     monkeypatch.setitem(sets._MIRRORS, "mnist", (serve(forged),))
-    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz came intact from no mirror: .*SHA256"):
+    with pytest.raises(DataError, match=r"no mirror delivered train-images-idx3-ubyte.gz intact: .*SHA256"):
         data.mnist(tmp_path / "root", download=True)
     assert not [path for path in (tmp_path / "root").rglob("*") if path.is_file()]
     monkeypatch.setitem(sets._MIRRORS, "mnist", (serve(forged), serve(upstream)))
     np.testing.assert_array_equal(data.mnist(tmp_path / "root", download=True)[0], IMAGES)
+
+
+@pytest.mark.parametrize("content", [b"", b"an error page", gzip.compress(header(3, 7) + IMAGES[::-1].tobytes())])
+def test_wrong_files_are_fetched_again(
+    content: bytes, tmp_path: Path, upstream: Path, serve: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the folder that downloads go to they are replaced; elsewhere they are somebody's, and left."""
+    monkeypatch.setitem(sets._MIRRORS, "mnist", (serve(upstream),))
+    (tmp_path / "root" / "mnist").mkdir(parents=True)
+    wrong = [tmp_path / "root" / "mnist" / "train-images-idx3-ubyte.gz", tmp_path / "root" / "train-labels-idx1-ubyte"]
+    for path in wrong:
+        path.write_bytes(content)
+    for download in (True, False):
+        np.testing.assert_array_equal(data.mnist(tmp_path / "root", download=download)[0], IMAGES)
+    assert [path.read_bytes() == content for path in wrong] == [False, True]
+
+
+def test_folder_that_cannot_be_written_to(tmp_path: Path, upstream: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is named as such, before any mirror is asked."""
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"mnist: .*file/mnist cannot be written to \(Not a directory\), expected"):
+        data.mnist(tmp_path / "file", download=True)
+
+    def fail(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(sets.tempfile, "TemporaryFile", fail)
+    with pytest.raises(DataError, match=r"mnist: .*mnist cannot be written to \(Read-only file system\)"):
+        data.mnist(tmp_path, download=True)
 
 
 def test_no_mirror_answers(
@@ -195,7 +261,7 @@ def test_no_mirror_answers(
 
 def test_no_pooch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pooch", None)  # importing it now fails
-    with pytest.raises(DataError, match=r'needs pooch.*pip install "tinygrad_lenet\[example\]"'):
+    with pytest.raises(DataError, match=r"needs pooch.*pip install pooch"):
         data.mnist(tmp_path, download=True)
 
 
@@ -207,9 +273,10 @@ def test_nothing_is_imported_before_it_is_needed() -> None:
 
 def test_every_checksum_is_there_once() -> None:
     names = {f"{prefix}-{kind}-ubyte.gz" for prefix in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")}
-    sums = [value for listed in sets._SHA256.values() for value in listed.values()]
-    assert all(set(listed) == names for listed in sets._SHA256.values())
-    assert len(set(sums)) == 8 and all(len(value) == 64 and int(value, 16) for value in sums)
+    for table, length in ((sets._SHA256, 64), (sets._MD5, 32)):
+        sums = [value for listed in table.values() for value in listed.values()]
+        assert all({f"{name.removesuffix('.gz')}.gz" for name in listed} == names for listed in table.values())
+        assert len(set(sums)) == 8 and all(len(value) == length and int(value, 16) for value in sums)
 
 
 # The digits that come with the package.
@@ -227,15 +294,6 @@ def test_digits() -> None:
         assert abs(rows.mean() - 13.5) < 0.5 and abs(columns.mean() - 13.5) < 0.5
 
 
-def test_digits_are_those_of_scikit_learn() -> None:
-    datasets = pytest.importorskip("sklearn.datasets")
-    whole = datasets.load_digits()
-    np.testing.assert_array_equal(sets._embedded("digits-images-idx3-ubyte.gz"), whole.images)
-    fifth = np.arange(1797) % 5 == 0
-    np.testing.assert_array_equal(data.digits()[1], whole.target[~fifth])
-    np.testing.assert_array_equal(data.digits("test")[1], whole.target[fifth])
-
-
 def test_enlarging_keeps_flat_areas_flat_and_orientation() -> None:
     small = np.zeros((1, 8, 8), np.uint8)
     small[0, :3, 5:] = 16
@@ -251,30 +309,8 @@ def mnist_folder() -> Path:
 @pytest.mark.skipif(
     not any(mnist_folder().glob("*-idx3-ubyte*")), reason="needs MNIST: set TINYGRAD_LENET_MNIST to its folder"
 )
-@pytest.mark.parametrize(
-    ("split", "N", "images_sum", "labels_sum"),
-    [
-        # SHA-256 of the published files, uncompressed
-        (
-            "train",
-            60_000,
-            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        ),
-        (
-            "test",
-            10_000,
-            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        ),
-    ],
-)
-def test_real_mnist(split: str, N: int, images_sum: str, labels_sum: str) -> None:
-    images, labels = data.mnist(mnist_folder(), split)
-    assert images.shape == (N, 28, 28) and labels.shape == (N,)
-    assert hashlib.sha256(header(3, N) + images.tobytes()).hexdigest() == images_sum
-    assert hashlib.sha256(header(1, N) + labels.astype(np.uint8).tobytes()).hexdigest() == labels_sum
-
-
-def header(ndim: int, N: int) -> bytes:
-    return bytes([0, 0, 8, ndim]) + b"".join(length.to_bytes(4, "big") for length in (N, 28, 28)[:ndim])
+def test_real_mnist() -> None:
+    for split, N in (("train", 60_000), ("test", 10_000)):
+        images, labels = data.mnist(mnist_folder(), split)
+        assert images.shape == (N, 28, 28) and labels.shape == (N,)
+        assert abs(images.mean() / 255 - 0.1317) < 0.002 and np.bincount(labels).min() > 0.08 * N

@@ -7,8 +7,15 @@
 ((64, 1, 32, 32), (64,))
 """
 
-from .idx import DataError, read_idx, write_idx
+from .idx_files import DataError, read_idx, write_idx
 from .loader import Affine, DataLoader, to_input
-from .sets import digits, fashion_mnist, mnist
+from .sets import digits, fashion_mnist, idx, mnist
 
-__all__ = ["Affine", "DataError", "DataLoader", "digits", "fashion_mnist", "mnist", "read_idx", "to_input", "write_idx"]
+__all__ = [
+    "Affine", "DataError", "DataLoader",
+    "digits", "fashion_mnist", "idx", "mnist", "read_idx", "to_input", "write_idx",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+    return __all__

@@ -1,7 +1,11 @@
-"""The image sets: MNIST and Fashion-MNIST from files, and a small set of digits that comes with the package."""
+"""The image sets: MNIST, Fashion-MNIST and others from files, and a small set of digits that comes with the package."""
 
+import hashlib
 import os
+import re
+import struct
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -10,13 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .idx import DataError, PathLike, read_idx
+from ..files import PathLike
+from .idx_files import DataError, read_idx
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 _PREFIX = {"train": "train", "test": "t10k"}  # the test files are named after their 10,000 images
-_CLASSES = 10
+_KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 _FOLDERS = {"mnist": ("mnist", "MNIST/raw", "."), "fashion_mnist": ("fashion_mnist", "FashionMNIST/raw", ".")}
 
 # Mirrors are tried in this order.
@@ -47,22 +52,31 @@ _SHA256 = {
     },
 }
 
-# Both sets use the same file names; their first ten labels tell them apart.
-_FIRST_LABELS = {
-    ("mnist", "train"): (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
-    ("mnist", "test"): (7, 2, 1, 0, 4, 1, 4, 9, 5, 9),
-    ("fashion_mnist", "train"): (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
-    ("fashion_mnist", "test"): (9, 2, 1, 1, 6, 1, 4, 6, 5, 7),
+# MD5 of the unpacked contents: the same images if they are packed differently.
+_MD5 = {
+    "mnist": {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    },
+    "fashion_mnist": {
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
 }
 
 
 def mnist(root: PathLike | None = None, split: str = "train", download: bool = False) -> tuple[Images, Labels]:
     """Return MNIST's handwritten digits, white on black: images uint8 (N, H, W) = (N, 28, 28), labels int64 (N,).
 
-    split "train" has 60,000 images, "test" 10,000. The IDX files, gzipped or not, are looked for in root's
-    subfolders mnist and MNIST/raw and in root itself; root=None means the folder named by the environment variable
-    TINYGRAD_LENET_DATA, else the user's cache. download=True fetches missing files with pooch into root's mnist,
-    each verified by SHA-256. Raises DataError for files that are missing, damaged or not MNIST's.
+    Split "train" has 60,000 images, "test" 10,000. The IDX files, gzipped or not, are looked up in root's subfolders
+    mnist and MNIST/raw and in root itself; root=None means the folder named by the environment variable
+    TINYGRAD_LENET_DATA, or else the user's cache. download=True downloads missing or wrong files with pooch into root's
+    subfolder mnist and verifies each by SHA-256. Raises DataError for files that are missing, damaged or, by their MD5,
+    not MNIST's; `idx` reads other sets.
     Source: LeCun, Cortes, Burges, The MNIST database of handwritten digits.
     """
     return _load("mnist", root, split, download)
@@ -77,13 +91,66 @@ def fashion_mnist(root: PathLike | None = None, split: str = "train", download: 
     return _load("fashion_mnist", root, split, download)
 
 
+def idx(root: PathLike, split: str = "train") -> tuple[Images, Labels]:
+    """Return any set in MNIST's format, such as KMNIST or EMNIST: images uint8 (N, H, W), labels int64 (N,).
+
+    root is the folder of the set's IDX files, gzipped or not, whose names end in train-images-idx3-ubyte and
+    train-labels-idx1-ubyte, with t10k or test instead of train for split "test". If several sets share a folder, append
+    the beginning of the file names, for example "data/emnist-letters". Files called emnist-... hold transposed images,
+    which are transposed back. Raises DataError for files that are missing, damaged or do not fit together.
+    Source: Cohen, Afshar, Tapson, van Schaik, EMNIST, arXiv:1702.05373.
+
+    >>> import tempfile
+    >>> from tinygrad_lenet.data import write_idx
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_idx(f"{folder}/t10k-images-idx3-ubyte.gz", np.zeros((2, 28, 28), np.uint8))
+    ...     write_idx(f"{folder}/t10k-labels-idx1-ubyte.gz", np.array([25, 3], np.uint8))
+    ...     images, labels = idx(folder, "test")
+    >>> images.shape, labels
+    ((2, 28, 28), array([25,  3]))
+    """
+    _prefix("idx", split)
+    place = Path(root)
+    folder, start = (place, "") if place.is_dir() else (place.parent, place.name)
+    part = "train" if split == "train" else "(?:t10k|test)"
+    form = re.compile(rf"({re.escape(start)}.*{part})-{_KINDS[0]}(?:\.gz)?")
+    try:
+        sets = {found[1] for name in os.listdir(folder) if (found := form.fullmatch(name))}
+    except OSError as error:
+        raise DataError(
+            f"idx: {folder} cannot be read ({error.strerror or error}), expected a folder of IDX files; check the path"
+        ) from error
+    if len(sets) != 1:
+        raise DataError(
+            f"idx: {folder} holds {', '.join(sorted(sets)) or 'no set'} to {split} on, expected one with a name that "
+            f"begins with {start!r}; name its folder, or the folder and what the names of its files begin with"
+        )
+    (stem,) = sets
+    paths = [folder / f"{stem}-{kind}" for kind in _KINDS]
+    paths = [path if path.exists() else path.with_name(f"{path.name}.gz") for path in paths]
+    images, labels = map(read_idx, paths)
+    for path, array, ndim in zip(paths, (images, labels), (3, 1), strict=True):
+        if array.dtype != np.uint8 or array.ndim != ndim:
+            raise DataError(
+                f"idx: {path} holds {array.dtype} of shape {array.shape}, expected uint8 of "
+                f"{ndim} {'axes' if ndim > 1 else 'axis'}; check that the files were not mixed up"
+            )
+    if len(images) != len(labels):
+        raise DataError(
+            f"idx: {paths[0]} holds {len(images)} images and {paths[1]} {len(labels)} labels, expected one label "
+            "per image; check that the files were not mixed up"
+        )
+    if stem.startswith("emnist-"):
+        images = np.ascontiguousarray(images.transpose(0, 2, 1))
+    return images, labels.astype(np.int64)
+
+
 def digits(split: str = "train") -> tuple[Images, Labels]:
     """Return 1,797 small handwritten digits that come with the package: images uint8 (N, 28, 28), labels int64 (N,).
 
-    Every fifth image belongs to split "test" (360 images), the others to "train" (1,437): the writers of one are those
-    of the other, as in MNIST they are not, so expect fewer errors here (nearest neighbour makes 0.8%). The 8x8
-    originals, values 0..16, are brought to MNIST's format: 20x20 by cubic interpolation, contrast raised, centred on
-    28x28, white on black.
+    Every fifth image belongs to split "test" (360 images), the others to "train" (1,437). Unlike in MNIST, both splits
+    share their writers, so expect fewer errors (nearest neighbour has 0.8%). The 8x8 originals, with values 0..16, are
+    converted to MNIST's format: 20x20 by cubic interpolation, with more contrast, centred on 28x28, white on black.
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository,
     https://doi.org/10.24432/C50P49, CC BY 4.0.
 
@@ -109,16 +176,16 @@ def _embedded(name: str) -> npt.NDArray[Any]:
 
 
 def _enlarge(small: Images) -> Images:
-    """Bring (N, 8, 8) values 0..16 to (N, 28, 28) values 0..255: cubic convolution to 20x20, contrast, a border of 4.
+    """Convert (N, 8, 8) values 0..16 to (N, 28, 28) values 0..255: cubic convolution to 20x20, contrast, a border of 4.
 
-    The kernel is that of Keys, Cubic convolution interpolation for digital image processing, 1981, with a = -1/2.
+    The kernel is by Keys, Cubic convolution interpolation for digital image processing, 1981, with a = -1/2.
     """
     centre = (np.arange(20) + 0.5) * 8 / 20 - 0.5  # of each new pixel, in old pixels
     t = np.abs(centre[:, None] - np.arange(8))
     near, far = 1.5 * t**3 - 2.5 * t**2 + 1, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
     weight = np.where(t < 1, near, np.where(t < 2, far, 0.0))  # [20 8]
     ink = weight @ (small / 16) @ weight.T
-    ink = np.clip((ink - 0.15) * 1.6, 0, 1)  # strokes as white, and edges as steep, as MNIST's
+    ink = np.clip((ink - 0.15) * 1.6, 0, 1)  # makes strokes as white and edges as steep as MNIST's
     large = np.zeros((len(small), 28, 28), np.uint8)
     large[:, 4:24, 4:24] = np.rint(ink * 255)
     return large
@@ -127,23 +194,48 @@ def _enlarge(small: Images) -> Images:
 def _load(name: str, root: PathLike | None, split: str, download: bool) -> tuple[Images, Labels]:
     prefix = _prefix(name, split)
     folder = _cache() if root is None else Path(root)
-    wanted = [f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"]
-    found = {file: _find(name, folder, file) for file in wanted}
-    missing = [file for file, path in found.items() if path is None]
-    if missing and not download:
+    images, labels = (_find(name, folder, f"{prefix}-{kind}", download) for kind in _KINDS)
+    return images, labels.astype(np.int64)
+
+
+def _find(name: str, folder: Path, file: str, download: bool) -> Images:
+    """The contents of one of a set's files, from the first folder that has the right file."""
+    wrong = []
+    for place in _FOLDERS[name]:
+        for path in (folder / place / file, folder / place / f"{file}.gz"):
+            if path.exists():
+                try:
+                    return _verified(name, path, file)
+                except DataError as error:
+                    wrong.append(error)
+    if download:
+        return _verified(name, _fetch(name, f"{file}.gz", folder / _FOLDERS[name][0]), file)
+    if wrong:
+        raise wrong[0]
+    raise DataError(
+        f"{name}: {file} not found in {folder} or its subfolders {' and '.join(_FOLDERS[name][:-1])}, with or without "
+        f".gz; put it into one of these, or call data.{name}(download=True), which is --download of the examples"
+    )
+
+
+def _verified(name: str, path: Path, file: str) -> Images:
+    """The array in ``path``; DataError unless `_MD5` says that it is this file of the set."""
+    array: Images = read_idx(path, max_bytes=2**26)
+    header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    digest = hashlib.md5(header, usedforsecurity=False)
+    digest.update(array.data)
+    known = {md5: f"{other}'s {content}" for other, sums in _MD5.items() for content, md5 in sums.items()}
+    found = known.get(digest.hexdigest(), f"another file, {array.dtype} of shape {array.shape}")
+    if found != f"{name}'s {file}":
         raise DataError(
-            f"{name}: {' and '.join(missing)} not found in {folder} or its subfolders "
-            f"{' and '.join(_FOLDERS[name][:-1])}, with or without .gz; put them into one of these, "
-            f"or call data.{name}(download=True)"
+            f"{name}: {path} is {found}, expected {name}'s {file}; "
+            f"data.{name}(download=True) or --download gets that one; data.idx or --dataset idx reads other sets"
         )
-    for file in missing:
-        found[file] = _fetch(name, f"{file}.gz", folder / _FOLDERS[name][0])
-    paths = [path for path in found.values() if path is not None]
-    return _check(name, split, *paths)
+    return array
 
 
 def _cache() -> Path:
-    """Where pooch.os_cache("tinygrad_lenet") would point, unless the environment says otherwise; needs no pooch."""
+    """The folder named in the environment, or else what pooch.os_cache("tinygrad_lenet") would give, without pooch."""
     chosen = os.environ.get("TINYGRAD_LENET_DATA")
     if chosen:
         return Path(chosen)
@@ -155,22 +247,21 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tinygrad_lenet")
 
 
-def _find(name: str, folder: Path, file: str) -> Path | None:
-    for place in _FOLDERS[name]:
-        for ending in ("", ".gz"):
-            path = folder / place / f"{file}{ending}"
-            if path.is_file():
-                return path
-    return None
-
-
 def _fetch(name: str, file: str, folder: Path) -> Path:
     """Download one file into folder from the first mirror that has it; only a verified file gets its name."""
     try:
         import pooch  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except ImportError as error:
         raise DataError(
-            f'{name}: downloading {file} needs pooch, which is not installed; pip install "tinygrad_lenet[example]"'
+            f"{name}: downloading {file} needs pooch, which is not installed; run python -m pip install pooch"
+        ) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DataError(
+            f"{name}: {folder} cannot be written to ({error.strerror or error}), expected a folder for {file}; "
+            "choose another one, or put the file there by hand"
         ) from error
     failures = []
     for mirror in _MIRRORS[name]:
@@ -182,29 +273,6 @@ def _fetch(name: str, file: str, folder: Path) -> Path:
         else:
             return folder / file
     raise DataError(
-        f"{name}: {file} came intact from no mirror: {'; '.join(failures)}; check the connection, "
+        f"{name}: no mirror delivered {file} intact: {'; '.join(failures)}; check the connection, "
         f"or put the file into {folder} by hand"
     )
-
-
-def _check(name: str, split: str, image_path: Path, label_path: Path) -> tuple[Images, Labels]:
-    """Read an image and a label file and make sure that they are what their names say and belong together."""
-    images, labels = read_idx(image_path), read_idx(label_path)
-    advice = "check that the files were not mixed up, or fetch them again"
-    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
-        found = f"{images.dtype} of shape {images.shape}"
-        raise DataError(f"{name}: {image_path} holds {found}, expected uint8 images of shape (N, 28, 28); {advice}")
-    if labels.dtype != np.uint8 or labels.ndim != 1:
-        found = f"{labels.dtype} of shape {labels.shape}"
-        raise DataError(f"{name}: {label_path} holds {found}, expected uint8 labels of shape (N,); {advice}")
-    if len(images) != len(labels):
-        raise DataError(
-            f"{name}: {image_path} holds {len(images)} images and {label_path} {len(labels)} labels, "
-            f"expected one label an image; {advice}"
-        )
-    if labels.max() >= _CLASSES:
-        raise DataError(f"{name}: {label_path} holds the label {labels.max()}, expected 0 to {_CLASSES - 1}; {advice}")
-    for (other, part), first in _FIRST_LABELS.items():
-        if (other, part) != (name, split) and tuple(labels[:10].tolist()) == first:
-            raise DataError(f"{name}: {label_path} is the {part} file of {other}, expected {name}'s {split}; {advice}")
-    return images, labels.astype(np.int64)

@@ -1,9 +1,12 @@
-"""The layers. Arguments, weight layouts and initial values are PyTorch's; the formulas stand with the functions.
+"""The layers. Arguments, weight layouts and initial values are PyTorch's; `functional` documents the formulas.
 
-Weights and biases start uniform in +-1/sqrt(fan_in), where fan_in is how many inputs one output sums over (for the
-transposed convolution, as in PyTorch, how many outputs of one channel an input reaches). They are drawn with NumPy on
-the host, in float64, so every device and dtype starts from the same values. ``rng`` is a NumPy generator, a seed, or
-None for fresh values.
+A layer holds its op, which has checked the settings, and its parameters in ``dtype``, by default float32. It takes
+inputs of that dtype or integers.
+
+Weights and biases start uniform in +-1/sqrt(fan_in), where fan_in is the number of inputs that one output sums over
+(for the transposed convolution, as in PyTorch, the number of outputs of one channel that an input reaches). They are
+drawn with NumPy on the host, in float64, so every device and dtype starts from the same values. ``rng`` is a NumPy
+generator, a seed, or None for fresh values.
 """
 
 import math
@@ -13,62 +16,84 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..ops.conv import ScatterKernels
-from ..shapes import ShapeError, connection_table, integer, number, pair
-from ..tensor import Tensor, TensorLike, _as_tensor
+from ..graph import no_grad
+from ..op import op
+from ..ops.conv import Conv2d as Conv2dOp
+from ..ops.conv import ConvTranspose2d as ConvTranspose2dOp
+from ..ops.lenet_1998 import ScaledTanh as ScaledTanhOp
+from ..ops.lenet_1998 import ScatterKernels, connection_table
+from ..ops.lenet_1998 import Subsample2d as Subsample2dOp
+from ..ops.pool import AvgPool2d as AvgPool2dOp
+from ..ops.pool import MaxPool2d as MaxPool2dOp
+from ..shapes import Pair, ShapeError, generator, integer, number, pair
+from ..tensor import Tensor, TensorLike, as_tensor, check_writable
 from .module import Activation, Module, Parameter
 
 Random = np.random.Generator | int | None
-Size = int | tuple[int, int]
+OneOrTwo = int | tuple[int, int]  # the same for both axes, or (vertical, horizontal)
 
 
 class _Convolution(Module):
-    """What convolution and its transpose share: settings, weight (rows, columns, KH, KW) and bias."""
+    """What convolution and its transpose share: their op, weight (rows, columns, KH, KW) and bias."""
 
+    weight: Parameter
     bias: Parameter | None
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size,
-        padding: Size,
-        dilation: Size,
-        groups: int,
+        self, in_channels: int, out_channels: int, kernel_size: OneOrTwo, op: Conv2dOp | ConvTranspose2dOp
     ) -> None:
         layer = type(self).__name__
-        self.in_channels = integer(layer, "in_channels", in_channels, minimum=1)
-        self.out_channels = integer(layer, "out_channels", out_channels, minimum=1)
-        self.kernel_size = pair(layer, "kernel_size", kernel_size, minimum=1)
-        self.stride = pair(layer, "stride", stride, minimum=1)
-        self.padding = pair(layer, "padding", padding, minimum=0)
-        self.dilation = pair(layer, "dilation", dilation, minimum=1)
-        self.groups = integer(layer, "groups", groups, minimum=1)
+        self.in_channels: int = integer(layer, "in_channels", in_channels, minimum=1)
+        self.out_channels: int = integer(layer, "out_channels", out_channels, minimum=1)
+        self.kernel_size: Pair = pair(layer, "kernel_size", kernel_size, minimum=1)
+        self.op = op
         for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
-            if channels % self.groups:
-                raise ValueError(f"{layer}: {name} is {channels}; expected a multiple of groups, {self.groups}")
+            if channels % op.groups:
+                raise ValueError(f"{layer}: {name} is {channels}; expected a multiple of groups, {op.groups}")
+
+    @property
+    def stride(self) -> Pair:
+        """How far the window moves, (vertical, horizontal)."""
+        return self.op.stride
+
+    @property
+    def padding(self) -> Pair:
+        """How many pixels are added on each side, (vertical, horizontal)."""
+        return self.op.padding
+
+    @property
+    def dilation(self) -> Pair:
+        """The distance of neighbouring elements of the kernel, (vertical, horizontal)."""
+        return self.op.dilation
+
+    @property
+    def groups(self) -> int:
+        """How many groups of channels are convolved apart from each other."""
+        return self.op.groups
 
     def _draw(self, rows: int, columns: int, bias: bool, rng: Random, dtype: Any) -> None:
         shape = (rows, columns, *self.kernel_size)
         biases = self.out_channels if bias else None
         self.weight, self.bias = _initial(type(self).__name__, shape, math.prod(shape[1:]), biases, rng, dtype)
 
+    def forward(self, x: TensorLike) -> Tensor:
+        return self.op(x, self.weight, self.bias)
+
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         for name, default in (("padding", (0, 0)), ("output_padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1)):
-            if getattr(self, name, default) != default:
-                text += f", {name}={getattr(self, name)}"
+            if getattr(self.op, name, default) != default:
+                text += f", {name}={getattr(self.op, name)}"
         return text if self.bias is not None else text + ", bias=False"
 
 
 class Conv2d(_Convolution):
     """`functional.conv2d` with weight[F C/groups KH KW] and bias[F]: x[N C H W] -> y[N F OH OW].
 
-    F is ``out_channels``, C ``in_channels``. ``connections`` lists, for each output map, which input maps it sees, as
-    does Table I of LeCun et al. (1998); there are then kernels for these K pairs of maps only, weight[K KH KW], row by
-    row, and none for the others. TypeError or ValueError for sizes that are not integers in range, for channels that do
-    not split into ``groups``, and for a table with a missing map, without a row for each output map, or with groups.
+    F is ``out_channels``, C ``in_channels``. ``connections`` lists, for each output map, the input maps that it sees,
+    like Table I of LeCun et al. (1998); then only these K pairs of maps have kernels, weight[K KH KW], row by row.
+    TypeError or ValueError for sizes that are not integers in range, for channels that do not split into ``groups``,
+    and for connections that name a map that does not exist, lack a row for an output map, or come with groups.
 
     >>> Conv2d(1, 6, 5)
     Conv2d(1, 6, kernel_size=(5, 5), stride=(1, 1))
@@ -76,22 +101,25 @@ class Conv2d(_Convolution):
     (4, 5, 5)
     """
 
+    weight: Parameter
+    bias: Parameter | None
+
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        dilation: Size = 1,
+        kernel_size: OneOrTwo,
+        stride: OneOrTwo = 1,
+        padding: OneOrTwo = 0,
+        dilation: OneOrTwo = 1,
         groups: int = 1,
         bias: bool = True,
         rng: Random = None,
         dtype: Any = np.float32,
         connections: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        self.connections = None
+        super().__init__(in_channels, out_channels, kernel_size, Conv2dOp(stride, padding, dilation, groups))
+        self.connections: tuple[tuple[int, ...], ...] | None = None
         if connections is None:
             self._draw(self.out_channels, self.in_channels // self.groups, bias, rng, dtype)
             return
@@ -104,18 +132,18 @@ class Conv2d(_Convolution):
         if self.groups != 1:
             raise ValueError(f"Conv2d: groups is {self.groups}, and connections are given; expected only one of them")
         self._scatter = ScatterKernels.of(self.connections, self.in_channels)
-        # Each output map has a fan-in of its own, so each is drawn as a layer of one map.
-        rng = _generator("Conv2d", rng)
+        # Each output map has its own fan-in, so each is drawn like a layer with one map.
+        rng = generator("Conv2d", "rng", rng)
         kernels = [(len(maps), *self.kernel_size) for maps in self.connections]
         drawn = [_initial("Conv2d", shape, math.prod(shape), 1 if bias else None, rng, dtype) for shape in kernels]
-        self.weight = Parameter(np.concatenate([weight.data for weight, _ in drawn]))
-        self.bias = Parameter(np.concatenate([b.data for _, b in drawn if b is not None])) if bias else None
+        self.weight = Parameter(np.concatenate([weight.data for weight, _ in drawn]), dtype=dtype)
+        biases = [b.data for _, b in drawn if b is not None]
+        self.bias = Parameter(np.concatenate(biases), dtype=dtype) if bias else None
 
     def forward(self, x: TensorLike) -> Tensor:
-        weight: Tensor = self.weight
-        if self.connections is not None:
-            weight = self._scatter(weight)  # (K, KH, KW) -> (F, C, KH, KW), with 0 for all other pairs
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        if self.connections is None:
+            return super().forward(x)
+        return self.op(x, self._scatter(self.weight), self.bias)  # (K, KH, KW) -> (F, C, KH, KW), 0 for all other pairs
 
     def extra_repr(self) -> str:
         if self.connections is None:
@@ -137,29 +165,25 @@ class ConvTranspose2d(_Convolution):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        output_padding: Size = 0,
+        kernel_size: OneOrTwo,
+        stride: OneOrTwo = 1,
+        padding: OneOrTwo = 0,
+        output_padding: OneOrTwo = 0,
         groups: int = 1,
         bias: bool = True,
-        dilation: Size = 1,
+        dilation: OneOrTwo = 1,
         rng: Random = None,
         dtype: Any = np.float32,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        self.output_padding = pair("ConvTranspose2d", "output_padding", output_padding, minimum=0)
-        for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
-            if extra >= max(s, d):
-                raise ValueError(
-                    f"ConvTranspose2d: output_padding is {extra}; expected less than the stride {s} or the dilation {d}"
-                )
+        super().__init__(
+            in_channels, out_channels, kernel_size, ConvTranspose2dOp(stride, padding, output_padding, dilation, groups)
+        )
         self._draw(self.in_channels, self.out_channels // self.groups, bias, rng, dtype)
 
-    def forward(self, x: TensorLike) -> Tensor:
-        return F.conv_transpose2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.output_padding, self.dilation, self.groups
-        )
+    @property
+    def output_padding(self) -> Pair:
+        """How many pixels are added to the output at its lower and right edge, (vertical, horizontal)."""
+        return getattr(self.op, "output_padding")  # noqa: B009 - which a convolution's op does not have
 
 
 class Linear(Module):
@@ -171,34 +195,48 @@ class Linear(Module):
     Linear(in_features=84, out_features=10, bias=True)
     """
 
+    weight: Parameter
+    bias: Parameter | None
+
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, rng: Random = None, dtype: Any = np.float32
     ) -> None:
-        self.in_features = integer("Linear", "in_features", in_features, minimum=1)
-        self.out_features = integer("Linear", "out_features", out_features, minimum=1)
+        self.in_features: int = integer("Linear", "in_features", in_features, minimum=1)
+        self.out_features: int = integer("Linear", "out_features", out_features, minimum=1)
         shape = (self.out_features, self.in_features)
         biases = self.out_features if bias else None
         self.weight, self.bias = _initial("Linear", shape, self.in_features, biases, rng, dtype)
 
     def forward(self, x: TensorLike) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return op("linear")(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
 class _Pool(Module):
-    """What both poolings share: the window, its stride (by default the window's size) and padding."""
+    """What both poolings share: an op with a window, its stride (by default the window's size) and padding."""
 
-    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
-        layer = type(self).__name__
-        self.kernel_size = pair(layer, "kernel_size", kernel_size, minimum=1)
-        self.stride = self.kernel_size if stride is None else pair(layer, "stride", stride, minimum=1)
-        self.padding = pair(layer, "padding", padding, minimum=0)
-        if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
-            raise ValueError(
-                f"{layer}: padding is {self.padding}; expected at most half of kernel_size, {self.kernel_size}"
-            )
+    def __init__(self, op: AvgPool2dOp | MaxPool2dOp) -> None:
+        self.op = op
+
+    @property
+    def kernel_size(self) -> Pair:
+        """The size of the window, (vertical, horizontal)."""
+        return self.op.kernel_size
+
+    @property
+    def stride(self) -> Pair:
+        """How far the window moves, (vertical, horizontal)."""
+        return self.op.stride
+
+    @property
+    def padding(self) -> Pair:
+        """How many pixels are added on each side, (vertical, horizontal)."""
+        return self.op.padding
+
+    def forward(self, x: TensorLike) -> Tensor:
+        return self.op(x)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
@@ -213,8 +251,8 @@ class AvgPool2d(_Pool):
     AvgPool2d(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0))
     """
 
-    def forward(self, x: TensorLike) -> Tensor:
-        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+    def __init__(self, kernel_size: OneOrTwo, stride: OneOrTwo | None = None, padding: OneOrTwo = 0) -> None:
+        super().__init__(AvgPool2dOp(kernel_size, stride, padding))
 
 
 class MaxPool2d(_Pool):
@@ -226,8 +264,8 @@ class MaxPool2d(_Pool):
     6.0
     """
 
-    def forward(self, x: TensorLike) -> Tensor:
-        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+    def __init__(self, kernel_size: OneOrTwo, stride: OneOrTwo | None = None, padding: OneOrTwo = 0) -> None:
+        super().__init__(MaxPool2dOp(kernel_size, stride, padding))
 
 
 class Subsample2d(Module):
@@ -240,15 +278,20 @@ class Subsample2d(Module):
     3.0
     """
 
-    def __init__(self, channels: int, kernel_size: Size = 2, dtype: Any = np.float32) -> None:
-        self.channels = integer("Subsample2d", "channels", channels, minimum=1)
-        self.kernel_size = pair("Subsample2d", "kernel_size", kernel_size, minimum=1)
+    def __init__(self, channels: int, kernel_size: OneOrTwo = 2, dtype: Any = np.float32) -> None:
+        self.channels: int = integer("Subsample2d", "channels", channels, minimum=1)
+        self.op: Subsample2dOp = Subsample2dOp(kernel_size)
         dtype = _float_dtype("Subsample2d", dtype)
-        self.weight = Parameter(np.full(self.channels, 1 / math.prod(self.kernel_size), dtype))
-        self.bias = Parameter(np.zeros(self.channels, dtype))
+        self.weight: Parameter = Parameter(np.full(self.channels, 1 / math.prod(self.kernel_size)), dtype=dtype)
+        self.bias: Parameter = Parameter(np.zeros(self.channels), dtype=dtype)
+
+    @property
+    def kernel_size(self) -> Pair:
+        """The size of the window, (vertical, horizontal)."""
+        return self.op.kernel_size
 
     def forward(self, x: TensorLike) -> Tensor:
-        return F.subsample2d(x, self.weight, self.bias, self.kernel_size)
+        return self.op(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kernel_size={self.kernel_size}"
@@ -267,16 +310,16 @@ class RBF(Module):
     centers: Tensor
 
     def __init__(self, centers: Any, trainable: bool = False, dtype: Any = np.float32) -> None:
-        given = Tensor(centers, dtype=_float_dtype("RBF", dtype)).detach().copy()
+        given = Tensor(centers, dtype=_float_dtype("RBF", dtype)).copy()
         if given.ndim != 2 or not given.size:
-            raise ValueError(f"RBF: centers have shape {given.shape}; expected a row for each class, [K J]")
+            raise ValueError(f"RBF: centers have shape {given.shape}; expected one row per class, [K J]")
         if trainable:
-            self.centers = Parameter(given.data)
+            self.centers = Parameter(given.data, dtype=given.dtype)
         else:
             self.register_buffer("centers", given)
 
     def forward(self, x: TensorLike) -> Tensor:
-        return F.rbf(x, self.centers)
+        return op("rbf")(x, self.centers)
 
     def extra_repr(self) -> str:
         classes, features = self.centers.shape
@@ -291,7 +334,7 @@ class Tanh(Activation):
     """
 
     def forward(self, x: TensorLike) -> Tensor:
-        return F.tanh(x)
+        return op("tanh")(x)
 
 
 class Sigmoid(Activation):
@@ -302,7 +345,7 @@ class Sigmoid(Activation):
     """
 
     def forward(self, x: TensorLike) -> Tensor:
-        return F.sigmoid(x)
+        return op("sigmoid")(x)
 
 
 class ReLU(Activation):
@@ -313,7 +356,7 @@ class ReLU(Activation):
     """
 
     def forward(self, x: TensorLike) -> Tensor:
-        return F.relu(x)
+        return op("relu")(x)
 
 
 class ScaledTanh(Activation):
@@ -324,20 +367,17 @@ class ScaledTanh(Activation):
     """
 
     def __init__(self, amplitude: float = 1.7159, slope: float = 2 / 3) -> None:
-        self.amplitude = number("ScaledTanh", "amplitude", amplitude)
-        self.slope = number("ScaledTanh", "slope", slope)
-        if not self.amplitude:
-            raise ValueError("ScaledTanh: amplitude is 0; expected another number")
+        self.op: ScaledTanhOp = ScaledTanhOp(amplitude, slope)
 
     def forward(self, x: TensorLike) -> Tensor:
-        return F.scaled_tanh(x, self.amplitude, self.slope)
+        return self.op(x)
 
     def extra_repr(self) -> str:
-        return f"amplitude={self.amplitude:g}, slope={self.slope:g}"
+        return f"amplitude={self.op.amplitude:g}, slope={self.op.slope:g}"
 
 
 class Flatten(Module):
-    """The axes from ``start_axis`` on joined into one: x[N ...] -> y[N K], K the product of their sizes.
+    """The axes from ``start_axis`` on, merged into one: x[N ...] -> y[N K], where K is the product of their sizes.
 
     TypeError or ValueError if ``start_axis`` is not an integer of at least 0; ShapeError if x does not have that axis.
 
@@ -346,10 +386,10 @@ class Flatten(Module):
     """
 
     def __init__(self, start_axis: int = 1) -> None:
-        self.start_axis = integer("Flatten", "start_axis", start_axis, minimum=0)
+        self.start_axis: int = integer("Flatten", "start_axis", start_axis, minimum=0)
 
     def forward(self, x: TensorLike) -> Tensor:
-        x = _as_tensor(x)
+        x = as_tensor(x)
         kept, joined = x.shape[: self.start_axis], x.shape[self.start_axis :]
         if not joined:
             raise ShapeError(f"Flatten: x has shape {x.shape}; expected an axis {self.start_axis}, counted from 0")
@@ -369,10 +409,8 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, rng: Random = None) -> None:
-        self.p = number("Dropout", "p", p)
-        if not 0 <= self.p < 1:
-            raise ValueError(f"Dropout: p is {p!r}; expected a probability from 0 up to, but not including, 1")
-        self.rng = _generator("Dropout", rng)
+        self.p: float = number("Dropout", "p", p, "[0, 1)")
+        self.rng: np.random.Generator = generator("Dropout", "rng", rng)
 
     def forward(self, x: TensorLike) -> Tensor:
         return F.dropout(x, self.p, self.training, self.rng)
@@ -401,31 +439,31 @@ class _BatchNorm(Module):
         dtype: Any = np.float32,
     ) -> None:
         layer = type(self).__name__
-        self.num_features = channels = integer(layer, "num_features", num_features, minimum=1)
-        self.eps = number(layer, "eps", eps)
-        self.momentum = number(layer, "momentum", momentum)
-        if self.eps < 0:
-            raise ValueError(f"{layer}: eps is {eps!r}; expected at least 0")
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"{layer}: momentum is {momentum!r}; expected a number from 0 to 1")
+        self.num_features: int = integer(layer, "num_features", num_features, minimum=1)
+        channels = self.num_features
+        self.eps: float = number(layer, "eps", eps, "[0, inf)")
+        self.momentum: float = number(layer, "momentum", momentum, "[0, 1]")
         dtype = _float_dtype(layer, dtype)
-        self.weight = Parameter(np.ones(channels, dtype)) if affine else None
-        self.bias = Parameter(np.zeros(channels, dtype)) if affine else None
+        self.weight = Parameter(np.ones(channels), dtype=dtype) if affine else None
+        self.bias = Parameter(np.zeros(channels), dtype=dtype) if affine else None
         self.register_buffer("running_mean", Tensor(np.zeros(channels, dtype)))
         self.register_buffer("running_var", Tensor(np.ones(channels, dtype)))
-        # Nothing here reads the count; it is kept so that states go from and to PyTorch, which expects it.
+        # Nothing here reads this count; it is kept because PyTorch's states have it.
         self.register_buffer("num_batches_tracked", Tensor(np.zeros((), np.int64)))
 
     def forward(self, x: TensorLike) -> Tensor:
-        x = _as_tensor(x)
+        x = as_tensor(x)
         if x.ndim not in map(len, map(str.split, self._inputs)):
             expected = " or ".join(f"[{axes}]" for axes in self._inputs)
             raise ShapeError(f"{type(self).__name__}: x has shape {x.shape}; expected {expected}")
+        if self.training:
+            check_writable(type(self).__name__, "num_batches_tracked", self.num_batches_tracked)
         y = F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
         )
         if self.training:
-            self.num_batches_tracked.data += 1
+            with no_grad():
+                self.num_batches_tracked += 1
         return y
 
     def extra_repr(self) -> str:
@@ -435,8 +473,9 @@ class _BatchNorm(Module):
 class BatchNorm2d(_BatchNorm):
     """`functional.batch_norm` over N, H and W, with learned weight[C] and bias[C]: x[N C H W] -> y[N C H W].
 
-    C is ``num_features``. While training, statistics are those of the batch and the running ones follow them; else the
-    running ones are used. TypeError or ValueError for settings out of range, ShapeError for x without 4 axes.
+    C is ``num_features``. While training, the statistics are those of the batch, and the running ones follow them;
+    otherwise the running ones are used. TypeError or ValueError for settings out of range, ShapeError unless x has 4
+    axes.
 
     >>> BatchNorm2d(6)
     BatchNorm2d(6, eps=1e-05, momentum=0.1, affine=True)
@@ -459,19 +498,10 @@ def _initial(
     layer: str, shape: tuple[int, ...], fan_in: int, biases: int | None, rng: Random, dtype: Any
 ) -> tuple[Parameter, Parameter | None]:
     """A weight and, unless ``biases`` is None, that many biases, uniform in +-1/sqrt(fan_in) (PyTorch's default)."""
-    generator, dtype = _generator(layer, rng), _float_dtype(layer, dtype)
+    rng, dtype = generator(layer, "rng", rng), _float_dtype(layer, dtype)
     bound = 1 / math.sqrt(fan_in)
-    weight = Parameter(generator.uniform(-bound, bound, shape).astype(dtype))
-    return weight, None if biases is None else Parameter(generator.uniform(-bound, bound, biases).astype(dtype))
-
-
-def _generator(layer: str, rng: Random) -> np.random.Generator:
-    if rng is None or isinstance(rng, np.random.Generator):
-        return rng or np.random.default_rng()
-    try:
-        return np.random.default_rng(integer(layer, "rng", rng, minimum=0))
-    except TypeError:
-        raise TypeError(f"{layer}: rng is {rng!r}; expected a NumPy generator, an integer seed or None") from None
+    weight = Parameter(rng.uniform(-bound, bound, shape), dtype=dtype)
+    return weight, None if biases is None else Parameter(rng.uniform(-bound, bound, biases), dtype=dtype)
 
 
 def _float_dtype(layer: str, dtype: Any) -> np.dtype[Any]:

@@ -1,38 +1,52 @@
-"""Copying a saved state into arrays that are in use: all of it or, if anything does not fit, none."""
+"""Copying a saved state into arrays that are in use: all of it or, if anything does not fit, nothing."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from ..backend import Array, backend_of
+from ..backend import Array, backend_of, is_writable
+from ..graph import note_write
 from ..tensor import Tensor
 
 
-def copy_into(caller: str, owner: str, targets: Mapping[str, Array], state: Mapping[str, Any]) -> None:
-    """Copy each tensor or array of ``state`` into the array of that name in ``targets``, in place.
+def fitting_values(
+    caller: str, owner: str, targets: Mapping[str, Array], state: Mapping[str, Any]
+) -> list[tuple[Array, Array]]:
+    """Each array of ``targets`` with the tensor or array of that name in ``state``, as an array on the same device.
 
-    The targets keep their dtype and device. One ValueError names all that is missing, unexpected, of another shape, or
-    of floats for a target of integers; nothing has been changed then. TypeError for what is not a mapping.
-
-    >>> import numpy as np
-    >>> weight = np.zeros(2)
-    >>> copy_into("load", "the model", {"w": weight}, {"w": [1, 2]})
-    >>> weight
-    array([1., 2.])
+    A single ValueError names everything that is missing, unexpected, of another shape, of floats for a target of
+    integers, or for a target in read-only memory. TypeError if the state is not a mapping. Nothing is written.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"{caller}: the state is {type(state).__name__}; expected a mapping from names to tensors")
     misfits = [f"{name} is missing" for name in targets if name not in state]
     misfits += [f"{name} is unexpected" for name in state if name not in targets]
-    values = {}
+    pairs = []
     for name, target in targets.items():
-        if name in state:
-            device = backend_of(target).device_of(target)
-            value = values[name] = Tensor(state[name], device=device).data
-            if value.shape != target.shape:
-                misfits.append(f"{name} has shape {value.shape}, expected {target.shape}")
-            elif value.dtype.kind == "f" and target.dtype.kind in "iu" and hasattr(state[name], "dtype"):
-                misfits.append(f"{name} has dtype {value.dtype}, expected {target.dtype}")
+        if name not in state:
+            continue
+        given = state[name].detach() if isinstance(state[name], Tensor) else state[name]
+        value = Tensor(given, device=backend_of(target).device_of(target)).data
+        pairs.append((target, value))
+        if value.shape != target.shape:
+            misfits.append(f"{name} has shape {value.shape}, expected {target.shape}")
+        elif value.dtype.kind == "f" and target.dtype.kind in "iu" and hasattr(state[name], "dtype"):
+            misfits.append(f"{name} has dtype {value.dtype}, expected {target.dtype}")
+        if not is_writable(target):
+            misfits.append(f"{name} lies in read-only memory")
     if misfits:
         raise ValueError(f"{caller}: the state does not fit {owner}: {'; '.join(misfits)}")
-    for name, value in values.items():
-        targets[name][...] = value
+    return pairs
+
+
+def copy_values(pairs: list[tuple[Array, Array]]) -> None:
+    """Write each value into its target; values that share memory with a target are read before anything is written.
+
+    >>> import numpy as np
+    >>> weight = np.zeros(2)
+    >>> copy_values(fitting_values("load", "the model", {"w": weight}, {"w": [1, 2]}))
+    >>> weight
+    array([1., 2.])
+    """
+    for target, value in [(target, value.copy()) for target, value in pairs]:
+        target[...] = value
+        note_write(target)

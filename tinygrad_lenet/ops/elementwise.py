@@ -1,243 +1,210 @@
-"""Ops that act on each element by itself. Inputs broadcast; the engine sums gradients back to each input's shape.
+"""Ops that act on each element separately. Inputs broadcast; the engine sums gradients to each input's shape.
 
-Backward multiplies by the slope of each element, so applying it twice multiplies by the slope squared: `curvature`.
+Backward multiplies the gradient by the slope of each element (`Chain`). One rule holds for all ops: where the gradient
+is 0 and the slope is infinite or NaN, the product is 0, so a branch that `Where` did not select sends nothing back.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from ..curvature import Elementwise, Multilinear
+from ..op import CONSTANT, POSITIVE, REAL, Domain, Op, op
+from ..shapes import number
+from ..tensor import Tensor
 
-from ..backend import Array
-from ..tensor import POSITIVE, REAL, Domain, Gradient, Number, Op, Tensor
-
-Operand = Tensor | Number
-
-_SCALES = {"amplitude": (1.0, 1.7159), "slope": (1.0, 2 / 3)}
+BOOLEAN = Domain(kind="boolean")
 
 
-class Add(Op):
+class Chain(Op):
+    """y = g s, the chain rule for one element, but 0 where g is 0 and s is infinite or NaN; dy/dg = s, dy/ds = g."""
+
+    signature = "chain(g[...], s[...]) -> y[...]"
+    domains = {"g": REAL, "s": REAL}
+
+    def forward(self, xp, g, s):
+        return g * xp.where((g == 0) & ~xp.isfinite(s), 1, s)
+
+    def backward(self, gy, y, g, s):
+        def gg():
+            unused = (g == 0) & ((s - s) != 0)  # if s is not finite, s - s is NaN, which equals nothing
+            return chain(gy, where(unused, 0.0, s))
+
+        return gg, lambda: chain(gy, g)
+
+
+def chain(g, s):
+    """`Chain`, for the backward rules of elementwise ops; a slope that is a number multiplies as it is."""
+    return op("chain")(g, s) if isinstance(s, Tensor) else g * s
+
+
+def where(condition, a, b):
+    """`Where`, for backward rules."""
+    return op("where")(condition, a, b)
+
+
+class Add(Elementwise):
     """y = a + b; dy/da = dy/db = 1."""
 
     signature = "add(a[...], b[...]) -> y[...]"
     domains = {"a": REAL, "b": REAL}
+    integers = "int64"
+    reads_values = False
 
-    def forward(self, xp: Any, a: Array, b: Array) -> Array:
+    def forward(self, xp, a, b):
         return xp.add(a, b)
 
-    def backward(self, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
+    def backward(self, gy, y, a, b):
         return gy, gy
 
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
-        return hy, hy
 
-
-class Subtract(Op):
+class Subtract(Elementwise):
     """y = a - b; dy/da = 1, dy/db = -1."""
 
     signature = "subtract(a[...], b[...]) -> y[...]"
     domains = {"a": REAL, "b": REAL}
+    integers = "int64"
+    reads_values = False
 
-    def forward(self, xp: Any, a: Array, b: Array) -> Array:
+    def forward(self, xp, a, b):
         return xp.subtract(a, b)
 
-    def backward(self, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
+    def backward(self, gy, y, a, b):
         return gy, lambda: -gy
 
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
-        return hy, hy
 
-
-class Multiply(Op):
+class Multiply(Multilinear):
     """y = a b; dy/da = b, dy/db = a."""
 
     signature = "multiply(a[...], b[...]) -> y[...]"
     domains = {"a": REAL, "b": REAL}
+    integers = "int64"
 
-    def forward(self, xp: Any, a: Array, b: Array) -> Array:
+    def forward(self, xp, a, b):
         return xp.multiply(a, b)
 
-    def backward(self, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
-        return lambda: gy * b, lambda: gy * a
-
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
-        if a is b:
-            raise ValueError(
-                "multiply: curvature takes the factors for different tensors, and x * x is a square, whose second "
-                "derivative would be lost; use functional.mse_loss for a loss"
-            )
-        return self.backward(hy, y, a * a, b * b)
+    def backward(self, gy, y, a, b):
+        return lambda: chain(gy, b), lambda: chain(gy, a)
 
 
-class Divide(Op):
-    """y = a / b; dy/da = 1/b, dy/db = -y/b; where b is 0 and gy is 0, the gradients are 0."""
+class Divide(Elementwise):
+    """y = a / b; dy/da = 1/b, dy/db = -y/b."""
 
     signature = "divide(a[...], b[...]) -> y[...]"
     domains = {"a": REAL, "b": POSITIVE}
 
-    def forward(self, xp: Any, a: Array, b: Array) -> Array:
+    def forward(self, xp, a, b):
         return xp.divide(a, b)
 
-    def backward(self, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
+    def backward(self, gy, y, a, b):
         if not isinstance(b, Tensor):
             return gy / b, None
-        finite = where((gy == 0) & ((y != y) | (abs(y) == float("inf"))), 0.0, y)
-        return lambda: _quotient(gy, b), lambda: -_quotient(gy, b) * finite
-
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
-        return lambda: hy / b / b, lambda: hy * (y / b) * (y / b)
+        return lambda: chain(gy, 1.0 / b), lambda: chain(chain(-gy, y), 1.0 / b)
 
 
-class Power(Op):
-    """y = a**b; dy/da = b a**(b-1), dy/db = y log a.
-
-    dy/db is 0 where a is 0; where a and gy are 0, the gradient for a is 0.
-    """
+class Power(Elementwise):
+    """y = a**b; dy/da = b a**(b-1), dy/db = y log a, which is 0 where a is 0."""
 
     signature = "power(a[...], b[...]) -> y[...]"
     domains = {"a": POSITIVE, "b": REAL}
 
-    def forward(self, xp: Any, a: Array, b: Array) -> Array:
-        return a**b
+    def forward(self, xp, a, b):
+        return xp.power(a, b)
 
-    def backward(self, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
-        def ga() -> Tensor:
-            assert isinstance(a, Tensor)
-            steep = (a == 0) & (b < 1)  # where a**(b-1) is infinite
-            base = where((gy == 0) & (steep | (a != a)), 1.0, a)
-            if isinstance(b, Tensor):
-                return gy * (b * base ** where(b == 0, 1.0, b - 1))  # b = 0: the slope is 0, also at a = 0
-            return gy * (b * base ** (b - 1)) if b != 0 else gy * 0.0
+    def backward(self, gy, y, a, b):
+        def ga():
+            if not isinstance(b, Tensor):
+                return chain(gy, b * a ** (b - 1) if b else FullLike(0.0)(y))
+            return chain(gy, b * a ** where(b == 0, 1.0, b - 1))  # for b = 0 the slope is 0, even at a = 0
 
-        def gb() -> Tensor:
-            base = a if isinstance(a, Tensor) else Tensor(a, dtype=y.dtype, device=y.device)
-            return gy * y * where(base == 0, 1.0, base).log()
+        def gb():
+            base = a if isinstance(a, Tensor) else FullLike(a)(y)
+            return chain(gy, y * where(base == 0, 1.0, base).log())
 
         return ga, gb
 
 
-class Negative(Op):
+class Negative(Elementwise):
     """y = -x; dy/dx = -1."""
 
     signature = "negative(x[...]) -> y[...]"
     domains = {"x": REAL}
+    integers = "int64"
+    reads_values = False
 
-    def forward(self, xp: Any, x: Array) -> Array:
+    def forward(self, xp, x):
         return xp.negative(x)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+    def backward(self, gy, y, x):
         return -gy
 
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
-        return hy
 
-
-class Absolute(Op):
+class Absolute(Elementwise):
     """y = |x|; dy/dx = sign x, which is 0 at 0."""
 
     signature = "absolute(x[...]) -> y[...]"
     domains = {"x": Domain(kinks=(0.0,))}
+    integers = "int64"
 
-    def forward(self, xp: Any, x: Array) -> Array:
+    def forward(self, xp, x):
         return xp.absolute(x)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return where(x > 0, gy, where(x < 0, -gy, 0.0))
-
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return self.backward(self.backward(hy, y, x), y, x)
+    def backward(self, gy, y, x):
+        return where(x == 0, 0.0, where(x < 0, -gy, gy))
 
 
-class Exp(Op):
+class Exp(Elementwise):
     """y = e**x; dy/dx = y."""
 
     signature = "exp(x[...]) -> y[...]"
     domains = {"x": REAL}
 
-    def forward(self, xp: Any, x: Array) -> Array:
+    def forward(self, xp, x):
         return xp.exp(x)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return gy * y
-
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return self.backward(self.backward(hy, y, x), y, x)
+    def backward(self, gy, y, x):
+        return chain(gy, y)
 
 
-class Log(Op):
-    """y = log x; dy/dx = 1/x; where x is not positive and gy is 0, the gradient is 0."""
+class Log(Elementwise):
+    """y = log x; dy/dx = 1/x."""
 
     signature = "log(x[...]) -> y[...]"
     domains = {"x": POSITIVE}
 
-    def forward(self, xp: Any, x: Array) -> Array:
+    def forward(self, xp, x):
         return xp.log(x)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return _quotient(gy, x)
-
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return self.backward(self.backward(hy, y, x), y, x)
+    def backward(self, gy, y, x):
+        return chain(gy, 1.0 / x)
 
 
-class Sqrt(Op):
-    """y = sqrt x; dy/dx = 1 / (2 y); where x is not positive and gy is 0, the gradient is 0."""
+class Sqrt(Elementwise):
+    """y = sqrt x; dy/dx = 1 / (2 y)."""
 
     signature = "sqrt(x[...]) -> y[...]"
     domains = {"x": POSITIVE}
 
-    def forward(self, xp: Any, x: Array) -> Array:
+    def forward(self, xp, x):
         return xp.sqrt(x)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return _quotient(gy, 2.0 * y)
-
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return self.backward(self.backward(hy, y, x), y, x)
+    def backward(self, gy, y, x):
+        return chain(gy, 0.5 / y)
 
 
-class Tanh(Op):
+class Tanh(Elementwise):
     """y = tanh x; dy/dx = 1 - y^2 (see `TanhGrad`)."""
 
     signature = "tanh(x[...]) -> y[...]"
     domains = {"x": REAL}
 
-    def forward(self, xp: Any, x: Array) -> Array:
+    def forward(self, xp, x):
         return xp.tanh(x)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return TanhGrad()(gy, y)
-
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return self.backward(self.backward(hy, y, x), y, x)
+    def backward(self, gy, y, x):
+        return op("tanh_grad")(gy, y)
 
 
-@dataclass(frozen=True)
-class ScaledTanh(Op):
-    """y = A tanh(S x) with amplitude A and slope S; dy/dx = S (A - y^2 / A) (see `TanhGrad`)."""
-
-    amplitude: float
-    slope: float
-
-    signature = "scaled_tanh(x[...]) -> y[...]"
-    domains = {"x": REAL}
-    parameters = _SCALES
-
-    def forward(self, xp: Any, x: Array) -> Array:
-        y = xp.tanh(self.slope * x)
-        y *= self.amplitude
-        return y
-
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return TanhGrad(self.amplitude, self.slope)(gy, y)
-
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return self.backward(self.backward(hy, y, x), y, x)
-
-
-@dataclass(frozen=True)
 class TanhGrad(Op):
-    """gx = gy S (A - y^2 / A), the gradient of A tanh(S x), one op so that a kernel can fuse it.
+    """gx = gy S (A - y^2 / A), the gradient of A tanh(S x); a single op, which a kernel can fuse.
 
-    d/dgy = S (A - y^2 / A), d/dy = -2 S / A gy y.
+    d/dgy = S (A - y^2 / A), d/dy = -2 S / A gy y. Like `Chain`, it is 0 where gy is 0 and y is NaN.
     """
 
     amplitude: float = 1.0
@@ -245,98 +212,180 @@ class TanhGrad(Op):
 
     signature = "tanh_grad(gy[...], y[...]) -> gx[...]"
     domains = {"gy": REAL, "y": REAL}
-    parameters = _SCALES
+    parameters = {"amplitude": (1.0, 1.7159), "slope": (1.0, 2 / 3)}
 
-    def forward(self, xp: Any, gy: Array, y: Array) -> Array:
+    def forward(self, xp, gy, y):
+        y = xp.where((gy == 0) & (y != y), 0, y)
         return gy * (self.slope * self.amplitude - self.slope / self.amplitude * (y * y))
 
-    def backward(self, ggx: Tensor, gx: Tensor, gy: Tensor, y: Tensor) -> tuple[Gradient, ...]:
-        return lambda: self(ggx, y), lambda: -2 * self.slope / self.amplitude * ggx * gy * y
+    def backward(self, ggx, gx, gy, y):
+        return lambda: self(ggx, y), lambda: chain(-2 * self.slope / self.amplitude * ggx * gy, y)
 
 
-class Sigmoid(Op):
+class Sigmoid(Elementwise):
     """y = 1 / (1 + e**-x), computed without overflow; dy/dx = y (1 - y)."""
 
     signature = "sigmoid(x[...]) -> y[...]"
     domains = {"x": REAL}
 
-    def forward(self, xp: Any, x: Array) -> Array:
+    def forward(self, xp, x):
         e = xp.exp(-xp.absolute(x))
-        return xp.where(x >= 0, 1 / (1 + e), e / (1 + e))
+        return xp.where(x < 0, e, 1) / (1 + e)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return gy * (y * (1 - y))
-
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return self.backward(self.backward(hy, y, x), y, x)
+    def backward(self, gy, y, x):
+        return chain(gy, y * (1 - y))
 
 
-class ReLU(Op):
-    """y = max(x, 0); dy/dx = 1 where x > 0, else 0 (also at 0)."""
+class ReLU(Elementwise):
+    """y = max(x, 0); dy/dx = 1 where x > 0, else 0 (also at 0); a NaN lets the gradient through."""
 
     signature = "relu(x[...]) -> y[...]"
     domains = {"x": Domain(kinks=(0.0,))}
+    integers = "kept"
 
-    def forward(self, xp: Any, x: Array) -> Array:
+    def forward(self, xp, x):
         return xp.maximum(x, 0)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return where(y > 0, gy, 0.0)
-
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return self.backward(self.backward(hy, y, x), y, x)
+    def backward(self, gy, y, x):
+        return where(y <= 0, 0.0, gy)
 
 
-class Maximum(Op):
-    """y = max(a, b); the gradient goes to the larger input, and half to each where they tie."""
+class _Extreme(Elementwise, kind=True):
+    """The gradient goes to the selected input, which is always a NaN if there is one, and half to each at a tie."""
+
+    domains = {"a": Domain(distinct=True), "b": Domain(distinct=True)}
+    integers = "kept"
+
+    def forward(self, xp, a, b):
+        return getattr(xp, self.name)(a, b)
+
+    def backward(self, gy, y, a, b):
+        return lambda: _part(gy, a, y, b), lambda: _part(gy, b, y, a)
+
+
+class Maximum(_Extreme):
+    """y = max(a, b); the gradient goes to the larger input, with NaN as largest, and half to each at a tie."""
 
     signature = "maximum(a[...], b[...]) -> y[...]"
-    domains = {"a": Domain(distinct=True), "b": Domain(distinct=True)}
-
-    def forward(self, xp: Any, a: Array, b: Array) -> Array:
-        return xp.maximum(a, b)
-
-    def backward(self, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
-        return lambda: _share(gy, a, y, b), lambda: _share(gy, b, y, a)
 
 
-class Minimum(Op):
-    """y = min(a, b); the gradient goes to the smaller input, and half to each where they tie."""
+class Minimum(_Extreme):
+    """y = min(a, b); the gradient goes to the smaller input, with NaN as smallest, and half to each at a tie."""
 
     signature = "minimum(a[...], b[...]) -> y[...]"
-    domains = {"a": Domain(distinct=True), "b": Domain(distinct=True)}
-
-    def forward(self, xp: Any, a: Array, b: Array) -> Array:
-        return xp.minimum(a, b)
-
-    def backward(self, gy: Tensor, y: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
-        return lambda: _share(gy, a, y, b), lambda: _share(gy, b, y, a)
 
 
-class Where(Op):
-    """y = a where condition holds, else b; the gradient goes to the one that was taken and is 0 for the other."""
+def _part(gy, x, y, other):
+    """The part of gy that goes to x, where y is x or the other: all, half at a tie, or none."""
+    return where(_chosen(x, y), where(_chosen(other, y), 0.5 * gy, gy), 0.0)
+
+
+def _chosen(x, y):
+    """Where x is the extreme y: equal to it, or NaN."""
+    return (y == x) | (x != x) if isinstance(x, Tensor) else y == x
+
+
+class Where(Elementwise):
+    """y = a where condition holds, else b; the gradient goes to the selected one and is 0 for the other."""
 
     signature = "where(condition[...], a[...], b[...]) -> y[...]"
-    domains = {"condition": Domain(kind="boolean"), "a": REAL, "b": REAL}
+    domains = {"condition": BOOLEAN, "a": REAL, "b": REAL}
+    integers = "kept"
 
-    def forward(self, xp: Any, condition: Array, a: Array, b: Array) -> Array:
+    def forward(self, xp, condition, a, b):
         return xp.where(condition, a, b)
 
-    def backward(self, gy: Tensor, y: Tensor, condition: Tensor, a: Operand, b: Operand) -> tuple[Gradient, ...]:
+    def backward(self, gy, y, condition, a, b):
         return None, lambda: where(condition, gy, 0.0), lambda: where(condition, 0.0, gy)
 
 
-def where(condition: Tensor, a: Operand, b: Operand) -> Tensor:
-    """`Where`, for the backward rules of this file."""
-    return Where()(condition, a, b)
+# Ops without a gradient: comparisons, logic and constants.
 
 
-def _quotient(gy: Tensor, d: Tensor) -> Tensor:
-    """gy / d, but 0 where gy is 0 and d is 0 or NaN, so that a branch not taken sends no NaN back."""
-    return gy / where((gy == 0) & ((d == 0) | (d != d)), 1.0, d)
+class _Compare(Op, kind=True):
+    """Compares element by element; NumPy makes this exact for any two dtypes."""
+
+    domains = {"a": CONSTANT, "b": CONSTANT}
+    integers = "native"
+
+    def forward(self, xp, a, b):
+        return getattr(xp, self.name)(a, b)
 
 
-def _share(gy: Tensor, x: Operand, y: Tensor, other: Operand) -> Tensor:
-    """The part of gy that goes to x, where y is x or the other: all, half at a tie, or none."""
-    taken = y == x
-    return where(taken, where(y == other, 0.5 * gy, gy), 0.0)
+class Equal(_Compare):
+    """y = (a == b); NaN equals nothing."""
+
+    signature = "equal(a[...], b[...]) -> y[...]"
+
+
+class NotEqual(_Compare):
+    """y = (a != b); NaN differs from everything."""
+
+    signature = "not_equal(a[...], b[...]) -> y[...]"
+
+
+class Less(_Compare):
+    """y = (a < b)."""
+
+    signature = "less(a[...], b[...]) -> y[...]"
+
+
+class LessEqual(_Compare):
+    """y = (a <= b)."""
+
+    signature = "less_equal(a[...], b[...]) -> y[...]"
+
+
+class Greater(_Compare):
+    """y = (a > b)."""
+
+    signature = "greater(a[...], b[...]) -> y[...]"
+
+
+class GreaterEqual(_Compare):
+    """y = (a >= b)."""
+
+    signature = "greater_equal(a[...], b[...]) -> y[...]"
+
+
+class _Logic(Op, kind=True):
+    """Acts on booleans, element by element."""
+
+    domains = {"a": BOOLEAN, "b": BOOLEAN}
+
+    def forward(self, xp, *booleans):
+        return getattr(xp, self.name)(*booleans)
+
+
+class LogicalAnd(_Logic):
+    """y = a and b."""
+
+    signature = "logical_and(a[...], b[...]) -> y[...]"
+
+
+class LogicalOr(_Logic):
+    """y = a or b."""
+
+    signature = "logical_or(a[...], b[...]) -> y[...]"
+
+
+class LogicalNot(_Logic):
+    """y = not x."""
+
+    signature = "logical_not(x[...]) -> y[...]"
+    domains = {"x": BOOLEAN}
+
+
+class FullLike(Op):
+    """y = value, with the shape, dtype and device of x, whose values do not matter."""
+
+    value: float
+
+    signature = "full_like(x[...]) -> y[...]"
+    domains = {"x": CONSTANT}
+    rules = {"value": (number, "[-inf, inf]")}
+    parameters = {"value": (1.0, -2.5)}
+    integers = "refused"
+
+    def forward(self, xp, x):
+        return xp.full(x.shape, self.value, x.dtype)

@@ -1,117 +1,155 @@
-"""Reading elements by index, and its transpose, adding elements at an index. Every slope is 1 or 0, also squared."""
+"""Reading, adding and writing elements at an index, labels as one-hot rows, and random choices."""
 
-from dataclasses import dataclass
 from typing import Any
 
-from ..backend import Array
-from ..shapes import Shape, ShapeError
-from ..tensor import REAL, Gradient, Op, Tensor
+from ..curvature import Movement
+from ..index import AT, indexed_shape
+from ..op import CONSTANT, REAL, Domain, Op
+from ..shapes import ShapeError, broadcast_shape, generator, integer, number
+
+_INDEX = Domain(low=-2, high=2, kind="index")
+_PATTERNS = (
+    (1,),
+    (slice(None, None, -2), None, 1),
+    (..., slice(1, 4)),
+    (slice(1, 1),),
+    (AT, AT),
+    (AT,),
+    (slice(None), AT),
+    (AT, slice(None), AT),
+    (True, 1),
+    (False,),
+)
 
 
-@dataclass(frozen=True)
-class GetItem(Op):
-    """y = x[index], by NumPy's basic, integer and boolean indexing; the gradient is added where x was read."""
+class GetItem(Movement):
+    """y = x[index], ``pattern`` with the arrays of ``index``, as in NumPy; gradients add up where x was read."""
 
-    index: Any
+    pattern: tuple[Any, ...]
 
-    signature = "getitem(x[...]) -> y[...]"
-    domains = {"x": REAL}
-    cases = (
-        (((4, 5),), {"index": 2}),
-        (((4, 5),), {"index": (slice(None, None, -2), None, 1)}),
-        (((4, 5),), {"index": (..., slice(1, 4))}),
-        (((4, 5),), {"index": ([0, 2, 2, -1], [1, 1, 1, 0])}),
-        (((4, 5),), {"index": [[0, 3], [3, 3]]}),
-        (((3,),), {"index": [True, False, True]}),
-        (((3, 2),), {"index": slice(1, 1)}),
-    )
+    signature = "getitem(x[...], *index[...]) -> y[...]"
+    domains = {"x": REAL, "index": _INDEX}
+    parameters = {"pattern": _PATTERNS}
+    sizes = {"...": ((4, 5), (3, 2, 4), (3,), (2,))}
+    integers = "kept"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "index", _copied(self.index))  # backward needs it as it is now
+    def output_shape(self, x, *index):
+        return indexed_shape("getitem", x, self.pattern, index)
 
-    def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
-        parts = self.index if isinstance(self.index, tuple) else (self.index,)
-        used = 0
-        for part in parts:
-            if part is None or part is Ellipsis:
-                continue
-            kind = _kind(part)
-            if kind not in "sib":
-                raise TypeError(f"getitem: an index may hold integers, slices, booleans, None and ..., not {part!r}")
-            used += getattr(part, "ndim", 1) if kind == "b" else 1
-        if used > len(shapes[0]):
-            raise ShapeError(f"getitem: the index names {used} axes, x has shape {shapes[0]}")
-        return {}
+    def forward(self, xp, x, *index):
+        return x[_with(self.pattern, index)]
 
-    def forward(self, xp: Any, x: Array) -> Array:
-        try:
-            return x[_on_backend(xp, self.index)]
-        except IndexError as error:
-            raise IndexError(f"getitem: {error}; x has shape {x.shape}") from None
-
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
-        return AddAt(self.index, x.shape)(gy)
-
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
-        return self.backward(hy, y, x)
+    def backward(self, gy, y, x, *index):
+        return lambda: AddAt(self.pattern, x.shape)(gy, *index), *[None for _ in index]
 
 
-@dataclass(frozen=True)
-class AddAt(Op):
-    """y = zeros of ``shape`` with x added at ``index``, as often as an element is named; the gradient is read there."""
+class AddAt(Movement):
+    """y = zeros of ``shape`` plus x at the index, added once per mention of an element; gx is gy at the index."""
 
-    index: Any
-    shape: Shape
+    pattern: tuple[Any, ...]
+    shape: tuple[int, ...]
 
-    signature = "add_at(x[...]) -> y[...]"
-    domains = {"x": REAL}
-    cases = (
-        (((5,),), {"index": 2, "shape": (4, 5)}),
-        (((4,),), {"index": ([0, 2, 2, -1], [1, 1, 1, 0]), "shape": (4, 5)}),
-        (((2, 2),), {"index": [True, False, True], "shape": (3, 2)}),
-    )
+    signature = "add_at(x[...], *index[...]) -> y[...]"
+    domains = {"x": REAL, "index": _INDEX}
+    parameters = {"pattern": _PATTERNS, "shape": ((4, 5), (3, 2, 4), (3,))}
+    sizes = {"...": ((5,), (2, 1), (2,), (4, 2), (0, 5), (3,), (3, 3), (3, 2), (2, 2, 4), (0, 2, 4), (1,), (0, 3), ())}
 
-    def forward(self, xp: Any, x: Array) -> Array:
+    def output_shape(self, x, *index):
+        places = indexed_shape("add_at", self.shape, self.pattern, index)
+        if x != places:
+            raise ShapeError(f"add_at: x has shape {x}; the index names elements of shape {places}")
+        return self.shape
+
+    def forward(self, xp, x, *index):
         y = xp.zeros(self.shape, x.dtype)
-        if all(_kind(part) == "s" for part in (self.index if isinstance(self.index, tuple) else (self.index,))):
-            y[self.index] = x  # slices name each element at most once
+        if index:
+            xp.add.at(y, _with(self.pattern, index), x)
         else:
-            xp.add.at(y, _on_backend(xp, self.index), x)
+            y[self.pattern] = x  # slices name each element at most once
         return y
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
-        return gy[self.index]
-
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
-        return self.backward(hy, y, x)
+    def backward(self, gy, y, x, *index):
+        return lambda: GetItem(self.pattern)(gy, *index), *[None for _ in index]
 
 
-def _kind(part: Any) -> str:
-    """What an index part is: "s" for a slice (also None, ... and a single integer), else its dtype's letter."""
-    if part is None or part is Ellipsis or isinstance(part, slice) or type(part) is int:
-        return "s"
-    if isinstance(part, (list, tuple)):
-        kinds = {_kind(each) for each in part}
-        return "b" if kinds == {"b"} else "i" if kinds <= {"s", "i"} else "?"
-    if isinstance(part, bool):
-        return "b"
-    dtype = getattr(part, "dtype", None)
-    return "?" if dtype is None else dtype.kind.replace("u", "i")
+class Assign(Op):
+    """x[index] = value in x's own memory, and y is x; no gradient. `Tensor` refuses it where one is recorded.
+
+    If an element is written several times, which NumPy and CuPy do in any order, one of the values remains.
+    """
+
+    pattern: tuple[Any, ...]
+
+    signature = "assign(x[...], value[...], *index[...]) -> y[...]"
+    domains = {"x": CONSTANT, "value": CONSTANT, "index": _INDEX}
+    parameters = {"pattern": tuple(pattern for pattern in _PATTERNS if AT not in pattern)}
+    sizes = {"...": ((4, 5), (3, 2, 4), (3,), (2,), ())}
+    integers = "native"
+    writes = True
+
+    def output_shape(self, x, value, *index):
+        places = indexed_shape("assign", x, self.pattern, index)
+        if broadcast_shape("assign", [places, value]) != places:
+            raise ShapeError(f"assign: the value has shape {value}; the index names elements of shape {places}")
+        return x
+
+    def forward(self, xp, x, value, *index):
+        x[_with(self.pattern, index)] = value
+        return x
 
 
-def _copied(index: Any) -> Any:
-    """The index with arrays and lists that nobody else can change."""
-    if isinstance(index, tuple):
-        return tuple(_copied(part) for part in index)
-    return index.copy() if isinstance(index, list) or hasattr(index, "dtype") else index
+class ArgWhere(Op):
+    """y[r] = the index of the r-th True of x in row-major order, one number per axis of x."""
+
+    signature = "argwhere(x[...]) -> y[R D]"
+    domains = {"x": Domain(kind="boolean")}
+
+    def output_shape(self, x):
+        return None
+
+    def forward(self, xp, x):
+        return xp.argwhere(x)
 
 
-def _on_backend(xp: Any, index: Any) -> Any:
-    """The index with tensors, lists and host arrays as arrays of ``xp``."""
-    if isinstance(index, tuple):
-        return tuple(_on_backend(xp, part) for part in index)
-    if isinstance(index, Tensor):
-        return xp.asarray(index.data)
-    if isinstance(index, list):
-        return xp.asarray(index) if index else xp.zeros(0, int)  # an empty list would become floats
-    return xp.asarray(index) if hasattr(index, "dtype") else index
+class OneHot(Op):
+    """y[n k] = 1 where labels[n] is k, else 0, in ``dtype``."""
+
+    classes: int
+    dtype: str
+
+    signature = "one_hot(labels[N]) -> y[N K]"
+    domains = {"labels": Domain(low=0, high=3, kind="index")}
+    rules = {"classes": (integer, 1)}
+    parameters = {"classes": (3, 4), "dtype": ("float64", "bool")}
+
+    def output_shape(self, labels):
+        self.bind((labels,))
+        return (*labels, self.classes)
+
+    def forward(self, xp, labels):
+        return (labels[:, None] == xp.arange(self.classes)).astype(self.dtype)
+
+
+class Bernoulli(Op):
+    """y = True with probability 1 - ``p``, drawn afresh for each element on every run; x only gives the shape.
+
+    The numbers come from ``rng``, a NumPy generator on the host, so every device draws the same.
+    """
+
+    p: float
+    rng: Any
+
+    signature = "bernoulli(x[...]) -> y[...]"
+    domains = {"x": CONSTANT}
+    rules = {"p": (number, "[0, 1]"), "rng": (generator,)}
+    parameters = {"p": (0.0, 0.3, 1.0), "rng": (0, 7)}
+    integers = "native"
+
+    def forward(self, xp, x):
+        return xp.asarray(self.rng.random(x.shape, dtype="float32") >= self.p)
+
+
+def _with(pattern, arrays):
+    """The index made of pattern and arrays, in the form that NumPy and CuPy take."""
+    rest = iter(arrays)
+    return tuple([next(rest) if part == AT else part for part in pattern])

@@ -1,120 +1,164 @@
-"""Ops that join the elements along axes into one. ``axis`` is an integer, a tuple of integers, or None for all axes."""
+"""Ops that reduce the elements along axes to one. ``axis`` is an integer, a tuple of integers, or None for all axes.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+All ops add with `total`, whose error does not grow with the number of elements.
+"""
 
-from ..backend import Array
-from ..shapes import Shape, ShapeError, normalize_axes
-from ..tensor import REAL, Domain, Gradient, Op, Tensor
+import math
+
+from ..curvature import Movement
+from ..op import CONSTANT, REAL, Domain, Op
+from ..shapes import ShapeError, axes, flag, normalize_axes, one_axis, reduced_shape
 from .elementwise import where
 
-Axis = int | Sequence[int] | None
+_REDUCTION = {"axis": (axes,), "keepdims": (flag,)}
+_AXES = {"axis": (None, 0, -1, (0, 2), (0, -1), ()), "keepdims": (False, True)}
+_SHORT = 128  # elements, which may be added one after the other without harm
 
 
-@dataclass(frozen=True)
-class Sum(Op):
-    """y = sum of x along axes; dy/dx = 1."""
+def total(xp, x, axis, keepdims=False):
+    """The sum along axes in x's dtype; float16, and float32 in long sums, accumulate in a wider dtype."""
+    letter, count = x.dtype.char, math.prod([x.shape[a] for a in (range(x.ndim) if axis is None else axis)])
+    if letter == "e" or (letter == "f" and count > _SHORT):
+        wide = "float32" if letter == "e" and count < 2**16 else "float64"
+        return xp.sum(x, axis=axis, dtype=wide, keepdims=keepdims).astype(x.dtype)
+    return xp.sum(x, axis=axis, keepdims=keepdims)
 
-    axis: Axis
+
+def widened(x):
+    """x, converted to float32 if it is float16, in which sums soon overflow or lose their digits."""
+    return x.astype("float32") if x.dtype.char == "e" else x
+
+
+class Sum(Movement):
+    """y = sum of x along axes; dy/dx = 1. Integers and booleans add up to an int64."""
+
+    axis: int | tuple[int, ...] | None
     keepdims: bool
 
     signature = "sum(x[...]) -> y[...]"
     domains = {"x": REAL}
-    cases = (
-        (((2, 3, 4),), {"axis": None, "keepdims": False}),
-        (((2, 3, 4),), {"axis": -1, "keepdims": False}),
-        (((2, 3, 4),), {"axis": (0, 2), "keepdims": True}),
-        (((3, 1),), {"axis": 1, "keepdims": False}),
-        (((),), {"axis": None, "keepdims": False}),
-        (((0, 3),), {"axis": 0, "keepdims": False}),
-        (((2, 3),), {"axis": (), "keepdims": False}),
-    )
+    rules = _REDUCTION
+    parameters = _AXES
+    integers = "int64"
 
-    def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
-        normalize_axes("sum", self.axis, len(shapes[0]))
-        return {}
+    def output_shape(self, x):
+        return reduced_shape("sum", x, self.axis, self.keepdims)
 
-    def forward(self, xp: Any, x: Array) -> Array:
-        return xp.sum(x, axis=_as_tuple(self.axis), keepdims=self.keepdims)
+    def forward(self, xp, x):
+        return total(xp, x, self.axis, self.keepdims)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+    def backward(self, gy, y, x):
         return _keep_axes(gy, self.axis, x.shape).broadcast_to(x.shape)
 
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
-        return self.backward(hy, y, x)
+
+class Mean(Op):
+    """y = sum of x along axes / count; dy/dx = 1 / count. The mean of no elements is NaN."""
+
+    axis: int | tuple[int, ...] | None
+    keepdims: bool
+
+    signature = "mean(x[...]) -> y[...]"
+    domains = {"x": REAL}
+    rules = _REDUCTION
+    parameters = _AXES
+    sizes = {"...": ((2, 3, 4), (3, 1), (), (1, 2, 3))}
+    reads_values = False
+
+    def output_shape(self, x):
+        return reduced_shape("mean", x, self.axis, self.keepdims)
+
+    def forward(self, xp, x):
+        y = total(xp, widened(x), self.axis, self.keepdims) / _count(x.shape, self.axis)
+        return y.astype(x.dtype, copy=False)
+
+    def backward(self, gy, y, x):
+        return _keep_axes(gy / _count(x.shape, self.axis), self.axis, x.shape).broadcast_to(x.shape)
+
+    def curvature(self, hy, gy, y, x):
+        return self.backward(hy / _count(x.shape, self.axis), y, x)
 
 
-_EXTREME_CASES = (
-    (((2, 3, 4),), {"axis": None, "keepdims": False}),
-    (((2, 3, 4),), {"axis": 1, "keepdims": True}),
-    (((2, 3, 4),), {"axis": (0, -1), "keepdims": False}),
-    (((3, 1),), {"axis": 1, "keepdims": False}),
-    (((0, 3),), {"axis": 1, "keepdims": False}),
-)
+class _Extreme(Movement, kind=True):
+    """Selects one of the elements along axes by its value; those that tie get equal parts of the gradient."""
+
+    domains = {"x": Domain(distinct=True)}
+    rules = _REDUCTION
+    parameters = _AXES
+    integers = "kept"
+    reads_values = True
+
+    def output_shape(self, x):
+        return _chosen_shape(self.name, x, self.axis, self.keepdims)
+
+    def forward(self, xp, x):
+        return getattr(xp, self.name)(x, axis=self.axis, keepdims=self.keepdims)
+
+    def backward(self, gy, y, x):
+        chosen = (x == _keep_axes(y, self.axis, x.shape)) | (x != x)
+        ties = chosen.astype(x.dtype).sum(self.axis, keepdims=True)
+        return where(chosen, _keep_axes(gy, self.axis, x.shape) / ties, 0.0)
 
 
-@dataclass(frozen=True)
-class Max(Op):
-    """y = largest x along axes; the gradient goes to the largest element, in equal shares to those that tie."""
+class Max(_Extreme):
+    """y = largest x along axes, where NaN counts as largest; gy goes to it, in equal parts to those that tie."""
 
-    axis: Axis
+    axis: int | tuple[int, ...] | None
     keepdims: bool
 
     signature = "max(x[...]) -> y[...]"
-    domains = {"x": Domain(distinct=True)}
-    cases = _EXTREME_CASES
-
-    def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
-        return _check_not_empty(self, shapes[0])
-
-    def forward(self, xp: Any, x: Array) -> Array:
-        return xp.max(x, axis=_as_tuple(self.axis), keepdims=self.keepdims)
-
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
-        return _shared(gy, y, x, self.axis)
 
 
-@dataclass(frozen=True)
-class Min(Op):
-    """y = smallest x along axes; the gradient goes to the smallest element, in equal shares to those that tie."""
+class Min(_Extreme):
+    """y = smallest x along axes, where NaN counts as smallest; gy goes to it, in equal parts to those that tie."""
 
-    axis: Axis
+    axis: int | tuple[int, ...] | None
     keepdims: bool
 
     signature = "min(x[...]) -> y[...]"
-    domains = {"x": Domain(distinct=True)}
-    cases = _EXTREME_CASES
-
-    def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
-        return _check_not_empty(self, shapes[0])
-
-    def forward(self, xp: Any, x: Array) -> Array:
-        return xp.min(x, axis=_as_tuple(self.axis), keepdims=self.keepdims)
-
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
-        return _shared(gy, y, x, self.axis)
 
 
-def _check_not_empty(op: Max | Min, shape: Shape) -> dict[str, int]:
-    for axis in normalize_axes(op.name, op.axis, len(shape)):
-        if not shape[axis]:
-            raise ShapeError(f"{op.name}: axis {axis} of x is empty; expected at least one element to choose from")
-    return {}
+class _ArgExtreme(Op, kind=True):
+    """The index of an element along an axis or, if that is None, among all elements in row-major order."""
+
+    domains = {"x": CONSTANT}
+    rules = {"axis": (lambda op, name, value: None if value is None else one_axis(op, name, value),)}
+    parameters = {"axis": (None, 0, -1)}
+    integers = "native"
+
+    def output_shape(self, x):
+        return _chosen_shape(self.name, x, self.axis, keepdims=False)
+
+    def forward(self, xp, x):
+        return getattr(xp, self.name)(x, axis=self.axis)
 
 
-def _shared(gy: Tensor, y: Tensor, x: Tensor, axis: Axis) -> Tensor:
-    """gy in equal shares for the elements of x that equal y, its extreme along axis."""
-    chosen = x == _keep_axes(y, axis, x.shape)
-    ties = chosen.astype(x.dtype).sum(axis, keepdims=True)
-    return where(chosen, _keep_axes(gy, axis, x.shape) / ties, 0.0)
+class ArgMax(_ArgExtreme):
+    """y = the index of the first largest x, where NaN counts as largest."""
+
+    axis: int | None
+
+    signature = "argmax(x[...]) -> y[...]"
 
 
-def _as_tuple(axis: Axis) -> int | tuple[int, ...] | None:
-    return tuple(axis) if isinstance(axis, (tuple, list)) else axis  # type: ignore[return-value]
+class ArgMin(_ArgExtreme):
+    """y = the index of the first smallest x, where NaN counts as smallest."""
+
+    axis: int | None
+
+    signature = "argmin(x[...]) -> y[...]"
 
 
-def _keep_axes(y: Tensor, axis: Axis, shape: Shape) -> Tensor:
-    """A reduced tensor with the axes that were reduced put back at size 1, so that it broadcasts to ``shape``."""
-    reduced = normalize_axes("reduction", axis, len(shape))
-    return y.reshape(tuple(1 if a in reduced else size for a, size in enumerate(shape)))
+def _chosen_shape(op, shape, axis, keepdims):
+    for a in normalize_axes(op, axis, len(shape)):
+        if not shape[a]:
+            raise ShapeError(f"{op}: axis {a} of x is empty; expected at least one element to choose from")
+    return reduced_shape(op, shape, axis, keepdims)
+
+
+def _count(shape, axis):
+    return math.prod([shape[a] for a in normalize_axes("mean", axis, len(shape))])
+
+
+def _keep_axes(y, axis, shape):
+    """A reduced tensor with the reduced axes restored at size 1, so it broadcasts to ``shape``."""
+    return y.reshape(reduced_shape("reduction", shape, axis, keepdims=True))

@@ -1,23 +1,15 @@
-"""Softmax, its logarithm and the losses built on it, stable for logits of any size and for -inf masks."""
+"""Softmax, its logarithm and the losses, stable for logits of any size and for -inf masks."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from ..curvature import Elementwise
+from ..op import REAL, Domain, Op, op
+from ..shapes import ShapeError, axes, flag, normalize_axes, normalize_axis, one_axis, reduced_shape
+from .elementwise import chain, where
+from .reduction import total, widened
 
-from ..backend import Array
-from ..shapes import Shape, normalize_axes, normalize_axis
-from ..tensor import REAL, Domain, Gradient, Op, Tensor
-from .elementwise import where
-
-_CASES = (
-    (((2, 3),), {"axis": -1}),
-    (((2, 3, 4),), {"axis": 1}),
-    (((3, 1),), {"axis": 1}),
-    (((0, 3),), {"axis": 1}),
-)
+_AXIS = {"axis": (one_axis,)}
+_PROBABILITY = Domain(low=0.05, high=1.0)
 
 
-@dataclass(frozen=True)
 class Softmax(Op):
     """y_i = e**x_i / sum_j e**x_j; gx = y (gy - sum_j gy_j y_j)."""
 
@@ -25,19 +17,19 @@ class Softmax(Op):
 
     signature = "softmax(x[...]) -> y[...]"
     domains = {"x": REAL}
-    cases = _CASES
+    rules = _AXIS
+    parameters = {"axis": (-1, 0, 1)}
 
-    def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
-        return _check_axis("softmax", self.axis, shapes[0])
+    def output_shape(self, x):
+        return _with_classes(self, x, self.axis)
 
-    def forward(self, xp: Any, x: Array) -> Array:
+    def forward(self, xp, x):
         return _softmax(xp, x, self.axis)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+    def backward(self, gy, y, x):
         return y * (gy - (gy * y).sum(self.axis, keepdims=True))
 
 
-@dataclass(frozen=True)
 class LogSoftmax(Op):
     """y_i = x_i - log sum_j e**x_j; gx = gy - e**y sum_j gy_j."""
 
@@ -45,50 +37,45 @@ class LogSoftmax(Op):
 
     signature = "log_softmax(x[...]) -> y[...]"
     domains = {"x": REAL}
-    cases = _CASES
+    rules = _AXIS
+    parameters = {"axis": (-1, 0, 1)}
 
-    def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
-        return _check_axis("log_softmax", self.axis, shapes[0])
+    def output_shape(self, x):
+        return _with_classes(self, x, self.axis)
 
-    def forward(self, xp: Any, x: Array) -> Array:
+    def forward(self, xp, x):
         return _log_softmax(xp, x, self.axis)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
+    def backward(self, gy, y, x):
         return gy - y.exp() * gy.sum(self.axis, keepdims=True)
 
 
-@dataclass(frozen=True)
 class LogSumExp(Op):
     """y = log sum_j e**x_j along axes; gx = gy e**(x - y), which is 0 where y is -inf (all of x masked)."""
 
-    axis: int | Sequence[int] | None
+    axis: int | tuple[int, ...] | None
     keepdims: bool
 
     signature = "logsumexp(x[...]) -> y[...]"
     domains = {"x": REAL}
-    cases = (
-        (((2, 3),), {"axis": None, "keepdims": False}),
-        (((2, 3, 4),), {"axis": (0, 2), "keepdims": True}),
-        (((3, 1),), {"axis": -1, "keepdims": False}),
-        (((0, 3),), {"axis": 1, "keepdims": False}),
-    )
+    rules = {"axis": (axes,), "keepdims": (flag,)}
+    parameters = {"axis": (None, 0, -1, (0, 2)), "keepdims": (False, True)}
 
-    def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
-        for axis in normalize_axes("logsumexp", self.axis, len(shapes[0])):
-            _check_axis("logsumexp", axis, shapes[0])
-        return {}
+    def output_shape(self, x):
+        for axis in normalize_axes("logsumexp", self.axis, len(x)):
+            _with_classes(self, x, axis)
+        return reduced_shape("logsumexp", x, self.axis, self.keepdims)
 
-    def forward(self, xp: Any, x: Array) -> Array:
-        axis = normalize_axes("logsumexp", self.axis, x.ndim)
-        largest = xp.max(x, axis=axis, keepdims=True)
+    def forward(self, xp, x):
+        axis, wide = normalize_axes("logsumexp", self.axis, x.ndim), widened(x)
+        largest = xp.max(wide, axis=axis, keepdims=True)
         largest = xp.where(xp.isfinite(largest), largest, 0)  # -inf - -inf would be NaN
-        total = xp.sum(xp.exp(x - largest), axis=axis, keepdims=True)
-        y = xp.where(total == 0, -xp.inf, xp.log(xp.where(total == 0, 1, total)) + largest)
+        added = total(xp, xp.exp(wide - largest), axis, keepdims=True)
+        y = xp.where(added == 0, -xp.inf, xp.log(xp.where(added == 0, 1, added)) + largest).astype(x.dtype, copy=False)
         return y if self.keepdims else xp.squeeze(y, axis=axis)
 
-    def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Gradient:
-        reduced = normalize_axes("logsumexp", self.axis, x.ndim)
-        kept = tuple(1 if a in reduced else size for a, size in enumerate(x.shape))
+    def backward(self, gy, y, x):
+        kept = reduced_shape("logsumexp", x.shape, self.axis, keepdims=True)
         y = y.reshape(kept)
         return gy.reshape(kept) * (x - where(y == -float("inf"), 0.0, y)).exp()
 
@@ -100,30 +87,32 @@ class CrossEntropy(Op):
     """
 
     signature = "cross_entropy(logits[N K], target[N K]) -> y[N]"
-    domains = {"logits": REAL, "target": Domain(low=0.05, high=1.0)}
+    domains = {"logits": REAL, "target": _PROBABILITY}
     sizes = {"K": range(1, 5)}
+    one_float_dtype = True
     curved = True
 
-    def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
-        sizes = super().check(shapes)
-        return sizes | _check_axis("cross_entropy", 1, shapes[0])
+    def output_shape(self, logits, target):
+        self.bind((logits, target))
+        return _with_classes(self, logits, 1)[:1]
 
-    def forward(self, xp: Any, logits: Array, target: Array) -> Array:
-        return -xp.sum(target * xp.where(target == 0, 0, _log_softmax(xp, logits, 1)), axis=1)
+    def forward(self, xp, logits, target):
+        return -total(xp, target * xp.where(target == 0, 0, _log_softmax(xp, logits, 1)), (1,))
 
-    def backward(self, gy: Tensor, y: Tensor, logits: Tensor, target: Tensor) -> tuple[Gradient, ...]:
-        return lambda: CrossEntropyGrad()(gy, logits, target), lambda: -gy.expand_dims(1) * logits.log_softmax(1)
+    def backward(self, gy, y, logits, target):
+        grad = op("cross_entropy_grad")
+        return lambda: grad(gy, logits, target), lambda: -gy.expand_dims(1) * logits.log_softmax(1)
 
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, logits: Tensor, target: Tensor) -> tuple[Gradient, ...]:
+    def curvature(self, hy, gy, y, logits, target):
         """d2/dlogit_k2 = p_k (1 - p_k) sum_k target_nk, with p = softmax(logits)."""
         hy, gy = hy.expand_dims(1), gy.expand_dims(1).relu()  # (N,) -> (N, 1)
 
-        def h_logits() -> Tensor:
-            p, total = logits.softmax(1), target.sum(1, keepdims=True)
-            slope = p * total - target
-            return hy * slope * slope + gy * total * p * (1 - p)
+        def h_logits():
+            p, weight = logits.softmax(1), target.sum(1, keepdims=True)
+            slope = p * weight - target
+            return hy * slope * slope + gy * weight * p * (1 - p)
 
-        def h_target() -> Tensor:
+        def h_target():
             log_p = logits.log_softmax(1)
             return hy * log_p * log_p
 
@@ -133,46 +122,70 @@ class CrossEntropy(Op):
 class CrossEntropyGrad(Op):
     """gx_nk = gy_n (p_nk sum_j target_nj - target_nk), p = softmax(logits): cross-entropy's gradient for the logits.
 
-    One op instead of six, which counts where a step has one image. With g the gradient of gx: for gy it is
+    It is one op instead of six, which makes steps on one image faster. With g the gradient of gx: for gy it is
     sum_k g_nk (p_nk sum_j target_nj - target_nk), for the logits gy_n sum_j target_nj p_nk (g_nk - m_n), for the target
     gy_n (m_n - g_nk), with m_n = sum_k g_nk p_nk.
     """
 
     signature = "cross_entropy_grad(gy[N], logits[N K], target[N K]) -> gx[N K]"
-    domains = {"gy": REAL, "logits": REAL, "target": Domain(low=0.05, high=1.0)}
+    domains = {"gy": REAL, "logits": REAL, "target": _PROBABILITY}
     sizes = {"K": range(1, 5)}
+    one_float_dtype = True
 
-    def check(self, shapes: tuple[Shape, ...]) -> dict[str, int]:
-        sizes = super().check(shapes)
-        return sizes | _check_axis("cross_entropy_grad", 1, shapes[1])
+    def output_shape(self, gy, logits, target):
+        self.bind((gy, logits, target))
+        return _with_classes(self, logits, 1)
 
-    def forward(self, xp: Any, gy: Array, logits: Array, target: Array) -> Array:
+    def forward(self, xp, gy, logits, target):
         p = _softmax(xp, logits, 1)
-        return gy[:, None] * (p * xp.sum(target, axis=1, keepdims=True) - target)
+        return gy[:, None] * (p * total(xp, target, (1,), keepdims=True) - target)
 
-    def backward(self, g: Tensor, gx: Tensor, gy: Tensor, logits: Tensor, target: Tensor) -> tuple[Gradient, ...]:
-        p, total = logits.softmax(1), target.sum(1, keepdims=True)
+    def backward(self, g, gx, gy, logits, target):
+        p, weight = logits.softmax(1), target.sum(1, keepdims=True)
         mean = (g * p).sum(1, keepdims=True)
         gy = gy.expand_dims(1)  # (N,) -> (N, 1)
         return (
-            lambda: (g * (p * total - target)).sum(1),
-            lambda: gy * total * p * (g - mean),
+            lambda: (g * (p * weight - target)).sum(1),
+            lambda: gy * weight * p * (g - mean),
             lambda: gy * (mean - g),
         )
 
 
-def _softmax(xp: Any, x: Array, axis: int) -> Array:
-    e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))  # the largest exponent is 0: no overflow
-    return e / xp.sum(e, axis=axis, keepdims=True)
+class MSELoss(Elementwise):
+    """y = (x - target)^2, element by element; dy/dx = 2 (x - target), dy/dtarget = -dy/dx, d2y/dx2 = 2."""
+
+    signature = "mse_loss(x[...], target[...]) -> y[...]"
+    domains = {"x": REAL, "target": REAL}
+    one_float_dtype = True
+    curved = True
+
+    def forward(self, xp, x, target):
+        difference = x - target
+        return difference * difference
+
+    def backward(self, gy, y, x, target):
+        return lambda: chain(2.0 * gy, x - target), lambda: chain(2.0 * gy, target - x)
+
+    def curvature(self, hy, gy, y, x, target):
+        h = 4.0 * y * hy + 2.0 * gy.relu()
+        return h, h
 
 
-def _log_softmax(xp: Any, x: Array, axis: int) -> Array:
-    shifted = x - xp.max(x, axis=axis, keepdims=True)
-    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
+def _softmax(xp, x, axis):
+    wide = widened(x)
+    e = xp.exp(wide - xp.max(wide, axis=axis, keepdims=True))  # the largest exponent is 0: no overflow
+    return (e / total(xp, e, (axis,), keepdims=True)).astype(x.dtype, copy=False)
 
 
-def _check_axis(op: str, axis: int, shape: Shape) -> dict[str, int]:
-    """Refuse an axis that does not exist or is empty; ShapeError or ValueError."""
-    if not shape[normalize_axis(op, axis, len(shape))]:
-        raise ValueError(f"{op}: axis {axis} of the input is empty; expected at least one class")
-    return {}
+def _log_softmax(xp, x, axis):
+    wide = widened(x)
+    shifted = wide - xp.max(wide, axis=axis, keepdims=True)
+    return (shifted - xp.log(total(xp, xp.exp(shifted), (axis,), keepdims=True))).astype(x.dtype, copy=False)
+
+
+def _with_classes(op, shape, axis):
+    """``shape``; ShapeError unless the axis exists and is not empty."""
+    a = normalize_axis(op.name, axis, len(shape))
+    if not shape[a]:
+        raise ShapeError(f"{op.name}: axis {axis} of the input is empty; expected at least one class")
+    return shape

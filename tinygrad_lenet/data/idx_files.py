@@ -15,27 +15,30 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-PathLike = str | os.PathLike[str]
+from .. import files
+from ..files import PathLike
+
 Stream = IO[bytes] | gzip.GzipFile
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
-_MAX_AXES = 8  # images in colour need 4; a corrupt header asks for up to 255
+_MAX_AXES = 8  # colour images need 4; a corrupt header may ask for up to 255
 _CHUNK = 1 << 20
-_DEFLATE_LIMIT = 1032  # one compressed byte stands for at most this many (zlib's technical notes)
+_DEFLATE_LIMIT = 1032  # one compressed byte expands to at most this many (zlib's technical notes)
 
 
 class DataError(ValueError):
-    """A data file is missing, damaged, or not what it should be; the sentence says which, and what to do."""
+    """A data file is missing, damaged or of the wrong kind; the message says which, and what to do."""
 
 
-def read_idx(path: PathLike) -> npt.NDArray[Any]:
+def read_idx(path: PathLike, max_bytes: int = 2**30) -> npt.NDArray[Any]:
     """Return the array in an IDX file, plain or gzipped (told apart by the first bytes, not by the name).
 
-    The array has the shape of the header, native byte order and memory of its own. Memory grows with the bytes
-    that the file really holds, never with what its header promises.
+    The array has the header's shape, native byte order and its own memory. Memory use grows with the bytes that the
+    file really holds, never with what its header promises.
 
-    Raises DataError where the file is missing, empty, damaged, shorter or longer than its header says.
+    Raises DataError if the file is missing, not a regular file, empty, damaged, shorter or longer than its header says,
+    or larger than ``max_bytes`` when unpacked.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -45,17 +48,17 @@ def read_idx(path: PathLike) -> npt.NDArray[Any]:
     """
     name = os.fspath(path)
     try:
-        with open(name, "rb") as file:
+        with files.open_regular(name) as file:
             size = os.fstat(file.fileno()).st_size
             gzipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             if not gzipped:
-                return _parse(file, name, smallest=size, largest=size)
+                return _parse(file, name, smallest=size, largest=size, limit=max_bytes)
             with gzip.GzipFile(fileobj=file) as stream:
-                return _parse(stream, name, smallest=0, largest=size * _DEFLATE_LIMIT)
+                return _parse(stream, name, smallest=0, largest=size * _DEFLATE_LIMIT, limit=max_bytes)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            f"read_idx: {name} is a damaged gzip file ({error}), expected a whole one; fetch it again"
+            f"read_idx: {name} is a damaged gzip file ({error}), expected a complete one; download it again"
         ) from error
     except OSError as error:
         raise DataError(
@@ -63,11 +66,11 @@ def read_idx(path: PathLike) -> npt.NDArray[Any]:
         ) from error
 
 
-def _parse(stream: Stream, name: str, smallest: int, largest: int) -> npt.NDArray[Any]:
-    """Read one IDX array from stream, which is known to hold between smallest and largest bytes."""
+def _parse(stream: Stream, name: str, smallest: int, largest: int, limit: int) -> npt.NDArray[Any]:
+    """Read an IDX array of at most limit bytes from stream, which holds between smallest and largest bytes."""
 
     def refuse(found: str, expected: str) -> DataError:
-        return DataError(f"read_idx: {name} {found}, expected {expected}; fetch the file again or check the path")
+        return DataError(f"read_idx: {name} {found}, expected {expected}; download the file again, or check the path")
 
     magic = _read(stream, 4)
     if not magic:
@@ -90,6 +93,8 @@ def _parse(stream: Stream, name: str, smallest: int, largest: int) -> npt.NDArra
         raise refuse(f"has the shape {shape}", "at least one element")
     if not smallest <= total <= largest:
         raise refuse(f"has the shape {shape} but not the bytes for it", f"{total} bytes, header and elements together")
+    if total > limit:
+        raise refuse(f"has {total:,} bytes", f"at most max_bytes, {limit:,}")
     data = _read(stream, promised)
     if len(data) < promised:
         raise refuse(f"is truncated: it holds {len(data)} bytes of elements", f"{promised} for the shape {shape}")
@@ -100,7 +105,7 @@ def _parse(stream: Stream, name: str, smallest: int, largest: int) -> npt.NDArra
 
 
 def _read(stream: Stream, count: int) -> bytearray:
-    """Read count bytes, or fewer where the stream ends, in pieces: memory follows the data, not the promise."""
+    """Read count bytes, or fewer if the stream ends, in pieces: memory use follows the data, not the header."""
     data = bytearray()
     while len(data) < count:
         piece = stream.read(min(_CHUNK, count - len(data)))
@@ -111,9 +116,10 @@ def _read(stream: Stream, count: int) -> bytearray:
 
 
 def write_idx(path: PathLike, array: npt.NDArray[Any]) -> None:
-    """Write an array of any shape as an IDX file, gzipped if the name ends in .gz; the same array, the same bytes.
+    """Write an array as an IDX file, gzipped if the name ends in .gz; equal arrays give equal bytes.
 
-    Raises TypeError for a dtype that IDX has no code for, ValueError for no axes, too many, or no elements.
+    Raises TypeError for a dtype that IDX has no code for, ValueError for no axes, too many axes or no elements, and
+    DataError if the file cannot be written; a file that was there before then stays intact.
     """
     dtype = array.dtype.newbyteorder(">")
     if dtype not in _CODES:
@@ -124,15 +130,11 @@ def write_idx(path: PathLike, array: npt.NDArray[Any]) -> None:
     data = struct.pack(f">4B{array.ndim}I", 0, 0, _CODES[dtype], array.ndim, *array.shape)
     data += np.ascontiguousarray(array, dtype).tobytes()
     if name.endswith(".gz"):
-        data = gzip.compress(data, mtime=0)  # without the time, the bytes depend on the array alone
-    beside = f"{name}.{os.getpid()}.part"
+        data = gzip.compress(data, mtime=0)  # without the time, the bytes depend only on the array
     try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, name)
-    except BaseException:
-        if os.path.exists(beside):
-            os.remove(beside)
-        raise
+        files.replace({name: data})
+    except OSError as error:
+        raise DataError(
+            f"write_idx: {name} cannot be written ({error.strerror or error}); "
+            "whatever was there before is intact; make room, or write to another folder"
+        ) from error
