@@ -401,7 +401,7 @@ NO_DIGIT: dict[str, tuple[Callable[[], bytes], str]] = {
     "text": (lambda: b"%!PS-Adobe\n", "is not a readable picture"),
     "half a PNG": (lambda: encoded("PNG")[:900], "is damaged .+ expected a picture file"),
     "half a JPEG": (lambda: encoded("JPEG")[:1500], "is damaged .+ expected a picture file"),
-    "half a GIF": (lambda: encoded("GIF")[:700], "is (damaged|not a readable picture) .+ expected a picture file"),
+    "half a GIF": (lambda: encoded("GIF")[:700], "is (damaged|not a readable picture).+ expected a picture file"),
     "head of a PNG": (lambda: encoded("PNG")[:20], "is (damaged|not a readable picture)"),
     "bad checksum": (lambda: encoded("PNG").replace(b"IDAT", b"IDAU"), "is (damaged|not a readable picture)"),
     "white": (lambda: encoded("PNG", Image.new("L", (50, 40), 255)), "nothing stands out from the background"),
