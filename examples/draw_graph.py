@@ -1,8 +1,9 @@
 """Draw the graph that was recorded for a tensor: `python -m examples.draw_graph` draws an expression and LeNet-5.
 
-`draw(tensor, path, names)` draws any other. Values flow downwards, and each line is labelled with the shape of its
-value. Gradients flow back up along solid lines; dashed lines carry none. The layout follows Sugiyama, Tagawa and Toda
-(1981): layers by longest path, crossings reduced by barycentres, then positions by least squares.
+`draw(tensor, path, names)` is the function behind it; `graph(tensor, names)` gives a figure, which a notebook shows.
+Values run downwards; a line carries the shape of what it carries. Along solid lines the gradient comes back up; what is
+dashed takes none. The layout is that of Sugiyama, Tagawa and Toda (1981): layers by longest path, few crossings by
+barycentres, then places by least squares.
 """
 
 from examples import programs
@@ -14,6 +15,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from matplotlib.textpath import TextPath
 
 from examples.plots import DPI, STYLE, save
 from models import LeNet5
-from tinygrad_lenet import Op, Tensor, data
+from tinygrad_lenet import Op, Tensor, data, grad
 from tinygrad_lenet import functional as F
 
 LIMIT = 300  # boxes; more would not be readable
@@ -88,26 +90,48 @@ class Line:
     gradient: bool
 
 
-def draw(tensor: Tensor, path: Path, names: Mapping[str, Tensor] | None = None) -> Path:
-    """Write a picture of the graph that produced ``tensor`` to ``path`` (.png, .svg or .pdf) and return the path.
+class Graph(Figure):
+    """A figure that a notebook shows as it is, in as many dots as there are."""
 
-    ``names``, such as ``dict(model.named_parameters())``, gives names to tensors. ValueError if nothing was recorded,
-    if a backward pass has freed the graph, or if it has more than 300 boxes.
+    @mpl.rc_context(STYLE)
+    def _repr_svg_(self) -> str:
+        file = StringIO()
+        self.savefig(file, format="svg", metadata={"Date": None})
+        return file.getvalue()
+
+
+def draw(
+    tensor: Tensor,
+    path: str | Path,
+    names: Mapping[str, Tensor] | None = None,
+    values: bool = False,
+    gradients: bool = False,
+) -> Path:
+    """Write a picture of the graph that made ``tensor`` to ``path`` (.png, .svg or .pdf); returns the path.
+
+    ``names``, such as ``dict(model.named_parameters())``, says what tensors are called. ``values`` adds the value of
+    each tensor, or its least and its largest element, and ``gradients`` those of its gradient. ValueError if nothing
+    was recorded, if a backward pass has freed the graph, if it has more than 300 boxes, and if gradients are asked for
+    of a tensor with several elements.
     """
-    return save(graph(tensor, names), path)
+    return save(graph(tensor, names, values, gradients), Path(path))
 
 
 @mpl.rc_context(STYLE)
-def graph(tensor: Tensor, names: Mapping[str, Tensor] | None = None) -> Figure:
-    """The picture that `draw` writes, as a matplotlib Figure."""
-    layers, lines = lay_out(*collect(tensor, names or {}))
+def graph(
+    tensor: Tensor, names: Mapping[str, Tensor] | None = None, values: bool = False, gradients: bool = False
+) -> Graph:
+    """The picture that `draw` writes, as a matplotlib Figure that notebooks show."""
+    layers, lines = lay_out(*collect(tensor, names or {}, values, gradients))
     return paint(layers, lines)
 
 
 # The contents of the picture
 
 
-def collect(tensor: Tensor, names: Mapping[str, Tensor]) -> tuple[list[Box], list[Line]]:
+def collect(
+    tensor: Tensor, names: Mapping[str, Tensor], values: bool = False, gradients: bool = False
+) -> tuple[list[Box], list[Line]]:
     """The boxes, inputs before the ops that use them, and the lines between them."""
     if tensor.op is None:
         raise ValueError(
@@ -116,6 +140,12 @@ def collect(tensor: Tensor, names: Mapping[str, Tensor]) -> tuple[list[Box], lis
         )
     called = {id(named): name for name, named in names.items()}
     order = sort(tensor)
+    gy: dict[int, Tensor] = {}
+    if gradients:
+        if tensor.size != 1:
+            raise ValueError(f"draw: the tensor has shape {tensor.shape}; expected one element, which has gradients")
+        learned = [y for y in order if y.requires_grad]
+        gy = dict(zip(map(id, learned), grad(tensor, learned, create_graph=True), strict=True))  # which keeps the graph
     users: dict[int, int] = {}
     for y in order:
         for x in y.inputs or ():
@@ -126,9 +156,10 @@ def collect(tensor: Tensor, names: Mapping[str, Tensor]) -> tuple[list[Box], lis
     for y in order:
         if y.op is None:
             kind = "learned" if y.requires_grad else "constant"
-            boxes[id(y)] = Box([called.get(id(y), "constant" if kind == "constant" else "tensor")], kind)
+            title = [called.get(id(y), "constant" if kind == "constant" else "tensor")]
+            boxes[id(y)] = Box(title + numbers(y, values, gy), kind)
             continue
-        box = boxes[id(y)] = Box(describe(y), "op")
+        box = boxes[id(y)] = Box(describe(y) + numbers(y, values, gy), "op")
         inputs = [x for x in y.inputs or () if isinstance(x, Tensor)]
         own = [x for x in inputs if x.op is None and users[id(x)] == 1]
         own = own[1:] if len(own) == len(inputs) else own  # at least one input must come from above
@@ -180,6 +211,13 @@ def describe(y: Tensor) -> list[str]:
         title += "(" + ", ".join("·" if isinstance(x, Tensor) else f"{x:.4g}" for x in inputs) + ")"
     others = [setting(name, value) for name, value in settings.items() if usual.get(name, ...) != value]
     return [title, *others]
+
+
+def numbers(y: Tensor, values: bool, gy: Mapping[int, Tensor]) -> list[str]:
+    """What is said of y's value and gradient: each is one number, or its least and its largest element."""
+    said = [("=", y)] * values + ([("gradient", gy[id(y)])] if id(y) in gy else [])
+    bounds = [(text, sorted({x.numpy().min(), x.numpy().max()}) if x.size else []) for text, x in said]
+    return [f"{text} {' to '.join(f'{bound:.3g}' for bound in each) or 'empty'}" for text, each in bounds]
 
 
 def weight_window(op: Op, inputs: Sequence[Any]) -> tuple[int, int] | None:
@@ -286,15 +324,15 @@ def separate(layer: list[Box], wanted: list[float]) -> None:
 # Ink
 
 
-def paint(layers: list[list[Box]], lines: list[Line]) -> Figure:
-    """The figure, as large as it needs to be, with a key below."""
+def paint(layers: list[list[Box]], lines: list[Line]) -> Graph:
+    """The figure: as large as it needs to be, with a key below."""
     boxes = [box for layer in layers for box in layer]
     left = min(box.x - box.reach(0) for box in boxes) - 0.2
     right = max(box.x + box.reach(1) for box in boxes) + 0.2
     spare = max(0.0, KEY - (right - left)) / 2
     left, right = left - spare, right + spare
     bottom = max(box.y + box.height / 2 for box in boxes) + 0.75
-    figure = Figure((right - left, bottom + 0.15), dpi=DPI, facecolor="white")
+    figure = Graph((right - left, bottom + 0.15), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(left, right), ylim=(bottom, -0.15))  # in inches, downwards
@@ -456,11 +494,13 @@ def main() -> None:
         prog="python -m examples.draw_graph", description="Draw the graphs of an expression and of LeNet-5's loss."
     )
     parser.add_argument("--out", type=Path, default=Path("runs/graphs"), help="folder for the pictures")
-    parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png", help="file format of the pictures")
+    parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png", help="of the pictures")
+    parser.add_argument("--values", action="store_true", help="say what the tensors hold")
+    parser.add_argument("--gradients", action="store_true", help="and what their gradients are")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for name, (tensor, names) in {"expression": expression(), "lenet5": lenet5()}.items():
-        print(draw(tensor, args.out / f"{name}.{args.format}", names))
+        print(draw(tensor, args.out / f"{name}.{args.format}", names, args.values, args.gradients))
 
 
 if __name__ == "__main__":

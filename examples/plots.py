@@ -25,6 +25,7 @@ from tinygrad_lenet import Tensor, checkpoint, data, nn, no_grad
 Transform = Callable[[np.ndarray], np.ndarray]
 WIDTH, DPI = 8.0, 150  # inches, dots per inch
 LINES = (("o-", "#0072b2"), ("s--", "#d55e00"), ("^:", "#555555"), ("d-.", "#009e73"))  # Okabe and Ito's colours
+TEXT = 0.5  # inches: three lines at the side of a row
 BLUE, GREY, PALE = LINES[0][1], "#555555", "#dddddd"
 SIGNED, COUNTS = "cividis", "Blues"  # the brightness of one only rises, of the other only falls
 STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10, "svg.hashsalt": "tinygrad_lenet"}
@@ -46,8 +47,8 @@ def save_all(
     folder.mkdir(parents=True, exist_ok=True)
     names = CLASSES.get(metrics.get("arguments", {}).get("dataset"), tuple(map(str, range(probabilities.shape[1]))))
     predictions = probabilities.argmax(axis=1)
-    n = int(np.argmin(probabilities[np.arange(len(labels)), labels]))  # the image furthest from its label
-    title = f"What each layer makes of image {n}, true class {names[labels[n]]}"
+    n = int(np.argmin(probabilities[np.arange(len(labels)), labels]))  # the image that is furthest from its label
+    title = f"What each layer makes of test image {n}: true {names[labels[n]]}, predicted {names[predictions[n]]}"
     first = next(p for p in model.parameters() if p.ndim == 4)
     pictures = {
         "learning_curves": learning_curves(metrics),
@@ -125,7 +126,7 @@ def _headline(metrics: Mapping[str, Any]) -> str:
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str] = DIGITS) -> Figure:
     """How often each class, a row, was taken for each class, a column: labels[N] and predictions[N] of integers.
 
-    Colour shows the mistakes; the fraction of correct answers stands beside each row.
+    Colour shows the mistakes; beside each row stands which share of it is correct.
     """
     K = len(names)
     counts = np.bincount(labels * K + predictions, minlength=K * K).reshape(K, K)
@@ -143,7 +144,7 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, names: Sequenc
             axes.text(predicted, true, f"{count}", ha="center", va="center", color=ink)
     for true, row in enumerate(counts):
         axes.text(K - 0.35, true, f"{row[true] / row.sum():.1%}" if row.sum() else "none", va="center")
-    axes.text(K - 0.35, -0.75, "right", va="center")
+    axes.text(K - 0.35, -0.75, "correct", va="center")
     long = max(map(len, names)) > 2
     axes.set_xticks(range(K), names, rotation=40 if long else 0, ha="right" if long else "center")
     axes.set_yticks(range(K), names)
@@ -169,7 +170,7 @@ def misclassified(
 ) -> Figure:
     """The images[N H W] whose class is not labels[N], the most confident mistake first, and at most ``most`` of them.
 
-    Below each: the true class, the predicted one, and the predicted one's probability, from probabilities[N K].
+    Below each: the true class, the predicted one, its probability, from probabilities[N K], and the image's index.
     """
     predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predictions != labels)
@@ -180,15 +181,15 @@ def misclassified(
     columns = 8 if max(map(len, names)) <= 2 else 5
     cell = WIDTH / columns
     side = min(cell - 0.25, 0.9)
-    height = side + 0.5  # two lines of text below
+    height = side + 0.66  # three lines of text below
     figure = new_figure(0.5 + math.ceil(len(shown) / columns) * height)
     which = f", of which the {len(shown)} most confident" if len(shown) < len(wrong) else ""
-    heading(figure, f"{len(wrong):,} of {len(labels):,} misclassified{which}: true → predicted, confidence")
+    heading(figure, f"{len(wrong):,} of {len(labels):,} misclassified{which}: true → predicted, confidence, index")
     for i, n in enumerate(shown):
         row, column = divmod(i, columns)
         axes = place(figure, (column + 0.5) * cell - side / 2, 0.5 + row * height, side, side)
         axes.imshow(images[n], cmap="gray", vmin=0, vmax=255)
-        text = f"{names[labels[n]]} → {names[predictions[n]]}\n{percent(confidence[n])}"
+        text = f"{names[labels[n]]} → {names[predictions[n]]}\n{percent(confidence[n])}\n#{n}"
         axes.text(0.5, -0.04, text, transform=axes.transAxes, ha="center", va="top", linespacing=1.1)
     return figure
 
@@ -225,30 +226,41 @@ def maps(
 ) -> Figure:
     """What each layer of ``model`` makes of one image[H W]: one row per layer, after its activation.
 
-    On top: the image, and the model's probabilities[K] for it. Each row has its own scale, symmetric about 0.
-    ``transform`` turns uint8 images[N H W] into the model's input.
+    On top: the image, and the model's probabilities[K] for it. Each row has a scale of its own, symmetric about 0,
+    whose limits stand beside it.
+    ``transform`` is what the model takes uint8 images[N H W] through.
     """
     layers = look_inside(model, image, transform)
     grids = [_grid(y) for _, y in layers]
-    figure = new_figure(2.05 + sum(rows * side + 0.16 for rows, _, side in grids))
+    lowest = [max(rows * side, TEXT) for rows, _, side in grids]  # no row is lower than what is said about it
+    figure = new_figure(2.05 + sum(lowest) + 0.16 * len(grids))
     heading(figure, title)
-    place(figure, 0.1, 0.5, 1.0, 1.0).imshow(image, cmap="gray", vmin=0, vmax=255)
-    answer = place(figure, 1.25, 0.65, 6.65, 0.85, axis=True)
+    side_text(figure, 1.0, f"INPUT\n{image.shape[0]}×{image.shape[1]}\n0 to 255")
+    place(figure, 1.25, 0.5, 1.0, 1.0).imshow(image, cmap="gray", vmin=0, vmax=255)
+    answer = place(figure, 2.75, 0.65, 5.15, 0.85, axis=True)
     answer.bar(range(len(names)), probabilities, color=BLUE, width=0.7)
     for k, probability in enumerate(probabilities):
         if probability >= 0.0095:
             answer.text(k, probability + 0.03, percent(probability), ha="center", va="bottom")
-    answer.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1.25), yticks=[])
-    answer.set_xticks(range(len(names)), names, fontsize=10 if max(map(len, names)) <= 2 else 7.5)
+    answer.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1.25), yticks=[], ylabel="probability")
+    long = max(map(len, names)) > 2
+    answer.set_xticks(range(len(names)), names, fontsize=7.5 if long else 10, rotation=25 if long else 0)
     answer.tick_params(length=0)
     answer.spines[["left", "right", "top"]].set_visible(False)
 
     top = 1.95
-    for (name, y), (rows, columns, side) in zip(layers, grids, strict=True):
-        shape = f"{y.shape[0]} @ {y.shape[1]}×{y.shape[2]}" if y.ndim == 3 else f"{y.size} units"
-        middle = 1 - (top + 0.485 * rows * side) / figure.get_figheight()
-        figure.text(0.1 / WIDTH, middle, f"{name}\n{shape}", va="center", linespacing=1.2)
-        norm = CenteredNorm(halfrange=float(np.abs(y).max()) or 1.0)
+    penalties = any(isinstance(module, nn.RBF) for _, module in model.named_modules())
+    for (name, y), (rows, columns, side), low in zip(layers, grids, lowest, strict=True):
+        limit = float(np.abs(y).max()) or 1.0
+        norm = CenteredNorm(halfrange=limit)
+        shape, scale = (
+            f"{len(y)} @ {'×'.join(map(str, y.shape[1:]))}" if y.ndim == 3 else f"{y.size} units",
+            f"±{limit:.3g}",
+        )
+        if penalties and y is layers[-1][1]:
+            shape, scale = f"{y.size} penalties", f"least {y.min():.3g} wins"
+        side_text(figure, top + low / 2, f"{name}\n{shape}\n{scale}")
+        above, top = top, top + (low - rows * side) / 2
         if y.ndim == 3:
             for i, tile in enumerate(y):
                 axes = place(figure, 1.25 + i % columns * side, top + i // columns * side, 0.93 * side, 0.93 * side)
@@ -259,9 +271,9 @@ def maps(
             axes.pcolormesh(np.ma.masked_invalid(cells), cmap=SIGNED, norm=norm, edgecolors="white", linewidth=1.5)
             axes.invert_yaxis()
             axes.spines[:].set_visible(False)
-        top += rows * side + 0.16
+        top = above + low + 0.16
     dark, zero, bright = mpl.colormaps[SIGNED]([0.0, 0.5, 1.0])
-    for x, colour, text in ((1.25, dark, "negative"), (2.25, zero, "zero"), (3.0, bright, "positive")):
+    for x, colour, text in ((0.1, dark, "negative"), (0.95, zero, "zero"), (1.5, bright, "positive")):
         place(figure, x, 1.72, 0.12, 0.12).set_facecolor(tuple(colour))
         figure.text((x + 0.18) / WIDTH, 1 - 1.78 / figure.get_figheight(), text, va="center", fontsize=9)
     return figure
@@ -329,6 +341,11 @@ def place(figure: Figure, left: float, top: float, width: float, height: float, 
     if not axis:
         axes.set(xticks=[], yticks=[])
     return axes
+
+
+def side_text(figure: Figure, middle: float, text: str) -> None:
+    """Lines of text at the left edge of a figure, around a height in inches from its top."""
+    figure.text(0.1 / WIDTH, 1 - middle / figure.get_figheight(), text, va="center", linespacing=1.15, fontsize=9)
 
 
 def stamp(figure: Figure, text: str) -> None:

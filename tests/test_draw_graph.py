@@ -106,6 +106,30 @@ def test_second_order() -> None:
     assert {"power(·, 3)", "tanh", "tanh_grad", "power(·, 2)", "multiply(3, ·)"} <= set(words)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_values_and_gradients(gradients: bool) -> None:
+    """On request each box says what its tensor holds; and the graph is there afterwards as before."""
+    x, w = Tensor(np.array([1.0, 2.0])), Tensor(np.array([3.0, -0.5]), requires_grad=True)
+    y = (x * w).sum()
+    boxes, _ = collect(y, {"x": x, "w": w, "y": y}, values=True, gradients=gradients)
+    said = {box.text[0]: box.text[1:] for box in [*boxes, *(leaf for box in boxes for leaf in box.sides)]}
+    assert said["x"] == ["= 1 to 2"]
+    assert said["w"] == ["= -0.5 to 3", *(["gradient 1 to 2"] if gradients else [])]
+    assert said["multiply"] == ["= -1 to 3", *(["gradient 1"] if gradients else [])]
+    assert said["sum"] == ["= 2", *(["gradient 1"] if gradients else [])]
+    well_placed(y)
+    y.backward()
+    np.testing.assert_array_equal(w.grad, x)
+
+
+def test_a_notebook_shows_it() -> None:
+    y = leaf(2).tanh()
+    svg = graph(y)._repr_svg_()
+    assert svg.startswith("<?xml")
+    assert "</svg>" in svg
+    assert svg == graph(y)._repr_svg_()
+
+
 # Where it stands
 
 
@@ -211,7 +235,7 @@ PICTURES = ("expression.png", "lenet5.png")
 
 
 def test_svg(tmp_path: Path) -> None:
-    paths = [draw_graph.draw(leaf(2).tanh(), tmp_path / name) for name in ("a.svg", "b.svg")]
+    paths = [draw_graph.draw(leaf(2).tanh(), path) for path in (tmp_path / "a.svg", str(tmp_path / "b.svg"))]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert b"<dc:date>" not in paths[0].read_bytes()
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models import LeNet5
+from models import LeNet5, LeNet5_1998
 from tinygrad_lenet import Tensor, data, nn, no_grad
 from tinygrad_lenet import functional as F
 
@@ -168,7 +168,9 @@ def test_confusion_matrix() -> None:
         if text.axes is figure.axes[0] and text.get_text().isdigit()
     }
     assert cells == {(0, 0): "1", (1, 0): "2", (1, 1): "1", (2, 2): "2", (3, 3): "0"}  # (predicted, true)
-    assert {"33.3%", "100.0%", "none", "2 mistakes on 6 images", "true class", "predicted class"} <= set(words(figure))
+    assert {"correct", "33.3%", "100.0%", "none", "2 mistakes on 6 images", "true class", "predicted class"} <= set(
+        words(figure)
+    )
     assert shown(figure)[0].tolist() == [[0, 2, 0, 0], [0] * 4, [0] * 4, [0] * 4]  # colour is for mistakes
 
 
@@ -190,8 +192,8 @@ def test_misclassified() -> None:
     figure = plots.misclassified(IMAGES[:5], labels, probabilities)
     legible(figure)
     *cells, title = words(figure)
-    assert title == "3 of 5 misclassified: true → predicted, confidence"
-    assert cells == ["9 → 4\n>99.9%", "2 → 3\n99.0%", "4 → 9\n50%"]  # the most confident first
+    assert title == "3 of 5 misclassified: true → predicted, confidence, index"
+    assert cells == ["9 → 4\n>99.9%\n#3", "2 → 3\n99.0%\n#2", "4 → 9\n50%\n#0"]  # the most confident first
     for image, n in zip(shown(figure), (3, 2, 0), strict=True):
         np.testing.assert_array_equal(image, IMAGES[n])
 
@@ -244,9 +246,12 @@ def test_maps() -> None:
     model = LeNet5(rng=0)
     figure = plots.maps(model, IMAGES[0], sure(LABELS[:1])[0], "a title")
     legible(figure)
-    layers = ["C1\n6 @ 28×28", "S2\n6 @ 14×14", "C3\n16 @ 10×10", "S4\n16 @ 5×5"]
-    layers += ["C5\n120 units", "F6\n84 units", "OUTPUT\n10 units"]
-    assert [text for text in words(figure) if "\n" in text] == layers
+    rows = ["INPUT\n28×28", "C1\n6 @ 28×28", "S2\n6 @ 14×14", "C3\n16 @ 10×10", "S4\n16 @ 5×5"]
+    rows += ["C5\n120 units", "F6\n84 units", "OUTPUT\n10 units"]
+    beside = [text.rpartition("\n") for text in words(figure) if "\n" in text]
+    assert [row for row, _, _ in beside] == rows
+    limits = [np.abs(y).max() for _, y in plots.look_inside(model, IMAGES[0])]
+    assert [scale for _, _, scale in beside] == ["0 to 255", *(f"±{limit:.3g}" for limit in limits)]
     assert {"a title", "91%", "negative", "zero", "positive", *DIGITS} <= set(words(figure))
     images = shown(figure)
     assert len(images) == 1 + 6 + 6 + 16 + 16
@@ -256,6 +261,28 @@ def test_maps() -> None:
         s2 = F.avg_pool2d(c1, 2)
     np.testing.assert_allclose(images[1:7], c1.numpy()[0], atol=1e-6)
     np.testing.assert_allclose(images[7:13], s2.numpy()[0], atol=1e-6)
+
+
+def test_penalties_are_called_penalties() -> None:
+    """In 1998's network the smallest one wins, and its answer is not what is brightest."""
+    model = LeNet5_1998(rng=0)
+    figure = plots.maps(model, IMAGES[0], sure(LABELS[:1])[0])
+    legible(figure)
+    least = plots.look_inside(model, IMAGES[0])[-1][1].min()
+    assert f"OUTPUT\n10 penalties\nleast {least:.3g} wins" in words(figure)
+
+
+@pytest.mark.parametrize("mistakes", [0, 1])
+def test_maps_of_a_run_say_whether_the_answer_is_right(
+    mistakes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure) or path)
+    probabilities = with_mistakes(mistakes)
+    plots.save_all(tmp_path, METRICS, LeNet5(rng=0), IMAGES, LABELS, probabilities)
+    n = int(np.argmin(probabilities[np.arange(len(LABELS)), LABELS]))
+    said = f"test image {n}: true {LABELS[n]}, predicted {(LABELS[n] + 1) % 10 if mistakes else LABELS[n]}"
+    assert any(said in text for text in words(drawn[-1]))
 
 
 def pooled_relu() -> nn.Module:

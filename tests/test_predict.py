@@ -20,10 +20,12 @@ pytest.importorskip("safetensors", reason="the example's packages are not instal
 pytest.importorskip("tqdm", reason="the example's packages are not installed")
 pytest.importorskip("matplotlib", reason="the example's packages are not installed")
 pytest.importorskip("PIL", reason="the example's packages are not installed")
+pytest.importorskip("scipy", reason="the example's packages are not installed")
 import matplotlib as mpl
 from PIL import Image, ImageDraw, ImageFont
 
 from examples import predict
+from tests import pictures
 
 ROOT = Path(__file__).parents[1]
 IMAGES, LABELS = data.digits("test")
@@ -210,34 +212,130 @@ def test_a_digit_in_two_parts_stays_whole(tmp_path: Path) -> None:
     assert (digit.any(axis=1)[4:24]).sum() < 20  # the gap is there, too
 
 
+# On a desk, in a box, on lines
+
+
+def drawn(*marks: Callable[[Any], Any], size: tuple[int, int] = (480, 360), paper: int = 230) -> Any:
+    image = Image.new("L", size, paper)
+    for mark in marks:
+        mark(ImageDraw.Draw(image))
+    return image
+
+
+def text(word: str, x: int, y: int, size: int = 90, font: str = "DejaVuSans") -> Callable[[Any], Any]:
+    path = str(Path(mpl.get_data_path(), "fonts", "ttf", f"{font}.ttf"))
+    return lambda draw: draw.text((x, y), word, 30, ImageFont.truetype(path, size), "mm")
+
+
+def board(draw: Any) -> None:
+    for n in range(64):
+        u, v = 100 + 30 * (n % 8), 60 + 30 * (n // 8)
+        draw.rectangle((u, v, u + 29, v + 29), 30 if (n + n // 8) % 2 else 230)
+
+
+SCENES: dict[str, Callable[[], Any]] = {
+    "a sheet on a desk": lambda: drawn(lambda d: d.rectangle((130, 60, 330, 300), 230), text("5", 230, 180), paper=90),
+    "a dark sheet on a light desk": lambda: drawn(
+        lambda d: d.polygon([(120, 60), (330, 40), (350, 300), (140, 320)], 200), text("5", 230, 180), paper=245
+    ),
+    "a box": lambda: drawn(lambda d: d.rectangle((170, 100, 290, 260), None, 30, 4), text("5", 230, 180)),
+    "lines": lambda: drawn(
+        *(lambda d, y=y: d.line((0, y, 480, y), 150, 2) for y in range(20, 360, 40)), text("5", 230, 180)
+    ),
+    "a twentieth of the height": lambda: drawn(text("5", 800, 300, 52), size=(960, 720)),
+    "nearly all of the height": lambda: drawn(text("5", 240, 180, 430)),
+    "tilted": lambda: drawn(text("5", 240, 180)).rotate(13, fillcolor=230),
+    "a shadow's edge": lambda: Image.fromarray(
+        (np.asarray(drawn(text("5", 240, 180))) * np.where(np.arange(480) < 235, 1, 0.6)).astype(np.uint8)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SCENES)
+def test_one_digit_is_found(case: str, tmp_path: Path) -> None:
+    digit = seen(SCENES[case](), tmp_path, "digit.jpg", quality=30)
+    in_mnists_form(digit)
+    (answer,) = predict.probabilities(predict.pretrained(), digit[None])
+    assert answer.argmax() == 5
+
+
+OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
+    "two digits": (lambda: drawn(text("4", 150, 180), text("2", 330, 180)), r"several digits \(4, 2\)"),
+    "a board": (lambda: drawn(board), "no digit"),
+    "an empty box": (lambda: drawn(lambda d: d.rectangle((120, 120, 360, 240), None, 30, 5)), "no digit"),
+    "a letter": (lambda: drawn(text("R", 240, 180)), "no digit"),
+    "a disc": (lambda: drawn(lambda d: d.ellipse((180, 120, 300, 240), 30)), "no digit"),
+    "an empty sheet": (lambda: drawn(lambda d: d.rectangle((130, 60, 330, 300), 230), paper=90), "no digit"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_what_is_no_digit_is_refused(case: str, tmp_path: Path) -> None:
+    make, sentence = OTHERS[case]
+    with pytest.raises(ValueError, match=sentence):
+        seen(make(), tmp_path)
+
+
+def test_most_pictures_are_read_and_few_others_answered(tmp_path: Path) -> None:
+    """The 48 pictures are always the same; `python -m tests.pictures` counts with more."""
+    outcomes = {True: [0, 0], False: [0, 0]}
+    for n in range(48):
+        picture = pictures.make(7, n)
+        (tmp_path / "picture").write_bytes(picture.data)
+        try:
+            digit = predict.digit_of(tmp_path / "picture")
+            said = predict.probabilities(predict.pretrained(), digit[None])[0].argmax()
+        except ValueError:
+            said = None
+        outcomes[picture.digit is not None][bool(said == picture.digit)] += 1
+    assert outcomes[True][True] >= 21
+    assert outcomes[False][True] >= 22
+
+
+def test_four_pixels_by_four(tmp_path: Path) -> None:
+    grey = np.array([[200, 200, 255, 200], [255, 200, 60, 0], [0, 255, 60, 0], [200, 60, 0, 255]], np.uint8)
+    with pytest.raises(ValueError, match="digit"):
+        seen(Image.fromarray(grey), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "WebP", "TIFF", "PPM"])
+def test_formats(kind: str, tmp_path: Path) -> None:
+    assert close(seen(PLAIN, tmp_path, "digit", format=kind), seen(PLAIN, tmp_path), 2)
+
+
 # What the network says
 
 
 def test_enlarged_test_images(folder: Path, tmp_path: Path) -> None:
-    """Test digits as files, dark or light, enlarged or not, PNG or JPEG: about as many right as without the detour."""
+    """Test digits as files, dark or light, enlarged or not, PNG or JPEG: most are found, and read as they are.
+
+    They have 8 x 8 pixels, and some are hard to tell.
+    """
     model, _ = predict.load(folder)
     rng = np.random.default_rng(0)
-    direct = np.stack([predict.to_mnist(image / 255) for image in IMAGES[:100]])
-    through_files = []
-    for n, image in enumerate(IMAGES[:100]):
+    direct, through_files = [], []
+    for n, image in enumerate(IMAGES[:60]):
         side = 28 * int(rng.integers(1, 13))
         method = Image.Resampling.NEAREST if n % 3 else Image.Resampling.BICUBIC
         picture = Image.fromarray(255 - image if n % 2 else image).resize((side, side), method)
-        through_files.append(seen(picture, tmp_path, f"digit.{'png' if n % 4 < 2 else 'jpg'}"))
-    both = (direct, np.stack(through_files))
-    share = [(predict.probabilities(model, x).argmax(axis=1) == LABELS[:100]).mean() for x in both]
-    assert share[0] > 0.9
-    assert share[1] > share[0] - 0.05
+        try:
+            through_files.append(seen(picture, tmp_path, f"digit.{'png' if n % 4 < 2 else 'jpg'}"))
+        except ValueError:
+            continue
+        direct.append(predict.to_mnist(image / 255))
+    answers = [predict.probabilities(model, np.stack(x)).argmax(axis=1) for x in (direct, through_files)]
+    assert len(direct) > 40
+    assert (answers[0] == answers[1]).mean() > 0.9
 
 
-def test_printed_digits(folder: Path, tmp_path: Path) -> None:
-    """The network has seen none in print, and reads most of them."""
-    model, _ = predict.load(folder)
-    fonts = ("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
+def test_printed_digits(tmp_path: Path) -> None:
+    """In fonts that the package's weights have not seen."""
+    model = predict.pretrained()
+    fonts = ("STIXGeneral", "STIXGeneralItalic", "STIXGeneralBol", "cmr10", "cmss10", "cmtt10")
     cases = [(font, k) for font in fonts for k in range(10)]
     digits = [seen(written(str(k), font, 30 + 5 * i), tmp_path) for i, (font, k) in enumerate(cases)]
     right = predict.probabilities(model, np.stack(digits)).argmax(axis=1) == [k for _, k in cases]
-    assert right.mean() > 0.6  # trained on MNIST, 99%
+    assert right.mean() > 0.95
 
 
 def run(*words: object) -> "subprocess.CompletedProcess[str]":
@@ -248,8 +346,8 @@ def run(*words: object) -> "subprocess.CompletedProcess[str]":
 
 def test_three_classes_an_image(folder: Path, tmp_path: Path) -> None:
     """A line each, in the order given; what is no picture is named, the others are still read, and the exit is 1."""
-    for name, k in (("one.png", 1), ("zero.jpg", 0)):
-        Image.fromarray(255 - IMAGES[list(LABELS).index(k)]).resize((300, 300)).save(tmp_path / name)
+    drawn(lambda draw: draw.line((250, 90, 235, 270), 30, 22)).save(tmp_path / "one.png")
+    written("0").save(tmp_path / "zero.jpg")
     (tmp_path / "note.txt").write_text("no picture")
     names = ["one.png", "note.txt", "gone.png", ".", "zero.jpg"]
     done = run("--model", folder, *(tmp_path / name for name in names))
@@ -263,11 +361,22 @@ def test_three_classes_an_image(folder: Path, tmp_path: Path) -> None:
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) <= 100.1
     assert done.stderr.splitlines() == [
-        f"predict: {tmp_path / 'note.txt'} is not a readable picture; expected a PNG or JPEG file",
+        f"predict: {tmp_path / 'note.txt'} is not a readable picture; expected {predict.PICTURES}",
         f"predict: {tmp_path / 'gone.png'} cannot be read (No such file or directory); check the path",
-        f"predict: {tmp_path} is a folder; expected PNG or JPEG files",
+        f"predict: {tmp_path} is a folder; expected {predict.PICTURES}",
     ]
     assert (run("--model", folder, tmp_path / "one.png").returncode, run().returncode) == (0, 2)
+
+
+def test_without_a_training(tmp_path: Path) -> None:
+    """The weights that come along answer, and the maps are drawn, whatever the file is called."""
+    for name in ("5.png", "five $x$ \udcff.png"):
+        PLAIN.save(os.fsencode(tmp_path / name), "PNG")
+    done = run("--plots", tmp_path / "maps", tmp_path / "5.png", tmp_path / "5.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all("5.png: 5 " in line for line in done.stdout.splitlines())
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["1-5.png", "2-5.png"]
+    assert predict.digit_of(tmp_path / "five $x$ \udcff.png").shape == (28, 28)
 
 
 # What is no picture of a digit
@@ -288,18 +397,18 @@ def slope() -> Any:
 
 
 NO_DIGIT: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty": (lambda: b"", "is not a readable picture; expected a PNG or JPEG file"),
+    "empty": (lambda: b"", "is not a readable picture; expected a picture file, such as PNG or JPEG"),
     "text": (lambda: b"%!PS-Adobe\n", "is not a readable picture"),
-    "another format": (lambda: encoded("GIF"), "is not a readable picture"),
-    "half a PNG": (lambda: encoded("PNG")[:900], "is damaged .+ expected a PNG or JPEG"),
-    "half a JPEG": (lambda: encoded("JPEG")[:1500], "is damaged .+ expected a PNG or JPEG"),
+    "half a PNG": (lambda: encoded("PNG")[:900], "is damaged .+ expected a picture file"),
+    "half a JPEG": (lambda: encoded("JPEG")[:1500], "is damaged .+ expected a picture file"),
+    "half a GIF": (lambda: encoded("GIF")[:700], "is (damaged|not a readable picture).+ expected a picture file"),
     "head of a PNG": (lambda: encoded("PNG")[:20], "is (damaged|not a readable picture)"),
     "bad checksum": (lambda: encoded("PNG").replace(b"IDAT", b"IDAU"), "is (damaged|not a readable picture)"),
     "white": (lambda: encoded("PNG", Image.new("L", (50, 40), 255)), "nothing stands out from the background"),
     "one pixel": (lambda: encoded("PNG", Image.new("L", (1, 1), 7)), "nothing stands out from the background"),
     "transparent": (lambda: encoded("PNG", Image.new("RGBA", (50, 40))), "nothing stands out from the background"),
-    "slope": (lambda: encoded("PNG", slope()), "nothing stands out from the background"),
-    "noise": (lambda: encoded("JPEG", noise()), "nothing stands out from the background"),
+    "slope": (lambda: encoded("PNG", slope()), "nothing stands out|no digit"),
+    "noise": (lambda: encoded("JPEG", noise()), "nothing stands out|no digit"),
 }
 
 
@@ -308,8 +417,15 @@ def test_no_digit(case: str, tmp_path: Path) -> None:
     make, sentence = NO_DIGIT[case]
     path = tmp_path / "picture.png"
     path.write_bytes(make())
-    with pytest.raises(ValueError, match=f"{path}:? {sentence}"):
+    with pytest.raises(ValueError, match=f"{path}:? .*({sentence})"):
         predict.digit_of(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match="no ordinary file"):
+        predict.digit_of(tmp_path / "pipe.png")
 
 
 def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +444,7 @@ def test_tiny_pictures(size: tuple[int, int], tmp_path: Path) -> None:
     try:
         in_shape = seen(Image.fromarray(values), tmp_path).shape
     except ValueError as error:
-        assert "nothing stands out" in str(error)
+        assert "digit" in str(error)
     else:
         assert in_shape == (28, 28)
 
@@ -377,6 +493,17 @@ def test_a_model_that_does_not_fit_ends_with_a_sentence(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"predict: --model: {tmp_path / 'nowhere' / 'metrics.json'} cannot be read (No such file")
+
+
+def test_clothes_are_no_digits(folder: Path, tmp_path: Path) -> None:
+    """A model of clothes is asked about the largest piece, whatever it is."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    change(settings(dataset="fashion-mnist"))(tmp_path)
+    drawn(lambda d: d.polygon([(180, 80), (300, 80), (330, 300), (150, 300)], 30)).save(tmp_path / "dress.png")
+    done = run("--model", tmp_path, tmp_path / "dress.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("%") == 3
 
 
 def test_fashion_has_names(folder: Path, tmp_path: Path) -> None:
