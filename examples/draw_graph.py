@@ -34,6 +34,7 @@ from examples.plots import DPI, STYLE, save
 from models import LeNet5
 from tinygrad_lenet import Op, Tensor, data, grad
 from tinygrad_lenet import functional as F
+from tinygrad_lenet.graph import ancestors
 
 LIMIT = 300  # boxes; more would not be readable
 LINE, GAP, PITCH = 0.21, 0.22, 0.56  # inches: line of text, least space between boxes, layer to layer
@@ -177,25 +178,14 @@ def collect(
 
 def sort(tensor: Tensor) -> list[Tensor]:
     """All tensors of the graph, inputs before outputs."""
-    order: list[Tensor] = []
-    met: set[int] = set()
-    stack: list[tuple[Tensor, bool]] = [(tensor, False)]
-    while stack:
-        y, inputs_done = stack.pop()
-        if inputs_done:
-            order.append(y)
-        elif id(y) not in met:
-            met.add(id(y))
-            if len(met) > LIMIT:
-                raise ValueError(f"draw: the graph has more than {LIMIT} tensors; expected one small enough to read")
-            if y.inputs is None:
-                raise ValueError(
-                    f"draw: the graph through {y.op.name if y.op else 'a tensor'} has been freed by a backward pass; "
-                    "draw it first, or pass retain_graph=True to that pass"
-                )
-            stack.append((y, True))
-            stack.extend((x, False) for x in reversed(y.inputs) if isinstance(x, Tensor))
-    return order
+    met: dict[int, Tensor] = {}
+    for y in ancestors(tensor):
+        for x in (*(y.inputs or ()), y):
+            if isinstance(x, Tensor):
+                met.setdefault(id(x), x)
+    if len(met) > LIMIT:
+        raise ValueError(f"draw: the graph has more than {LIMIT} tensors; expected one small enough to read")
+    return list(met.values())
 
 
 def describe(y: Tensor) -> list[str]:

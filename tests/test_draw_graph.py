@@ -40,8 +40,8 @@ def written(tensor: Tensor, names: dict[str, Tensor] | None = None) -> list[str]
 def test_expression() -> None:
     """Leaves that one op uses stand beside it; everything else is a box and lines, from inputs to the result."""
     boxes, lines = collect(*draw_graph.expression())
-    assert [box.text[0] for box in boxes] == ["x", "matmul", "add", "tanh", "multiply", "sum", "divide(·, 96)", "y"]
-    assert [box.kind for box in boxes] == ["constant", *["op"] * 6, "result"]
+    assert [box.text[0] for box in boxes] == ["x", "matmul", "add", "tanh", "multiply", "mean", "y"]
+    assert [box.kind for box in boxes] == ["constant", *["op"] * 5, "result"]
     beside = {box.text[0]: [(each.text[0], each.kind) for each in box.sides] for box in boxes if box.sides}
     assert beside == {"matmul": [("w", "learned")], "add": [("b", "learned")]}
     assert [box.labels for box in boxes if box.sides] == [["4×3"], ["3"]]
@@ -51,9 +51,8 @@ def test_expression() -> None:
         ("add", "32×3", "tanh", True),
         ("tanh", "h  32×3", "multiply", True),
         ("tanh", "h  32×3", "multiply", True),
-        ("multiply", "32×3", "sum", True),
-        ("sum", "scalar", "divide(·, 96)", True),
-        ("divide(·, 96)", "scalar", "y", True),
+        ("multiply", "32×3", "mean", True),
+        ("mean", "scalar", "y", True),
     ]
 
 
