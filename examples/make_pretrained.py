@@ -10,10 +10,13 @@ digits, the distortions, the training.
 
 import os
 
+from examples import programs
+
+if __name__ == "__main__":
+    programs.begin()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy reads it: the matrices are too small to share
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,7 +289,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"make_pretrained: {error}")
+    programs.run(main)

@@ -14,7 +14,7 @@ import pytest
 from examples.programs import Stream
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("train_lenet5", "reproduce_1998", "claims", "predict", "by_hand", "draw_graph")
+PROGRAMS = ("train_lenet5", "reproduce_1998", "claims", "predict", "by_hand", "draw_graph", "make_pretrained")
 TOOL = """
 import os, signal, sys
 from examples import programs
