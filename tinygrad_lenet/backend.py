@@ -35,6 +35,8 @@ class Backend:
 
     def current(self, *arrays: Array) -> Any:
         """A context in which new arrays and results are on the device of ``arrays``."""
+        if self.count == 1:
+            return nullcontext()
         return self.selected(next((self.index_of(array) for array in arrays if type(array) is self.array_type), 0))
 
     def device_of(self, array: Array) -> str:
@@ -77,7 +79,7 @@ def _load_cupy() -> Backend:
         raise DeviceError("device 'cuda' needs an NVIDIA GPU, and CuPy finds none; use device 'cpu'")
 
     def from_numpy(array: np.ndarray, index: int) -> Array:
-        # CuPy is slow with axes in another order, such as batch-last: ten times as slow. It gets them as they lie.
+        # CuPy uploads slowly what is not contiguous, batch-last images too, so it gets the axes as they lie.
         order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
         with cupy.cuda.Device(index):
             return cupy.asarray(np.asarray(array.transpose(order), order="C")).transpose(np.argsort(order).tolist())
