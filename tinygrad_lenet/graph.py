@@ -229,7 +229,7 @@ def note_write(*arrays: Array) -> None:
     global _last_write
     _last_write = now = tick()
     for array in arrays:
-        owner = memory_of(array)
+        owner = array if array.base is None else memory_of(array)
         key = id(owner)
         known = _writes.get(key)
         if known is None:

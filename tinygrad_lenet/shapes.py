@@ -184,7 +184,7 @@ def number(op: str, name: str, value: Any, interval: str = "(-inf, inf)") -> flo
     >>> number("Dropout", "p", 0.5, "[0, 1)")
     0.5
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{op}: {name} is {value!r}; expected a number")
     try:
         found = float(value)

@@ -574,9 +574,9 @@ def _refuse_loss(data: Any) -> None:
 
 def _well_formed(array: Array) -> Array:
     """The array in native byte order and, if it is boolean, with bytes of 0 and 1, as all ops expect."""
-    dtype = real_dtype("Tensor", array.dtype)
-    if array.dtype != dtype or array.dtype.byteorder == ">":
-        return array.astype(dtype)
+    dtype = array.dtype
+    if dtype.kind not in "fiub" or not dtype.isnative:
+        return array.astype(real_dtype("Tensor", dtype))
     if type(array) is np.ndarray and dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
         return array.view(np.uint8) != 0
     return array
