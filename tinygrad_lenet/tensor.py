@@ -544,7 +544,7 @@ def real_dtype(caller: str, dtype: Any) -> np.dtype[Any]:
     found = np.dtype(dtype)
     if found.kind not in "fiub":
         raise TypeError(f"{caller}: dtype {found} is not a real number; expected floats, integers or booleans")
-    return found.newbyteorder("=")
+    return np.dtype(found.char)  # the one object of this dtype: ops compare dtypes by identity first
 
 
 def _host_array(data: Any) -> np.ndarray:
