@@ -289,6 +289,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "batch_norm", "axis C x bias", lambda: norm(bias=np.ones(2))),
     (ValueError, "batch_norm", "running_mean", lambda: norm(mean=None)),
     (ValueError, "batch_norm", "x", lambda: norm(np.ones((1, 3)), training=True)),
+    (ShapeError, "add", "1 a b", lambda: REGISTRY["add"]()(MATRIX)),
     # Shapes that do not broadcast, with an array on either side
     (ShapeError, "add", "shapes", lambda: MATRIX + np.ones(2)),
     (ShapeError, "subtract", "shapes", lambda: np.ones(2) - MATRIX),
@@ -306,6 +307,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "reshape", "x 6", lambda: MATRIX.reshape(4)),
     (ShapeError, "reshape", "", lambda: MATRIX.reshape(-1, -1)),
     (ShapeError, "reshape", "", lambda: MATRIX.reshape(-1, 4)),
+    (TypeError, "sum", "keepdims 1", lambda: MATRIX.sum(0, 1)),
     (ShapeError, "transpose", "axes", lambda: MATRIX.transpose(0)),
     (ValueError, "squeeze", "axis 0", lambda: MATRIX.squeeze(0)),
     (ShapeError, "broadcast_to", "", lambda: MATRIX.broadcast_to((2, 4))),
@@ -318,6 +320,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "stack", "", lambda: F.stack([])),
     (ShapeError, "pad", "pad_width 2", lambda: F.pad(MATRIX, [(1, 1)] * 3)),
     (ShapeError, "pad", "pad_width", lambda: F.pad(MATRIX, [(1,), (1, 2)])),
+    (ValueError, "pad", "value", lambda: F.pad(MATRIX, 1, 10**400)),
     (ShapeError, "getitem", "3 x", lambda: MATRIX[0, 0, 0]),
     (TypeError, "getitem", "a", lambda: MATRIX["a"]),
     (TypeError, "getitem", "0.5", lambda: MATRIX[0.5]),

@@ -172,7 +172,7 @@ def test_two_dtypes_and_missing_gradients(tmp_path: Path) -> None:
         for p, g in zip(parameters, grads(group.rank), strict=True):
             p.grad = None if g is None else Tensor(g)
         group.sum_gradients()
-        np.savez(tmp_path / f"{group.rank}.npz", *(p.grad for p in parameters if p.grad is not None))
+        np.savez(tmp_path / f"{group.rank}.npz", *(p.grad.numpy() for p in parameters if p.grad is not None))
 
     run(work, 3, parameters)
     per_rank = [grads(rank) for rank in range(3)]
@@ -254,7 +254,7 @@ def test_sums_of_numbers(workers: int) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("channels", [3, 200])
 def test_average(workers: int, channels: int) -> None:
-    """Running statistics become the mean over the ranks, in place, in their own dtype; counts stay counts."""
+    """Running statistics become the weighted mean over the ranks, in place, in their own dtype; counts stay counts."""
     tensors = [Tensor(np.zeros(channels, "float32")), Tensor(np.zeros((2, channels))), Tensor(np.zeros((), "int64"))]
 
     def work(group: Group) -> list[np.ndarray]:
@@ -262,13 +262,13 @@ def test_average(workers: int, channels: int) -> None:
         for array in arrays[:2]:
             array[...] = np.arange(channels) * (group.rank + 1)
         arrays[2][...] = 7
-        group.average(tensors)
+        group.average(tensors, weight=group.rank + 1)
         group.average([])
         assert all(tensor.data is array for tensor, array in zip(tensors, arrays, strict=True))
         return arrays
 
     statistics, more, count = run(work, workers, [])
-    expected = np.arange(channels) * (workers + 1) / 2
+    expected = np.arange(channels) * (2 * workers + 1) / 3  # sum of (rank + 1)^2 / sum of (rank + 1)
     assert (statistics.dtype, more.dtype, count.dtype, count) == (np.float32, np.float64, np.int64, 7)
     assert np.allclose(statistics, expected, rtol=1e-6)
     assert np.allclose(more, np.broadcast_to(expected, (2, channels)), rtol=1e-12)
