@@ -214,6 +214,7 @@ def test_what_is_not_a_reduction(name: str, reduction: Any) -> None:
 
 CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "conv2d", "x", lambda: F.conv2d(IMAGES[0], WEIGHT)),
+    (ShapeError, "conv2d", "x", lambda: F.conv2d(IMAGES[None], WEIGHT)),
     (ShapeError, "conv2d", "weight", lambda: F.conv2d(IMAGES, np.ones((4, 3)))),
     (ShapeError, "conv2d", "bias", lambda: conv(bias=np.ones((4, 1)))),
     (ShapeError, "conv2d", "axis C x weight", lambda: F.conv2d(IMAGES[:, :2], WEIGHT)),
@@ -290,6 +291,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ValueError, "batch_norm", "running_mean", lambda: norm(mean=None)),
     (ValueError, "batch_norm", "x", lambda: norm(np.ones((1, 3)), training=True)),
     (ShapeError, "add", "1 a b", lambda: REGISTRY["add"]()(MATRIX)),
+    (ShapeError, "add", "3 a b", lambda: REGISTRY["add"]()(MATRIX, MATRIX, MATRIX)),
     # Shapes that do not broadcast, with an array on either side
     (ShapeError, "add", "shapes", lambda: MATRIX + np.ones(2)),
     (ShapeError, "subtract", "shapes", lambda: np.ones(2) - MATRIX),
@@ -376,6 +378,10 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
 )
 def test_malformed_call(error: Error, op: str, words: str, call: Callable[[], Any]) -> None:
     refused(error, op, words, call)
+
+
+def test_a_window_may_cover_all_of_the_image_and_its_padding() -> None:
+    assert F.conv2d(IMAGES, np.ones((4, 3, 10, 9)), padding=1).shape == (2, 4, 1, 2)
 
 
 @pytest.mark.parametrize("index", [2, (0, 3), [0, 5], np.array([True, False, True]), (slice(None), -4)], ids=repr)
