@@ -1,12 +1,12 @@
 """LeNet-5 by hand: `python -m examples.by_hand` takes one digit through every layer, forwards and backwards, twice.
 
-Once with the formulas below, each a sum over indices in plain Python, and once with the framework; both are printed
-side by side. The formulas are those of the notes "In-depth LeNet-5 Tutorial with Detailed Layer-by-Layer
-Computations", completed and corrected: where the notes leave out a sum or a whole gradient, or have a sum too many, the
-report says so and shows what it makes of the numbers. The loops get the digit and the weights, and nothing else of the
-framework's: their gradients go all the way from the softmax back to the pixels on their own.
+It does so once with the formulas below, each a sum over indices in plain Python, and once with the framework, and
+prints both side by side. The formulas are those of the notes "In-depth LeNet-5 Tutorial with Detailed Layer-by-Layer
+Computations", completed and corrected: where the notes omit a sum or a whole gradient, or have a sum too many, the
+report says so and shows the effect on the numbers. The loops receive only the digit and the weights from the framework;
+they compute the gradients from the softmax back to the pixels on their own.
 
-Read it from top to bottom: the formulas, what the notes write instead, the network, the two walks, the report.
+Read it from top to bottom: the formulas, what the notes have instead, the network, the two passes, the report.
 """
 
 # I and O are what the formulas call the input and the output of a layer:
@@ -31,7 +31,7 @@ from models.lenet5_1998 import TABLE_I
 from tinygrad_lenet import Tensor, data, grad, nn
 from tinygrad_lenet import functional as F
 
-LIMIT = 1e-10  # what a difference may be, of the largest value: rounding stays far below, a wrong formula far above
+LIMIT = 1e-10  # allowed difference, relative to the largest value: rounding is far below, a wrong formula far above
 WIDTH = 110  # columns of the report
 
 Vector = list[float]  # [j]
@@ -69,7 +69,7 @@ def maps_through_sigma(dO: Maps, O: Maps) -> Maps:
 
 
 def maps(count: int, rows: int, columns: int, formula: Callable[[int, int, int], float]) -> Maps:
-    """The maps that have formula(k, i, j) in row i and column j of map k."""
+    """The maps whose entry in row i and column j of map k is formula(k, i, j)."""
     return [[[formula(k, i, j) for j in range(columns)] for i in range(rows)] for k in range(count)]
 
 
@@ -93,7 +93,7 @@ def conv_input_gradient(W: Kernels, dnet: Maps, shape: tuple[int, int, int]) -> 
     """dI[n][x][y] = sum over k, p, q of dnet[k][x-p][y-q] W[k, n][p][q], for an input of that shape.
 
     Pixel (x, y) lies under the window at (i, j) where x = i+p and y = j+q for some p and q. So up to P Q units of each
-    map use it, and by the chain rule what they send back is added. Near the border there are fewer, hence the "if".
+    map use it, and by the chain rule their contributions add up. Near the border there are fewer, hence the "if".
     """
     P, Q = kernel_size(W)
     count, rows, columns = shape
@@ -248,11 +248,11 @@ def squared_error_gradient(O: Vector, y: Vector) -> Vector:
     return [O[k] * (O[k] - y[k] - mean) for k in range(len(O))]
 
 
-# What the notes write where it is something else
+# What the notes have instead, where they differ
 
 
 def notes_conv_input_gradient(W: Kernels, dnet: Maps, n: int, i: int, j: int, p: int, q: int) -> float:
-    """The notes' dI[n][i+p][j+q] = sum over k of dnet[k][i][j] W[k, n][p][q]: what comes back from one window."""
+    """The notes' dI[n][i+p][j+q] = sum over k of dnet[k][i][j] W[k, n][p][q]: the gradient from one window."""
     return sum(dnet[k][i][j] * W[k, n][p][q] for k in range(len(dnet)) if (k, n) in W)
 
 
@@ -267,8 +267,8 @@ def notes_full_weight_gradient(dnet: Vector, I: Vector, i: int) -> float:
 class Network(nn.Module):
     """The notes' LeNet-5 in float64: trainable subsampling, C3 connected by Table I, tanh after every layer, softmax.
 
-    Weights are random, by ``seed``. The coefficients and biases of S2 and S4 are, too: if they were all 1/4 and 0, the
-    report could not tell one map's from another's.
+    Weights are random, from ``seed``. So are the coefficients and biases of S2 and S4: if they were all 1/4 and 0, the
+    report could not tell those of one map from those of another.
     """
 
     def __init__(self, seed: int) -> None:
@@ -295,7 +295,7 @@ class Network(nn.Module):
         return outputs
 
 
-# The two walks. Both give values the same names: "C3.O" is what C3 puts out, "C3.dI" and "C3.dW" are its gradients.
+# The two passes. Both use the same names: "C3.O" is the output of C3, "C3.dI" and "C3.dW" are its gradients.
 
 Values = dict[str, Any]
 CHAIN = ("C1", "S2", "C3", "S4", "C5", "F6", "OUTPUT")
@@ -304,7 +304,7 @@ C3_PAIRS = [(k, n) for k, sees in enumerate(TABLE_I) for n in sees]  # 60 of the
 
 
 def walk_by_framework(network: Network, image: np.ndarray, y: np.ndarray) -> Values:
-    """All values and gradients as the framework has them: image[32 32], y[10]."""
+    """All values and gradients as the framework computes them: image[32 32], y[10]."""
     x = Tensor(image[None, None], requires_grad=True)
     outputs = network(x)
     z = outputs["z"]
@@ -365,7 +365,7 @@ def walk_by_hand(network: Network, image: np.ndarray, y: np.ndarray) -> Values:
     z = full_net(W7, b7, F6)
     O = softmax(z)
 
-    # Backwards: the gradient of a layer's input is that of the output of the layer before.
+    # Backwards: the gradient of a layer's input is that of the previous layer's output.
     dz = cross_entropy_gradient(O, label)
     dF6 = full_input_gradient(W7, dz)
     dnet6 = through_sigma(dF6, F6)
@@ -418,7 +418,7 @@ def walk_by_hand(network: Network, image: np.ndarray, y: np.ndarray) -> Values:
         "OUTPUT.db": full_bias_gradient(dz),
         "two labels.dz": cross_entropy_gradient(O, two_labels(y).tolist()),
         "squares.dz": squared_error_gradient(O, label),
-        # What only the notes' formulas need, for the report
+        # For the report: what only the notes' formulas need
         "C1.W": W1,
         "C1.dnet": dnet1,
         "C3.W": W3,
@@ -430,12 +430,12 @@ def walk_by_hand(network: Network, image: np.ndarray, y: np.ndarray) -> Values:
 
 
 def two_labels(y: np.ndarray) -> np.ndarray:
-    """The label and the class after it, both 1: no distribution, its sum is 2."""
+    """1 for the label and for the class after it: not a distribution, since its sum is 2."""
     return y + np.roll(y, 1)
 
 
 def kernels(pairs: list[tuple[int, int]], layer: nn.Conv2d) -> Kernels:
-    """The kernel of each connected pair of maps; in both of its forms the framework's weight has them in this order."""
+    """The kernel of each connected pair of maps; the framework's weight has them in this order in both of its forms."""
     return dict(zip(pairs, layer.weight.numpy().reshape(-1, 5, 5).tolist(), strict=True))
 
 
@@ -455,25 +455,25 @@ def numbers(parameter: Tensor | None) -> Vector:
 
 @dataclass
 class Check:
-    """One quantity of a layer, by hand and by the framework, and what there is to say about it."""
+    """One quantity of a layer, by hand and by the framework, with remarks."""
 
     layer: str
     what: str  # "forward", "gradient w.r.t. the input", ...
-    notes: str  # what is to be said of the notes' formula, in a few words
+    notes: str  # a verdict on the notes' formula, in a few words
     formulas: list[str]
-    unit: str  # the name of the one number that is printed
-    place: tuple[int, ...]  # where that is in the arrays
+    unit: str  # the name of the single number that is printed
+    place: tuple[int, ...]  # the position of that number in the arrays
     by_hand: np.ndarray
     framework: np.ndarray
     remarks: list[str]
 
     def difference(self) -> float:
-        """The largest difference of all numbers, divided by the largest number."""
+        """The largest difference between any two numbers, divided by the largest number."""
         largest = max(float(np.abs(values).max()) for values in (self.by_hand, self.framework))
         return float(np.abs(self.by_hand - self.framework).max()) / (largest or 1.0)
 
     def agrees(self) -> bool:
-        return self.difference() <= LIMIT  # which nan is not
+        return self.difference() <= LIMIT  # False for NaN
 
     def is_forward(self) -> bool:
         return self.what.startswith(("forward", "loss"))
@@ -493,14 +493,14 @@ class Check:
 
 
 def wrap(remark: str) -> list[str]:
-    """A remark as indented lines; one that begins with a blank holds numbers in columns, and stays one line."""
+    """A remark as indented lines; one that begins with a space holds numbers in columns and is not wrapped."""
     if remark.startswith(" "):
         return [f"    {remark}"]
     return textwrap.wrap(remark, WIDTH, initial_indent="    ", subsequent_indent="    ")
 
 
 class Block:
-    """The checks of one layer, as they are added."""
+    """The checks of one layer, in the order in which they are added."""
 
     def __init__(self, layer: str, hand: Values, framework: Values) -> None:
         self.layer, self.hand, self.framework = layer, hand, framework
@@ -516,7 +516,7 @@ class Block:
         *remarks: str,
         unit: str = "",
     ) -> None:
-        """Compare what both walks call ``key``; ``unit`` is for where "dL/dW[place]" is not the number's name."""
+        """Compare what both passes call ``key``; give ``unit`` if the number's name is not "dL/dW[place]"."""
         by_hand, framework = np.array(self.hand[key], np.float64), self.framework[key]
         if by_hand.shape != framework.shape:
             raise ValueError(f"{key} has the shape {by_hand.shape} by hand, and {framework.shape} by the framework")
@@ -533,7 +533,7 @@ RIGHT, MISSING = "right in the notes", "missing from the notes"
 
 
 def check_convolution(layer: str, k: str, n: str, kernel: int, hand: Values, framework: Values) -> list[Check]:
-    """C1 or C3; k and n are the letters that the notes use for its maps, ``kernel`` is the number of the one shown."""
+    """C1 or C3; k and n are the notes' letters for its maps, ``kernel`` is the number of the kernel that is shown."""
     block = Block(layer, hand, framework)
     out, source = (C1_PAIRS if layer == "C1" else C3_PAIRS)[kernel]
     W, dnet = hand[f"{layer}.W"], hand[f"{layer}.dnet"]
@@ -560,12 +560,12 @@ def check_convolution(layer: str, k: str, n: str, kernel: int, hand: Values, fra
             f"right:  dL/dI[{n},x,y] = sum_{k}pq dL/dO[{k},x-p,y-q] W[{k},{n},p,q] sigma'(net[{k},x-p,y-q])",
         ],
         f"Pixel x = i+p, y = j+q lies under up to 25 windows, one for each p and q, and each map {k} has a unit for "
-        "every window. What they send back is added, over all p and q for which (x-p, y-q) is in the map. The notes' "
-        f"formula is what a single window sends back, and differs with p and q. For I[{source},{x},{y}] it says:",
+        "every window. Their gradients add up, over all p and q for which (x-p, y-q) is in the map. The notes' "
+        f"formula is the gradient from a single window, and differs with p and q. For I[{source},{x},{y}] it gives:",
         *(f"  p = {p}, q = {p}     notes   {windows[p, p]:+.12e}" for p in range(5)),
         f"  all 25 added             {sum(windows.values()):+.12e}",
         "(It is right as an instruction: for all i, j, p and q, add this to dL/dI at i+p, j+q. As an equation it holds "
-        "at the four corners only, over which there is but one window:)",
+        "only at the four corners, which lie under a single window:)",
         f"  dL/dI[{source},0,0]     notes   {notes(0, 0, 0, 0):+.12e}    "
         f"framework {framework[f'{layer}.dI'][source, 0, 0]:+.12e}",
     )
@@ -583,7 +583,7 @@ def check_convolution(layer: str, k: str, n: str, kernel: int, hand: Values, fra
         (out,),
         MISSING,
         [f"dL/db[{k}] = sum_ij dL/dO[{k},i,j] sigma'(net[{k},i,j])"],
-        "All units of a map share one bias, and net has the slope 1 in it.",
+        "All units of a map share one bias, and dnet/db is 1.",
     )
     return block.checks
 
@@ -591,15 +591,15 @@ def check_convolution(layer: str, k: str, n: str, kernel: int, hand: Values, fra
 def check_c1(hand: Values, framework: Values) -> list[Check]:
     forward, inputs, weights, biases = check_convolution("C1", "l", "m", 2, hand, framework)
     forward.remarks += [
-        "m has one value only, as the image is one map. The kernel is not flipped: in mathematics this is called "
+        "m has only one value, since the image is one map. The kernel is not flipped: in mathematics this is called "
         "cross-correlation."
     ]
-    inputs.remarks += ["(Training does without this one: pixels are not learned.)"]
+    inputs.remarks += ["(Training does not need this one: pixels are not learned.)"]
     return [forward, inputs, weights, biases]
 
 
 def check_c3(hand: Values, framework: Values) -> list[Check]:
-    """As C1, and what comes of connecting some pairs of maps only."""
+    """Like C1, with remarks on connecting only some pairs of maps."""
     forward, inputs, weights, biases = check_convolution("C3", "k", "n", 20, hand, framework)
     forward.notes = "right over the connected maps n"
     forward.remarks += [
@@ -622,7 +622,7 @@ def check_subsampling(layer: str, k: int, hand: Values, framework: Values) -> li
     """S2 or S4 as they were in 1998; k is the map that is shown."""
     block = Block(layer, hand, framework)
     count, i = len(hand[f"{layer}.O"]), len(hand[f"{layer}.O"][0]) // 2
-    no_index = "right, but for the index of the map"
+    no_index = "right, except for the index of the map"
     block.add(
         "forward",
         f"{layer}.O",
@@ -632,8 +632,8 @@ def check_subsampling(layer: str, k: int, hand: Values, framework: Values) -> li
             "notes:  O[i,j] = sigma(b + sum_pq W I[2i+p,2j+q])",
             "right:  O[k,i,j] = sigma(net[k,i,j]),   net[k,i,j] = b[k] + W[k] sum_pq I[k,2i+p,2j+q]",
         ],
-        f"Each map has a coefficient and a bias of its own, {2 * count} parameters in all. (The notes have W and b in "
-        "the formula and 0 parameters in their table, which is right for averages only.) W does not depend on p and "
+        f"Each map has its own coefficient and bias, {2 * count} parameters in all. (The notes have W and b in "
+        "the formula but 0 parameters in their table, which is right only for averages.) W does not depend on p and "
         "q, so it can stand before the sum.",
     )
     block.add(
@@ -650,7 +650,7 @@ def check_subsampling(layer: str, k: int, hand: Values, framework: Values) -> li
         (k,),
         MISSING,
         ["dL/dW[k] = sum_ij dL/dO[k,i,j] sigma'(net[k,i,j]) sum_pq I[k,2i+p,2j+q]"],
-        "All units of a map share the coefficient, and net has the slope sum_pq I in it.",
+        "All units of a map share the coefficient, and dnet/dW is sum_pq I.",
     )
     block.add(BIASES, f"{layer}.db", (k,), MISSING, ["dL/db[k] = sum_ij dL/dO[k,i,j] sigma'(net[k,i,j])"])
     return block.checks
@@ -693,7 +693,7 @@ def check_full(layer: str, i: int, j: int, hand: Values, framework: Values) -> l
         (j,),
         RIGHT,
         ["O[j] = sigma(net[j]),   net[j] = b[j] + sum_i W[i,j] I[i]"],
-        "Mind the order: W[i,j] leads from i to j. C1 and C3 have the index of the output first.",
+        "Mind the order: W[i,j] leads from i to j. In C1 and C3 the index of the output comes first.",
     )
     block.add(INPUT, f"{layer}.dI", (i,), RIGHT, ["dL/dI[i] = sum_j dL/dO[j] W[i,j] sigma'(net[j])"])
     block.add(
@@ -705,8 +705,8 @@ def check_full(layer: str, i: int, j: int, hand: Values, framework: Values) -> l
             "notes:  dL/dW[i,j] = sum_j dL/dO[j] I[i] sigma'(net[j])",
             "right:  dL/dW[i,j] = dL/dO[j] I[i] sigma'(net[j])",
         ],
-        "W[i,j] leads to unit j and to no other, so there is nothing to add. With the sum, nothing on the right "
-        "depends on j any more, and all units get the same gradient:",
+        "W[i,j] leads only to unit j, so there is nothing to add up. With the sum, nothing on the right "
+        "depends on j, and all units get the same gradient:",
         *(
             f"  {f'dL/dW[{i},{unit}]':<16} notes   {notes:+.12e}    framework {weights[i, unit]:+.12e}"
             for unit in (j, j + 1)
@@ -720,7 +720,7 @@ def check_c5(hand: Values, framework: Values) -> list[Check]:
     forward, *gradients = check_full("C5", 212, 33, hand, framework)
     forward.remarks += [
         "C5 is a convolution, and the framework computes one, but its 5 x 5 kernels cover the 5 x 5 maps of S4. With "
-        "one window only, its 400 inputs can be counted by i = 25 n + 5 p + q: W[i,j] is W[j,n,p,q]."
+        "only one window, its 400 inputs can be numbered i = 25 n + 5 p + q: W[i,j] is W[j,n,p,q]."
     ]
     return [forward, *gradients]
 
@@ -743,7 +743,7 @@ def check_output(k: int, hand: Values, framework: Values) -> list[Check]:
         (k,),
         RIGHT,
         ["O[k] = e^z[k] / sum_k' e^z[k']"],
-        "(The LeNet-5 of 1998 has distances of F6 from ten fixed codes in its place.)",
+        "(The LeNet-5 of 1998 has the distances of F6 from ten fixed codes instead.)",
     )
     block.add(
         "loss",
@@ -751,7 +751,7 @@ def check_output(k: int, hand: Values, framework: Values) -> list[Check]:
         (),
         MISSING,
         ["L = - sum_k y[k] log O[k]"],
-        "The notes name no loss; what they say of its gradient is true of the cross-entropy.",
+        "The notes name no loss; what they say about its gradient holds for the cross-entropy.",
         unit="L",
     )
     block.add(
@@ -760,8 +760,8 @@ def check_output(k: int, hand: Values, framework: Values) -> list[Check]:
         (k,),
         "right for cross-entropy, under a wrong name",
         ["dL/dz[k] = O[k] - y[k]"],
-        f'The notes call it "gradient w.r.t. output of F6". It is that w.r.t. z: {len(hand["OUTPUT.dz"])} numbers, '
-        f"while F6 has {len(hand['F6.O'])} outputs. It needs two conditions; the next two checks do without:",
+        f'The notes call it "gradient w.r.t. output of F6", but it is w.r.t. z: {len(hand["OUTPUT.dz"])} numbers, '
+        f"while F6 has {len(hand['F6.O'])} outputs. It holds under two conditions, which the next two checks drop:",
     )
     block.add(
         "   where y does not sum to 1",
@@ -770,7 +770,7 @@ def check_output(k: int, hand: Values, framework: Values) -> list[Check]:
         "not in the notes",
         ["dL/dz[k] = s O[k] - y[k],   s = sum_k' y[k']"],
         f"Here y is 1 for the classes {k} and {(k + 1) % 10}, so s = 2. (Probabilities, which the notes ask for, have "
-        "s = 1.) The notes' formula is something else then:",
+        "s = 1.) Then the notes' formula gives something else:",
         plain,
     )
     block.add(
@@ -779,7 +779,7 @@ def check_output(k: int, hand: Values, framework: Values) -> list[Check]:
         (k,),
         "not in the notes",
         ["dL/dz[k] = O[k] ( O[k] - y[k] - sum_k' (O[k'] - y[k']) O[k'] )"],
-        "O - y is this loss's gradient w.r.t. O, and still has to pass the softmax:",
+        "O - y is this loss's gradient w.r.t. O, which still has to pass through the softmax:",
         plain,
     )
     block.add(
@@ -799,7 +799,7 @@ def check_output(k: int, hand: Values, framework: Values) -> list[Check]:
 TITLES = {
     "C1": "convolution, 1 map of 32 x 32 to 6 maps of 28 x 28",
     "S2": "trainable subsampling, 6 maps of 28 x 28 to 6 of 14 x 14",
-    "S2 average": "the same without parameters, as it is built today; not part of this network",
+    "S2 average": "the same without parameters, as built today; not part of this network",
     "C3": "convolution by Table I, 6 maps of 14 x 14 to 16 of 10 x 10",
     "S4": "trainable subsampling, 16 maps of 10 x 10 to 16 of 5 x 5",
     "C5": "convolution, 16 maps of 5 x 5 to 120 units",
@@ -815,7 +815,7 @@ PREFACE = (
 
 
 def check_all(label: int, hand: Values, framework: Values) -> list[Check]:
-    """Every layer's checks, from the first layer to the last."""
+    """The checks of every layer, from the first layer to the last."""
     return [
         *check_c1(hand, framework),
         *check_subsampling("S2", 2, hand, framework),
@@ -842,7 +842,7 @@ def blocks(checks: list[Check]) -> list[str]:
 
 
 def parameter_table(network: Network) -> list[str]:
-    """The parameters of each layer, beside those of the notes' table."""
+    """The number of parameters of each layer, next to the notes' table."""
     notes = {"C1": 156, "S2": 0, "C3": 2416, "S4": 0, "C5": 48120, "F6": 10164, "OUTPUT": 850}
     remarks = {"S2": "0 for averages", "C3": "60 kernels by Table I, not all 96", "S4": "0 for averages"}
     here = {layer: sum(p.size for p in getattr(network, layer.lower()).parameters()) for layer in CHAIN}
@@ -854,11 +854,11 @@ def parameter_table(network: Network) -> list[str]:
 def summary(checks: list[Check]) -> list[str]:
     """A line for each check."""
     rows = [f"{check.layer:<12}{check.what:<40}{check.notes:<48}{check.difference():>10.1e}" for check in checks]
-    return [*heading("Summary: the formula in the notes, and how much hand and framework differ"), *rows, ""]
+    return [*heading("Summary: the formula in the notes, and the difference between hand and framework"), *rows, ""]
 
 
 def first_fault(checks: list[Check]) -> Check | None:
-    """The first check that fails in the order of computing, for later ones inherit it; None if all agree."""
+    """The first failing check in the order of computation, since later ones inherit its error; None if all agree."""
     forward = [check for check in checks if check.is_forward()]
     backward = [
         check for layer in reversed(TITLES) for check in checks if check.layer == layer and not check.is_forward()
@@ -873,8 +873,8 @@ def main(words: Sequence[str] | None = None) -> None:
         "framework, and print both. The exit status is 1 if they differ.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--digit", type=int, default=0, metavar="N", help="which of the embedded test images, from 0")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the weights")
+    parser.add_argument("--digit", type=int, default=0, metavar="N", help="which of the package's test images, from 0")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the weights")
     args = parser.parse_args(words)
     images, labels = data.digits("test")
     if not 0 <= args.digit < len(images):

@@ -1,12 +1,12 @@
-"""Measure what is said of LeNet-5: `python -m examples.claims --help`.
+"""Test common claims about LeNet-5: `python -m examples.claims --help`.
 
 Three claims, each with a figure, sentences and numbers:
 
-1. parameters: shared weights save parameters, so fully connected nets need many more to be as accurate.
-2. shift: convolution and subsampling make a net bear shifts of its input.
-3. overfitting: what dropout, batch normalisation, ReLU, max pooling and distorted images change, by training set.
+1. parameters: shared weights save parameters; fully connected nets need many more for the same accuracy.
+2. shift: convolution and subsampling make a net tolerate shifts of its input.
+3. overfitting: what dropout, batch normalisation, ReLU, max pooling and distorted images change, by training-set size.
 
-Read it from top to bottom: how much is measured, nets and training, a section for each claim, the program.
+Read it from top to bottom: how much is measured, nets and training, one section per claim, the program.
 """
 
 import os
@@ -52,7 +52,7 @@ Images = np.ndarray
 Labels = np.ndarray
 Record = dict[str, Any]  # one measurement: what was measured and, once it is, the numbers
 
-BATCH, SMALL_BATCH = 128, 50  # the small one divides all small training sets, so that every step sees 50 images
+BATCH, SMALL_BATCH = 128, 50  # the smaller one divides all small training sets, so every step sees 50 images
 LR = 0.003  # the highest rate of Adam's one-cycle schedule, for all nets
 LENET5 = "LeNet 6-16-120-84"
 FULL = "fully connected 300-100"  # the net that is compared with LeNet-5 in claim 2
@@ -76,7 +76,7 @@ class Plan:
     """How much is measured. All nets of a claim take the same number of optimiser steps."""
 
     nets: tuple[str, ...]  # of claim 1, by kind and widths
-    dropouts: tuple[float, ...]  # among which claim 1 chooses for each net
+    dropouts: tuple[float, ...]  # claim 1 chooses one of them for each net
     seeds: int  # of claims 1 and 2
     steps: int  # of claims 1 and 2
     shifts: tuple[int, ...]  # pixels
@@ -121,7 +121,7 @@ class Sets:
 
     @property
     def checksum(self) -> str:
-        """What tells these images and labels from others."""
+        """A digest of these images and labels."""
         crc = 0
         for array in (self.images, self.labels, self.test_images, self.test_labels):
             crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
@@ -129,7 +129,7 @@ class Sets:
 
 
 class Middle(nn.Module):
-    """Images x[N 1 32 32] -> x[N 1 28 28]: without the border, which holds no ink, so that it costs no parameters."""
+    """Images x[N 1 32 32] -> x[N 1 28 28]: without the border, which holds no ink and would cost parameters."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :, 2:30, 2:30]
@@ -138,9 +138,9 @@ class Middle(nn.Module):
 def build(net: str, seed: int, dropout: float = 0.0, border: bool = False) -> nn.Sequential:
     """A net by its kind and widths, "LeNet 6-16-120-84" or "fully connected 300-100", for images x[N 1 32 32].
 
-    A LeNet is LeNet-5 as it is, but for the widths of C1, C3, C5 and F6. Fully connected nets have ReLUs, with which
-    they do better than with tanh, and see 28x28 pixels, or 32x32 with ``border``. ``dropout`` drops hidden units of
-    full layers, C5 among them.
+    A LeNet is LeNet-5 with these widths of C1, C3, C5 and F6. Fully connected nets have ReLUs, which suit them better
+    than tanh, and see 28x28 pixels, or 32x32 with ``border``. ``dropout`` drops hidden units of full layers, including
+    C5.
     """
     kind, _, widths = net.rpartition(" ")
     hidden = [int(width) for width in widths.split("-")]
@@ -186,7 +186,7 @@ def train(
 
 
 def count_errors(model: nn.Module, images: Images, labels: Labels, batch_size: int = 250) -> int:
-    """How many images the model gives another class than their label."""
+    """The number of images whose predicted class is not their label."""
     model.eval()
     wrong = 0
     with no_grad():
@@ -205,7 +205,7 @@ def plan_parameters(plan: Plan, seed: int) -> Iterator[Record]:
 
 
 def measure_parameters(record: Record, sets: Sets, plan: Plan) -> Record:
-    """Train on five sixths of the training images; the rest chooses between dropouts, so that the test need not."""
+    """Train on five sixths of the training images; the rest serves to choose the dropout, so the test images do not."""
     held = len(sets.images) // 6
     model = build(record["net"], record["seed"], record["dropout"])
     train(model, sets.images[:-held], sets.labels[:-held], plan.steps, BATCH, record["seed"])
@@ -218,7 +218,7 @@ def measure_parameters(record: Record, sets: Sets, plan: Plan) -> Record:
 
 @dataclass(frozen=True)
 class Net:
-    """A net with the better dropout for it: its test errors in percent, of the median seed, the best and the worst."""
+    """A net with its better dropout: its test errors in percent, for the median, the best and the worst seed."""
 
     name: str
     parameters: int
@@ -233,7 +233,7 @@ class Net:
 
 
 def compare_nets(results: Record) -> list[Net]:
-    """All nets of claim 1, LeNets first, in the order of their parameters."""
+    """All nets of claim 1, LeNets first, by number of parameters."""
     nets = []
     for name in results["settings"]["nets"]:
         by_dropout = {p: select(results, "parameters", net=name, dropout=p) for p in results["settings"]["dropouts"]}
@@ -250,7 +250,7 @@ def as_good(nets: list[Net], other: Net) -> Net | None:
 
 
 def surely_better(nets: list[Net], other: Net) -> Net | None:
-    """The smallest LeNet that makes fewer errors with each seed than the other net with any, if there is one."""
+    """The smallest LeNet whose worst seed beats the other net's best seed, if there is one."""
     better = [net for net in nets if net.is_lenet and net.high < other.low]
     return min(better, key=lambda net: net.parameters, default=None)
 
@@ -266,8 +266,8 @@ def report_parameters(results: Record) -> list[str]:
     reached = [net for net in nets if not net.is_lenet and net.error <= lenet.error]
     bare = [record["test_errors"] for record in select(results, "parameters", net=LENET5, dropout=0.0)]
     lines = [
-        f"LeNet-5 with {lenet.parameters:,} parameters makes {lenet.error:.2f}% errors on the test images, without "
-        f"dropout {100 * median(bare) / results['settings']['test_images']:.2f}%."
+        f"LeNet-5 with {lenet.parameters:,} parameters has a test error of {lenet.error:.2f}%, or without dropout "
+        f"{100 * median(bare) / results['settings']['test_images']:.2f}%."
     ]
     if reached:
         net = min(reached, key=lambda net: net.parameters)
@@ -277,23 +277,23 @@ def report_parameters(results: Record) -> list[str]:
         )
     else:
         lines.append(
-            f"None of the fully connected nets gets there: the best is {best.name} with {best.parameters:,} "
+            f"None of the fully connected nets reaches this: the best is {best.name} with {best.parameters:,} "
             f"parameters and {best.error:.2f}%."
         )
     equal, better = as_good(nets, best), surely_better(nets, best)
     if equal is not None:
         lines.append(
-            f"The smallest LeNet as good as {best.name}, by the medians, has {equal.parameters:,} parameters and makes "
+            f"The smallest LeNet as good as {best.name}, by the medians, has {equal.parameters:,} parameters and "
             f"{equal.error:.2f}%: a factor of {best.parameters / equal.parameters:.1f} at equal accuracy."
         )
     if better is not None:
         lines.append(
-            f"The smallest LeNet that is better with each seed than that net with any has {better.parameters:,} "
-            f"parameters and makes {better.error:.2f}%: a factor of {best.parameters / better.parameters:.1f}."
+            f"The smallest LeNet whose worst seed beats that net's best seed has {better.parameters:,} parameters "
+            f"and {better.error:.2f}%: a factor of {best.parameters / better.parameters:.1f}."
         )
     factors = [net.parameters / equal.parameters for net in nets if not net.is_lenet and (equal := as_good(nets, net))]
     if len(factors) > 1:
-        lines.append(f"Over all fully connected nets, the factor goes from {min(factors):.1f} to {max(factors):.1f}.")
+        lines.append(f"Over all fully connected nets, the factor ranges from {min(factors):.1f} to {max(factors):.1f}.")
     lines += [
         "",
         "| net | parameters | dropout | test error | range | smallest LeNet as good | factor |",
@@ -311,7 +311,7 @@ def report_parameters(results: Record) -> list[str]:
 
 @mpl.rc_context(plots.STYLE)
 def draw_parameters(results: Record, sets: Sets | None = None) -> Figure:
-    """Test error against the number of parameters, both logarithmic: a point a net, a bar from best to worst seed."""
+    """Test error against number of parameters, both logarithmic: a point per net, a bar from best to worst seed."""
     nets = compare_nets(results)
     kinds = {
         "LeNets": [net for net in nets if net.is_lenet],
@@ -331,7 +331,7 @@ def draw_parameters(results: Record, sets: Sets | None = None) -> Figure:
             text = f"{net.parameters:,}" if net.is_lenet else f"784-{widths}-10"
             text = f"LeNet-5: {text}" if net.name == LENET5 else text
             side, way = ("right", (-8, -7)) if net.is_lenet else ("left", (8, 6))
-            if label.endswith("two hidden layers"):  # these lie below the others, and close to them
+            if label.endswith("two hidden layers"):  # these are close below the others
                 side, way = "center", (0, -14)
             axes.annotate(text, (net.parameters, net.error), way, textcoords="offset points", ha=side, va="center")
     best = best_full(nets)
@@ -353,7 +353,7 @@ def draw_parameters(results: Record, sets: Sets | None = None) -> Figure:
     return figure
 
 
-# Claim 2: convolution and subsampling bear shifts
+# Claim 2: convolution and subsampling make a net tolerate shifts
 
 
 def plan_shift(plan: Plan, seed: int) -> Iterator[Record]:
@@ -379,12 +379,12 @@ def measure_shift(record: Record, sets: Sets, plan: Plan) -> Record:
 
 
 def framed(images: Images) -> Images:
-    """Images [N 28 28] in the middle of LeNet-5's input, [N 32 32]."""
+    """images[N 28 28] in the middle of LeNet-5's input, [N 32 32]."""
     return np.pad(images, ((0, 0), (2, 2), (2, 2)))
 
 
 def shifted(images: Images, down: int, right: int) -> Images:
-    """Images [N H W] moved by whole pixels: what leaves the frame is lost, and background, 0, comes in."""
+    """images[N H W] shifted by whole pixels: what leaves the frame is lost, and background, 0, comes in."""
     _, H, W = images.shape
     n = max(abs(down), abs(right))
     padded = np.pad(images, ((0, 0), (n, n), (n, n)))
@@ -392,13 +392,13 @@ def shifted(images: Images, down: int, right: int) -> Images:
 
 
 def accuracies(results: Record, net: str, trained_on: str) -> np.ndarray:
-    """In percent, the mean over the directions: [seed, shift]."""
+    """Accuracies[seed, shift] in percent, the mean over the directions."""
     errors = [record["test_errors"] for record in select(results, "shift", net=net, trained_on=trained_on)]
     return 100 - 100 * np.mean(errors, axis=2) / results["settings"]["test_images"]
 
 
 def falls_to(level: float, accuracy: np.ndarray, shifts: list[int]) -> str:
-    """Where the accuracy, one a shift, first falls below a level, on a straight line between two shifts."""
+    """The shift at which the accuracy first falls below a level, interpolated linearly between two shifts."""
     for (n, before), (m, after) in itertools.pairwise(zip(shifts, accuracy, strict=True)):
         if before >= level > after:
             return f"{n + (m - n) * (before - level) / (before - after):.1f} pixels"
@@ -416,11 +416,11 @@ def report_shift(results: Record) -> list[str]:
     ]
     for n, a, b in zip(shifts, lenet, full, strict=True):
         if n in (2, 4):
-            lines.append(f"At {n} pixels LeNet-5 is right on {a:.1f}%, the fully connected net on {b:.1f}%.")
+            lines.append(f"At {n} pixels LeNet-5 recognises {a:.1f}%, the fully connected net {b:.1f}%.")
     a, b = (curves[net, SHIFTED][-1] for net in (LENET5, FULL))
     lines.append(
-        f"Trained on images shifted at random by up to {shifts[-1]} pixels, LeNet-5 is right on {a:.1f}% at "
-        f"{shifts[-1]} pixels, the fully connected net on {b:.1f}%."
+        f"Trained on images shifted at random by up to {shifts[-1]} pixels, LeNet-5 recognises {a:.1f}% at "
+        f"{shifts[-1]} pixels, the fully connected net {b:.1f}%."
     )
     left = select(results, "shift")[0]["ink_left"][-1]
     lines.append(f"At {shifts[-1]} pixels to the right {left:.1%} of the ink is still in the frame.")
@@ -432,7 +432,7 @@ def report_shift(results: Record) -> list[str]:
 
 @mpl.rc_context(plots.STYLE)
 def draw_shift(results: Record, sets: Sets | None = None) -> Figure:
-    """Accuracy by shift, a band from the best to the worst seed; above each shift, the first test image so moved."""
+    """Accuracy by shift, with a band from the best to the worst seed and, above, the first test image so shifted."""
     shifts = results["settings"]["shifts"]
     figure = plots.new_figure(5.3)
     plots.heading(figure, "Accuracy on test images that are moved to the left, right, up or down")
@@ -468,7 +468,7 @@ def plan_overfitting(plan: Plan, seed: int) -> Iterator[Record]:
 
 
 def measure_overfitting(record: Record, sets: Sets, plan: Plan) -> Record:
-    """Train on a few digits, the same for all variants with one seed; errors on these and on the test images."""
+    """Train on a few digits, which only the seed determines; return errors on these and on the test images."""
     seed = record["seed"]
     chosen = np.random.default_rng(seed).permutation(len(sets.images))[: record["digits"]]
     images, labels = sets.images[chosen], sets.labels[chosen]
@@ -482,7 +482,7 @@ def measure_overfitting(record: Record, sets: Sets, plan: Plan) -> Record:
 
 
 def error_rates(results: Record, variant: str, size: int, kind: str) -> np.ndarray:
-    """In percent, in the order of the seeds: of the test images, or of the training digits."""
+    """The error rates in percent, by seed, on the test images or on the training digits."""
     images = {"test_errors": results["settings"]["test_images"], "train_errors": size}[kind]
     records = sorted(select(results, "overfitting", variant=variant, digits=size), key=lambda record: record["seed"])
     return np.array([100 * record[kind] / images for record in records])
@@ -492,8 +492,8 @@ def report_overfitting(results: Record) -> list[str]:
     sizes = [size for size, _ in results["settings"]["sizes"]]
     own = {size: error_rates(results, AS_IT_IS, size, "test_errors") for size in sizes}
     lines = [
-        f"As it is, LeNet-5 makes {np.median(own[sizes[0]]):.1f}% errors on test images after {sizes[0]:,} training "
-        f"digits and {np.median(own[sizes[-1]]):.1f}% after {sizes[-1]:,}."
+        f"As it is, LeNet-5 has a test error of {np.median(own[sizes[0]]):.1f}% after {sizes[0]:,} training digits "
+        f"and of {np.median(own[sizes[-1]]):.1f}% after {sizes[-1]:,}."
     ]
     for variant in list(VARIANTS)[1:]:
         rates = {size: error_rates(results, variant, size, "test_errors") for size in sizes}
@@ -512,10 +512,10 @@ def report_overfitting(results: Record) -> list[str]:
 
 
 def verdict(better: list[str], worse: list[str]) -> str:
-    """In words, after how many training digits something is better or worse."""
+    """A phrase that says after how many training digits a variant is better or worse."""
     found = (("better", better), ("worse", worse))
-    parts = [f"{word} with each seed after {', '.join(sizes)} digits" for word, sizes in found if sizes]
-    return ", ".join(parts) or "nowhere better or worse with each seed"
+    parts = [f"{word} with every seed after {', '.join(sizes)} digits" for word, sizes in found if sizes]
+    return ", ".join(parts) or "nowhere better or worse with every seed"
 
 
 def spread(values: np.ndarray) -> str:
@@ -526,7 +526,7 @@ def spread(values: np.ndarray) -> str:
 
 @mpl.rc_context(plots.STYLE)
 def draw_overfitting(results: Record, sets: Sets | None = None) -> Figure:
-    """A panel a variant, against LeNet-5 as it is: test errors with bars over the seeds, and training errors dotted."""
+    """One panel per variant, next to LeNet-5 as it is: test errors with bars over the seeds, training errors dotted."""
     sizes = [size for size, _ in results["settings"]["sizes"]]
     highest = max(error_rates(results, variant, sizes[0], "test_errors").max() for variant in VARIANTS)
     figure = plots.new_figure(5.4)
@@ -566,22 +566,22 @@ def draw_overfitting(results: Record, sets: Sets | None = None) -> Figure:
     return figure
 
 
-# What the figures share
+# Shared by all figures
 
 
 def summary(values: np.ndarray) -> tuple[float, float, float]:
-    """The median, the least and the greatest."""
+    """The median, the smallest and the largest."""
     return float(np.median(values)), float(values.min()), float(values.max())
 
 
 def bars(summaries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Summaries [N 3] as matplotlib's errorbar takes them: the medians [N], the ways down and up from there [2 N]."""
+    """Summaries[N 3] as matplotlib's errorbar takes them: medians[N], and the distances down and up from them[2 N]."""
     middle, low, high = summaries.T
     return middle, np.stack([middle - low, high - middle])
 
 
 def finish(axes: Axes) -> None:
-    """Values in percent, no minor ticks, a pale grid behind, and no frame above and to the right."""
+    """Show values in percent, without minor ticks, on a pale grid, with no frame above and on the right."""
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(NullLocator())
@@ -595,7 +595,7 @@ def finish(axes: Axes) -> None:
 
 @dataclass(frozen=True)
 class Claim:
-    """What is to be measured; how; which numbers that gives; the lines that say what came out; and its figure."""
+    """One claim: what to measure, how, the names of the numbers, the report's lines, and the figure."""
 
     plan: Callable[[Plan, int], Iterator[Record]]
     measure: Callable[[Record, Sets, Plan], Record]
@@ -622,20 +622,20 @@ CLAIMS = {
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.claims",
-        description="Measure three claims about LeNet-5; writes claims.json and a figure for each. What claims.json in "
+        description="Test three claims about LeNet-5; write claims.json and a figure for each. Whatever claims.json in "
         "--out already holds is not measured again.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--only", choices=CLAIMS, help="one claim (default: all)")
-    parser.add_argument("--quick", action="store_true", help="some seconds, to see that it works; the numbers are poor")
+    parser.add_argument("--only", choices=CLAIMS, help="a single claim (default: all)")
+    parser.add_argument("--quick", action="store_true", help="a demonstration of a few seconds; its numbers are poor")
     parser.add_argument(
-        "--dataset", choices=["digits", "mnist"], help="what to measure on (default: mnist; with --quick, digits)"
+        "--dataset", choices=["digits", "mnist"], help="the data set (default: mnist; with --quick, digits)"
     )
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: the cache)")
-    parser.add_argument("--download", action="store_true", help="fetch into --data-dir what is missing or wrong there")
-    parser.add_argument("--seed", type=int, default=0, help="the first of the seeds")
+    parser.add_argument("--download", action="store_true", help="download what is missing or damaged in --data-dir")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--out", type=Path, help="folder for the results (default: runs/claims, or runs/claims-quick)")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     return parser.parse_args()
 
 
@@ -647,13 +647,13 @@ def load(dataset: str, folder: Path | None, download: bool) -> Sets:
 
 
 def select(results: Record, claim: str, **wanted: Any) -> list[Record]:
-    """The finished measurements of a claim that have these values."""
+    """The finished measurements of a claim that match these values."""
     records: list[Record] = [record for record in results["measurements"].values() if record["claim"] == claim]
     return [record for record in records if all(record[name] == value for name, value in wanted.items())]
 
 
 def settings_of(dataset: str, seed: int, plan: Plan, sets: Sets) -> Record:
-    """The data and the settings that the numbers depend on, in the form that JSON gives back."""
+    """The data and settings that the numbers depend on, in the form in which JSON returns them."""
     settings = {
         "dataset": dataset,
         "checksum": sets.checksum,
@@ -668,7 +668,7 @@ def settings_of(dataset: str, seed: int, plan: Plan, sets: Sets) -> Record:
 
 
 def open_results(path: Path, settings: Record) -> Record:
-    """What was measured with these settings, if anything was; ValueError for a file with anything else."""
+    """What was measured with these settings, if anything; ValueError if the file holds something else."""
     if not path.exists():
         versions = {
             "tinygrad_lenet": tinygrad_lenet.__version__,
@@ -683,14 +683,14 @@ def open_results(path: Path, settings: Record) -> Record:
             if not record.keys() >= {"claim", "seed", *CLAIMS[record["claim"]].numbers}:
                 raise ValueError(f"{name!r} lacks its numbers")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} holds no results of claims ({error}); remove it, or give another --out") from None
+        raise ValueError(f"{path} holds no results of claims ({error}); remove it, or choose another --out") from None
     differences = [
         f"{name} is {settings.get(name)} here and {theirs.get(name)} there"
         for name in sorted(settings.keys() | theirs.keys())
         if settings.get(name) != theirs.get(name)
     ]
     if differences:
-        raise ValueError(f"{path} is of other settings: {', '.join(differences)}; give another --out")
+        raise ValueError(f"{path} has other settings: {', '.join(differences)}; choose another --out")
     return results
 
 
@@ -720,7 +720,7 @@ def main() -> None:
 
 
 def measure(claims: list[str], results: Record, path: Path, sets: Sets, plan: Plan, progress: bool) -> None:
-    """Take all measurements of these claims that ``results`` lacks, and save it after each."""
+    """Take all measurements of these claims that ``results`` lacks, saving it after each."""
     seed, finished = results["settings"]["seed"], results["measurements"]
     records = [{"claim": claim} | record for claim in claims for record in CLAIMS[claim].plan(plan, seed)]
     names = {", ".join(str(value) for value in record.values()): record for record in records}
@@ -734,4 +734,4 @@ def measure(claims: list[str], results: Record, path: Path, sets: Sets, plan: Pl
 
 
 if __name__ == "__main__":
-    programs.run(main, "the same command goes on from there")
+    programs.run(main, "the same command continues from there")

@@ -1,8 +1,8 @@
-"""Draw the graph that a tensor recorded: `python -m examples.draw_graph` draws an expression's and LeNet-5's.
+"""Draw the graph that was recorded for a tensor: `python -m examples.draw_graph` draws an expression and LeNet-5.
 
-`draw(tensor, path, names)` is the function behind it. Values run downwards; a line carries the shape of what it
-carries. Along solid lines the gradient comes back up; what is dashed takes none. The layout is that of Sugiyama,
-Tagawa and Toda (1981): layers by longest path, few crossings by barycentres, then places by least squares.
+`draw(tensor, path, names)` draws any other. Values flow downwards, and each line is labelled with the shape of its
+value. Gradients flow back up along solid lines; dashed lines carry none. The layout follows Sugiyama, Tagawa and Toda
+(1981): layers by longest path, crossings reduced by barycentres, then positions by least squares.
 """
 
 from examples import programs
@@ -33,8 +33,8 @@ from models import LeNet5
 from tinygrad_lenet import Op, Tensor, data
 from tinygrad_lenet import functional as F
 
-LIMIT = 300  # boxes; more would be unreadable
-LINE, GAP, PITCH = 0.21, 0.22, 0.56  # inches: a line of text, the least space between boxes, from layer to layer
+LIMIT = 300  # boxes; more would not be readable
+LINE, GAP, PITCH = 0.21, 0.22, 0.56  # inches: line of text, least space between boxes, layer to layer
 KEY, SMALL = 5.3, 8.5  # the key's width in inches; the smaller size of letters in points
 EDGE, DIM = "#303030", "#808080"
 LOOKS = {  # of each kind of box: fill, edge, line
@@ -43,19 +43,19 @@ LOOKS = {  # of each kind of box: fill, edge, line
     "op": ("#e3eef8", EDGE, "-"),
     "result": ("white", EDGE, "-"),
 }
-BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # of letters that must stand on a line
+BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # of text across a line
 Point = tuple[float, float]
 Area = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(eq=False)
 class Box:
-    """One thing in the picture: a leaf, an op, the result, or (without text) a bend in a long line."""
+    """An item in the picture: a leaf, an op, the result, or (without text) a bend in a long line."""
 
     text: list[str]
     kind: str  # "learned", "constant", "op", "result" or "bend"
-    sides: "list[Box]" = field(default_factory=list)  # leaves that this op alone uses, drawn left and right of it
-    labels: list[str] = field(default_factory=list)  # the shapes that come from the sides
+    sides: "list[Box]" = field(default_factory=list)  # leaves that only this op uses, drawn to its left and right
+    labels: list[str] = field(default_factory=list)  # the shapes of these leaves
     layer: int = 0
     x: float = 0.0
     y: float = 0.0
@@ -81,7 +81,7 @@ class Box:
 
 @dataclass
 class Line:
-    """A tensor on its way from one box to another, perhaps around bends."""
+    """A line from one box to another, perhaps around bends, for a tensor."""
 
     boxes: list[Box]
     label: str
@@ -89,10 +89,10 @@ class Line:
 
 
 def draw(tensor: Tensor, path: Path, names: Mapping[str, Tensor] | None = None) -> Path:
-    """Write a picture of the graph that made ``tensor`` to ``path`` (.png, .svg or .pdf); returns the path.
+    """Write a picture of the graph that produced ``tensor`` to ``path`` (.png, .svg or .pdf) and return the path.
 
-    ``names``, such as ``dict(model.named_parameters())``, says what tensors are called. ValueError if nothing was
-    recorded, if a backward pass has freed the graph, or if it has more than 300 boxes.
+    ``names``, such as ``dict(model.named_parameters())``, gives names to tensors. ValueError if nothing was recorded,
+    if a backward pass has freed the graph, or if it has more than 300 boxes.
     """
     return save(graph(tensor, names), path)
 
@@ -104,7 +104,7 @@ def graph(tensor: Tensor, names: Mapping[str, Tensor] | None = None) -> Figure:
     return paint(layers, lines)
 
 
-# What is in the picture
+# The contents of the picture
 
 
 def collect(tensor: Tensor, names: Mapping[str, Tensor]) -> tuple[list[Box], list[Line]]:
@@ -131,7 +131,7 @@ def collect(tensor: Tensor, names: Mapping[str, Tensor]) -> tuple[list[Box], lis
         box = boxes[id(y)] = Box(describe(y), "op")
         inputs = [x for x in y.inputs or () if isinstance(x, Tensor)]
         own = [x for x in inputs if x.op is None and users[id(x)] == 1]
-        own = own[1:] if len(own) == len(inputs) else own  # something has to come from above
+        own = own[1:] if len(own) == len(inputs) else own  # at least one input must come from above
         beside = own if len(own) <= 2 else []
         for x in inputs:
             if any(x is each for each in beside):
@@ -160,7 +160,7 @@ def sort(tensor: Tensor) -> list[Tensor]:
             if y.inputs is None:
                 raise ValueError(
                     f"draw: the graph through {y.op.name if y.op else 'a tensor'} has been freed by a backward pass; "
-                    "draw it before, or pass retain_graph=True to that one"
+                    "draw it first, or pass retain_graph=True to that pass"
                 )
             stack.append((y, True))
             stack.extend((x, False) for x in reversed(y.inputs) if isinstance(x, Tensor))
@@ -168,7 +168,7 @@ def sort(tensor: Tensor) -> list[Tensor]:
 
 
 def describe(y: Tensor) -> list[str]:
-    """The op that made y, with the window that it slides and what Python numbers it takes; below, its settings."""
+    """The op that made y, with its window and its Python numbers; on the lines below, its settings."""
     op, inputs = y.op, y.inputs or ()
     assert op is not None
     settings: dict[str, Any] = {each.name: getattr(op, each.name) for each in fields(op)} if is_dataclass(op) else {}
@@ -192,7 +192,7 @@ def times(sizes: Sequence[int]) -> str:
 
 
 def setting(name: str, value: Any) -> str:
-    """A parameter of an op, in few characters."""
+    """A parameter of an op, abbreviated."""
     if value is True:
         return name
     if isinstance(value, tuple) and all(isinstance(each, int) for each in value):
@@ -207,7 +207,7 @@ def shape(x: Tensor) -> str:
 
 
 def label(x: Tensor, called: Mapping[int, str]) -> str:
-    """What stands on the line that carries x."""
+    """The label of the line that carries x."""
     return f"{called[id(x)]}  {shape(x)}" if x.op is not None and id(x) in called else shape(x)
 
 
@@ -215,10 +215,10 @@ def label(x: Tensor, called: Mapping[int, str]) -> str:
 
 
 def lay_out(boxes: list[Box], lines: list[Line]) -> tuple[list[list[Box]], list[Line]]:
-    """Give each box a layer and a place; lines that pass a layer get a bend in it."""
-    for line in lines:  # in the order of the boxes, so that the layer of the upper end is final
+    """Give each box a layer and a position; lines that cross a layer get a bend there."""
+    for line in lines:  # in the order of the boxes, so the layer of the upper end is final
         line.boxes[1].layer = max(line.boxes[1].layer, line.boxes[0].layer + 1)
-    for box in reversed(boxes):  # what has more users than inputs, a leaf above all, moves down to its first user
+    for box in reversed(boxes):  # a box with more users than inputs, such as a leaf, moves down to its first user
         users = [line.boxes[1].layer for line in lines if line.boxes[0] is box]
         if len(users) >= len({line.boxes[0] for line in lines if line.boxes[1] is box}):
             box.layer = min(users, default=box.layer + 1) - 1
@@ -244,7 +244,7 @@ def lay_out(boxes: list[Box], lines: list[Line]) -> tuple[list[list[Box]], list[
         neighbours = (above, below)[sweep % 2]
         for layer in layers if sweep % 2 == 0 else reversed(layers):
             wanted = [mean([each.x for each in neighbours[box]], box.x) for box in layer]
-            if sweep < 20:  # then the order stands, and only places move
+            if sweep < 20:  # from here on the order is fixed, and only positions change
                 ranked = sorted(range(len(layer)), key=lambda i: wanted[i])
                 layer[:], wanted = [layer[i] for i in ranked], [wanted[i] for i in ranked]
             else:
@@ -264,15 +264,15 @@ def mean(values: Sequence[float], otherwise: float) -> float:
 
 
 def separate(layer: list[Box], wanted: list[float]) -> None:
-    """Put the boxes of a layer, in order and without overlap, as near as can be to their wanted places.
+    """Put the boxes of a layer, in order and without overlap, as close as possible to where they should be.
 
-    Nearest in the sum of squares: with the room that the boxes to the left take subtracted, the places must not
-    decrease, which the pool-adjacent-violators algorithm solves.
+    Closest in least squares: once the room taken by the boxes to the left is subtracted, the positions must not
+    decrease, a problem that the pool-adjacent-violators algorithm solves.
     """
     offsets = [0.0]
     for left, right in pairwise(layer):
         offsets.append(offsets[-1] + left.reach(1) + GAP + right.reach(0))
-    pools: list[tuple[float, int]] = []  # the common place, and how many boxes share it
+    pools: list[tuple[float, int]] = []  # the common position, and how many boxes share it
     for place, offset in zip(wanted, offsets, strict=True):
         pools.append((place - offset, 1))
         while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
@@ -287,7 +287,7 @@ def separate(layer: list[Box], wanted: list[float]) -> None:
 
 
 def paint(layers: list[list[Box]], lines: list[Line]) -> Figure:
-    """The figure: as large as it needs to be, with a key below."""
+    """The figure, as large as it needs to be, with a key below."""
     boxes = [box for layer in layers for box in layer]
     left = min(box.x - box.reach(0) for box in boxes) - 0.2
     right = max(box.x + box.reach(1) for box in boxes) + 0.2
@@ -310,13 +310,13 @@ def paint(layers: list[list[Box]], lines: list[Line]) -> Figure:
     taken += [(x - 0.03, y - 0.03, x + 0.03, y + 0.03) for curve in curves for x, y in along(curve)]
     taken += [(x - 0.06, y - 0.12, x + 0.06, y) for *_, (x, y) in curves]  # the heads of the arrows
     for i in {(line.boxes[0], line.boxes[-1]): i for i, line in enumerate(lines)}.values():
-        taken.append(paint_label(axes, curves[i], lines[i].label, np.array(taken)))  # of x * x's two lines, only one
+        taken.append(paint_label(axes, curves[i], lines[i].label, np.array(taken)))  # of x * x's two lines, just one
     paint_key(axes, (left + right) / 2, bottom - 0.3)
     return figure
 
 
 def route(lines: list[Line]) -> list[list[Point]]:
-    """The points that each line runs through; lines that leave or enter a box do so beside each other."""
+    """The points that each line runs through; lines that leave or enter a box do so side by side."""
     curves = [[(box.x, box.y) for box in line.boxes] for line in lines]
     for end, neighbour, sign in ((0, 1, 1), (-1, -2, -1)):
         at: dict[Box, list[int]] = {}
@@ -331,7 +331,7 @@ def route(lines: list[Line]) -> list[list[Point]]:
 
 
 def paint_box(axes: Axes, box: Box) -> None:
-    """A box, and the leaves beside it."""
+    """Draw a box and the leaves beside it."""
     for side, sign in enumerate((-1, 1)):
         for leaf, text in box.beside(side):
             edge = box.x + sign * box.width / 2
@@ -359,7 +359,7 @@ def paint_box(axes: Axes, box: Box) -> None:
 
 
 def arrow(axes: Axes, points: list[Point], gradient: bool) -> None:
-    """A line through the points: straight if it runs sideways, else upright at each of them."""
+    """Draw a line through the points: straight if it runs sideways, else vertical at each of them."""
     path, codes = [points[0]], [Curve.MOVETO]
     for (x0, y0), (x1, y1) in pairwise(points):
         middle = (y0 + y1) / 2
@@ -376,7 +376,7 @@ def arrow(axes: Axes, points: list[Point], gradient: bool) -> None:
 
 
 def paint_label(axes: Axes, points: list[Point], text: str, taken: np.ndarray) -> Area:
-    """Write beside a line where nothing is yet, as far as there is such a place: taken[... 4] are areas."""
+    """Label a line where there is still room, if there is any; taken[... 4] are the occupied areas."""
     width, height = letters(text, SMALL), 0.15
     middle = (points[0][1] + points[-1][1]) / 2
     places = []
@@ -398,7 +398,7 @@ def along(points: list[Point]) -> Iterator[Point]:
 
 
 def extent(box: Box) -> Area:
-    """What a box takes with the leaves beside it."""
+    """The area of a box with the leaves beside it."""
     return box.x - box.reach(0), box.y - box.height / 2, box.x + box.reach(1), box.y + box.height / 2
 
 
@@ -408,7 +408,7 @@ def overlap(a: Area, others: np.ndarray) -> bool:
 
 
 def paint_key(axes: Axes, middle: float, y: float) -> None:
-    """What boxes and lines mean; KEY is its width."""
+    """Draw the key, which explains boxes and lines; KEY is its width."""
     x = middle - KEY / 2 + 0.1
     for kind, text in (("learned", "learned"), ("constant", "constant"), ("op", "operation")):
         box = Box([text], kind, y=y)
@@ -423,12 +423,12 @@ def paint_key(axes: Axes, middle: float, y: float) -> None:
 
 @cache
 def letters(text: str, size: float) -> float:
-    """How many inches wide a text is."""
+    """The width of a text, in inches."""
     return float(TextPath((0, 0), text, size=size, prop=FontProperties("DejaVu Sans")).get_extents().width) / 72
 
 
 def stem(text: str) -> float:
-    """The length of the line from a leaf to the op beside it, which ``text`` stands on."""
+    """The length of the line from a leaf to the op beside it, which is labelled ``text``."""
     return letters(text, SMALL) + 0.25
 
 
@@ -456,7 +456,7 @@ def main() -> None:
         prog="python -m examples.draw_graph", description="Draw the graphs of an expression and of LeNet-5's loss."
     )
     parser.add_argument("--out", type=Path, default=Path("runs/graphs"), help="folder for the pictures")
-    parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png", help="of the pictures")
+    parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png", help="file format of the pictures")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for name, (tensor, names) in {"expression": expression(), "lenet5": lenet5()}.items():

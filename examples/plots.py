@@ -1,8 +1,8 @@
-"""The pictures of a training run: `save_all` draws them into a folder, and each can be had by itself.
+"""The pictures of a training run: `save_all` draws all of them into a folder, and there is a function for each.
 
-Every function takes arrays and returns a matplotlib Figure, drawn without pyplot, so that nothing global changes and
-no window opens. Sizes are meant to be read at 800 pixels of width. No meaning hangs on hue: brightness rises or falls
-with the value, so the pictures also work in grey and for the colour-blind.
+Every function takes arrays and returns a matplotlib Figure, drawn without pyplot: nothing global changes and no window
+opens. Sizes are chosen for a width of 800 pixels. Nothing depends on hue: brightness rises or falls with the value, so
+the pictures also work in grey and for the colour-blind.
 """
 
 import io
@@ -23,10 +23,10 @@ from examples.classes import CLASSES, DIGITS
 from tinygrad_lenet import Tensor, checkpoint, data, nn, no_grad
 
 Transform = Callable[[np.ndarray], np.ndarray]
-WIDTH, DPI = 8.0, 150  # inches, dots an inch
+WIDTH, DPI = 8.0, 150  # inches, dots per inch
 LINES = (("o-", "#0072b2"), ("s--", "#d55e00"), ("^:", "#555555"), ("d-.", "#009e73"))  # Okabe and Ito's colours
 BLUE, GREY, PALE = LINES[0][1], "#555555", "#dddddd"
-SIGNED, COUNTS = "cividis", "Blues"  # brightness rises all the way; falls all the way
+SIGNED, COUNTS = "cividis", "Blues"  # the brightness of one only rises, of the other only falls
 STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10, "svg.hashsalt": "tinygrad_lenet"}
 
 
@@ -38,14 +38,15 @@ def save_all(
     labels: np.ndarray,
     probabilities: np.ndarray,
 ) -> list[Path]:
-    """Write all pictures of a run on test images[N H W] into ``folder``; the paths, in the order of this file.
+    """Write all pictures of a run on test images[N H W] into ``folder`` and return their paths, in this file's order.
 
-    ``metrics`` is what the training example writes into metrics.json; labels[N]; probabilities[N K] are the model's.
+    ``metrics`` is the content of the training example's metrics.json, labels[N] the classes, probabilities[N K] the
+    model's output.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = CLASSES.get(metrics.get("arguments", {}).get("dataset"), tuple(map(str, range(probabilities.shape[1]))))
     predictions = probabilities.argmax(axis=1)
-    n = int(np.argmin(probabilities[np.arange(len(labels)), labels]))  # the image that is furthest from its label
+    n = int(np.argmin(probabilities[np.arange(len(labels)), labels]))  # the image furthest from its label
     title = f"What each layer makes of image {n}, true class {names[labels[n]]}"
     first = next(p for p in model.parameters() if p.ndim == 4)
     pictures = {
@@ -60,7 +61,7 @@ def save_all(
 
 @mpl.rc_context(STYLE)
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure in the format that the path ends with; without a date, so that a run gives the same bytes."""
+    """Write the figure in the format of the path's suffix, without a date, so equal runs give equal bytes."""
     options: dict[str, dict[str, Any]] = {
         ".png": {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}},
         ".svg": {"metadata": {"Date": None}},
@@ -75,7 +76,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 @mpl.rc_context(STYLE)
 def learning_curves(metrics: Mapping[str, Any]) -> Figure:
-    """What ``metrics`` lists by epoch: each "..._loss" on the left and, if there are any, "..._accuracy" on the right.
+    """Curves by epoch from ``metrics``: each "..._loss" on the left and, if there are any, "..._accuracy" on the right.
 
     Losses that fall to less than a tenth get a logarithmic axis.
     """
@@ -112,7 +113,7 @@ def learning_curves(metrics: Mapping[str, Any]) -> Figure:
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:
-    """What was trained on what, and how well it did, as far as ``metrics`` says so."""
+    """Which model was trained on which data set, and how well it did, as far as ``metrics`` says."""
     settings = metrics.get("arguments", {})
     title = " on ".join(str(settings[name]) for name in ("model", "dataset") if name in settings) or "Training"
     if "test_errors" not in metrics:
@@ -124,7 +125,7 @@ def _headline(metrics: Mapping[str, Any]) -> str:
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str] = DIGITS) -> Figure:
     """How often each class, a row, was taken for each class, a column: labels[N] and predictions[N] of integers.
 
-    Colour shows the mistakes; beside each row stands which share of it is right.
+    Colour shows the mistakes; the fraction of correct answers stands beside each row.
     """
     K = len(names)
     counts = np.bincount(labels * K + predictions, minlength=K * K).reshape(K, K)
@@ -222,10 +223,10 @@ def maps(
     names: Sequence[str] = DIGITS,
     transform: Transform = data.to_input,
 ) -> Figure:
-    """What each layer of ``model`` makes of one image[H W], a row a layer, after its activation.
+    """What each layer of ``model`` makes of one image[H W]: one row per layer, after its activation.
 
-    On top: the image, and the model's probabilities[K] for it. Each row has a scale of its own, symmetric about 0.
-    ``transform`` is what the model takes uint8 images[N H W] through.
+    On top: the image, and the model's probabilities[K] for it. Each row has its own scale, symmetric about 0.
+    ``transform`` turns uint8 images[N H W] into the model's input.
     """
     layers = look_inside(model, image, transform)
     grids = [_grid(y) for _, y in layers]
@@ -277,9 +278,9 @@ def _grid(y: np.ndarray) -> tuple[int, int, float]:
 def look_inside(
     model: nn.Module, image: np.ndarray, transform: Transform = data.to_input
 ) -> list[tuple[str, np.ndarray]]:
-    """The name and the output, maps[C H W] or units[K], of each layer of ``model`` as it runs on one uint8 image[H W].
+    """The name and the output, maps[C H W] or units[K], of each layer of ``model`` for one uint8 image[H W].
 
-    Activations and normalisation belong to the layer before them, and maps of one pixel are units.
+    Activations and normalisation count with the layer before them, and maps of one pixel are units.
     """
     places = {module: name for name, module in model.named_modules()}
     modes = [(module, module.training) for module in places]
@@ -311,11 +312,11 @@ def look_inside(
     return layers
 
 
-# What the pictures share
+# Shared by all pictures
 
 
 def new_figure(height: float, **options: Any) -> Figure:
-    """An empty white figure of the common width, ``height`` inches high, that is drawn into memory."""
+    """An empty white figure of the common width, ``height`` inches high, drawn in memory."""
     figure = Figure((WIDTH, height), dpi=DPI, facecolor="white", **options)
     FigureCanvasAgg(figure)
     return figure
@@ -339,20 +340,20 @@ def stamp(figure: Figure, text: str) -> None:
 
 
 def heading(figure: Figure, text: str) -> None:
-    """One line at the top of a figure whose axes have places."""
+    """One line at the top of a figure whose axes are placed by hand."""
     figure.text(0.5, 1 - 0.14 / figure.get_figheight(), text, ha="center", va="top", fontsize=11)
 
 
 @mpl.rc_context(STYLE)
 def note(text: str) -> Figure:
-    """A picture of one sentence, for when there is nothing to draw."""
+    """A picture that holds one sentence, for when there is nothing to draw."""
     figure = new_figure(1.0)
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
     return figure
 
 
 def percent(probability: float) -> str:
-    """A probability in as many digits as it takes to see that it is not 0 or 1."""
+    """A probability with enough digits to show that it is neither 0 nor 1."""
     if probability > 0.9995:
         return ">99.9%"
     return f"{probability:.0%}" if 0.0095 <= probability < 0.985 else f"{probability:.1%}"

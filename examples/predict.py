@@ -1,8 +1,8 @@
-"""Classify images of your own: `python -m examples.predict --model runs/lenet5 image.png ...`.
+"""Classify your own images: `python -m examples.predict --model runs/lenet5 image.png ...`.
 
-Each image shows one digit, dark on light or light on dark, drawn, photographed or scanned, of any size. It is brought
-to MNIST's form, and the three most probable classes are printed. Read from top to bottom: the picture, its
-background, its ink, MNIST's form; the model; the answers.
+Each image shows one digit, dark on light or light on dark, drawn, photographed or scanned, of any size. It is converted
+to MNIST's format, and the three most probable classes are printed. Read from top to bottom: the picture, its
+background, its ink, MNIST's format; the model; the answers.
 """
 
 import os
@@ -30,24 +30,24 @@ from tinygrad_lenet import Tensor, checkpoint, data, nn, no_grad
 from tinygrad_lenet import functional as F
 
 FORMATS = ("PNG", "JPEG")
-SIDE = 480  # pixels of a picture's longer side that are looked at; strokes of 20 pixels are more than enough
-THINNEST = 0.075  # of a digit's longer side: 1.5 pixels of MNIST's 20
-FAINTEST = 0.08  # of the way from black to white; what stands out less is paper grain or nothing
+SIDE = 480  # pixels to which a picture's longer side is reduced; strokes of 20 pixels are more than enough
+THINNEST = 0.075  # fraction of a digit's longer side: 1.5 pixels of MNIST's 20
+FAINTEST = 0.08  # fraction of the way from black to white; anything fainter is paper grain or nothing
 
 
 # The picture
 
 
 def read(path: Path) -> np.ndarray:
-    """The picture as it is seen, as brightness[H W] from 0 (black) to 1; ValueError or OSError if it cannot be had."""
+    """The picture, the right way up, as brightness[H W] from 0 (black) to 1; ValueError or OSError if unreadable."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; expected PNG or JPEG files")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.simplefilter("ignore", UserWarning)  # damaged EXIF data: the picture may still be good
+        warnings.simplefilter("ignore", UserWarning)  # damaged EXIF data: the picture itself may be fine
         try:
             with Image.open(path, formats=FORMATS) as opened:
-                opened.draft("L", (SIDE, SIDE))  # a JPEG of a camera is decoded small, which is faster
+                opened.draft("L", (SIDE, SIDE))  # a camera's JPEG is decoded at a smaller size, which is faster
                 upright = ImageOps.exif_transpose(opened)
                 return brightness(upright)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -55,7 +55,7 @@ def read(path: Path) -> np.ndarray:
                 f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; expected a smaller picture"
             ) from None
         except UnidentifiedImageError:
-            raise ValueError(f"{path} is no picture that can be read; expected a PNG or JPEG file") from None
+            raise ValueError(f"{path} is not a readable picture; expected a PNG or JPEG file") from None
         except (SyntaxError, EOFError, OSError, ValueError) as error:  # Pillow reports damage in all of these ways
             if isinstance(error, OSError) and error.errno is not None:
                 raise ValueError(f"{path} cannot be read ({error.strerror}); check the path") from None
@@ -63,8 +63,8 @@ def read(path: Path) -> np.ndarray:
 
 
 def brightness(image: Image.Image) -> np.ndarray:
-    """Brightness[H W] from 0 to 1, at most SIDE pixels long; what is transparent counts as white paper."""
-    if image.mode.startswith(("I", "F")):  # 16 bits, which Pillow's conversions would cut off at 255
+    """Brightness[H W] from 0 to 1, at most SIDE pixels long; transparent pixels count as white paper."""
+    if image.mode.startswith(("I", "F")):  # 16 bits, which Pillow's conversions would clip at 255
         deep = np.asarray(image, np.float32)
         image = Image.fromarray(np.clip(deep / 257, 0, 255).astype(np.uint8))
     seen = image.convert("RGBA")
@@ -72,7 +72,7 @@ def brightness(image: Image.Image) -> np.ndarray:
     grey = np.asarray(seen.convert("L"), np.float32) / 255
     alpha = np.asarray(seen.getchannel("A"), np.float32) / 255
     on_white = alpha * grey + 1 - alpha
-    # White ink on nothing cannot be seen on white paper; then the ink is where the picture is not transparent.
+    # White ink on a transparent background vanishes on white paper; then whatever is opaque is the ink.
     return on_white if np.ptp(on_white) > FAINTEST or np.ptp(alpha) <= FAINTEST else alpha
 
 
@@ -82,12 +82,12 @@ def brightness(image: Image.Image) -> np.ndarray:
 def find_ink(picture: np.ndarray) -> np.ndarray:
     """How much ink lies on each pixel of picture[H W], from 0 to 1; ValueError if nothing stands out.
 
-    Ink is what is darker than the background, or what is lighter, whichever differs more. Specks do not count, and
-    what runs into the picture's edge, as a shadow or the edge of the paper does, counts only if there is nothing else.
+    Ink is darker than the background or lighter, whichever differs more. Specks do not count, and parts that touch the
+    picture's edge, such as a shadow or the edge of the paper, count only if there is nothing else.
     """
     difference = picture - background(picture)
     difference = difference if np.sum(difference**3) > 0 else -difference
-    strongest = np.sort(difference, axis=None)[-max(4, difference.size // 200) :]  # a thin line covers a 200th
+    strongest = np.sort(difference, axis=None)[-max(4, difference.size // 200) :]  # a thin line covers 1/200
     level = float(strongest.mean()) / 2
     strong = difference > level
     if level >= FAINTEST / 2 and strong.mean() < 0.6:
@@ -95,14 +95,14 @@ def find_ink(picture: np.ndarray) -> np.ndarray:
         strength = float(np.median(difference[strong])) - grain
         if strength >= FAINTEST / 2:
             return np.clip((difference - grain) / strength, 0, 1) * near_parts(strong)
-    raise ValueError("nothing stands out from the background; expected one digit, darker or lighter than it")
+    raise ValueError("nothing stands out from the background; expected one digit that is darker or lighter")
 
 
 def background(picture: np.ndarray) -> np.ndarray:
-    """The brightness that picture[H W] would have without ink: a surface of second degree, as light falls on paper.
+    """The brightness that picture[H W] would have without ink: a quadratic surface, to follow the light on the paper.
 
-    It is fitted to the picture's edge first and then to all pixels that agree with it (least squares, reweighted by
-    Tukey's biweight), so that ink does not bend it.
+    It is fitted first to the picture's edge and then to all pixels that agree with it (least squares, reweighted by
+    Tukey's biweight), so ink does not bend it.
     """
     H, W = picture.shape
     v, u = np.meshgrid(np.linspace(-1, 1, H), np.linspace(-1, 1, W), indexing="ij")
@@ -117,15 +117,15 @@ def background(picture: np.ndarray) -> np.ndarray:
         spread = max(0.01, 1.5 * float(np.median(np.abs(residual[used]))))
         weight = np.maximum(0, 1 - (residual / (4 * spread)) ** 2) ** 2
         weight *= edge if turn < 6 else 1
-        # A small pull towards no slope decides where the pixels do not.
+        # A small pull towards a flat surface decides where the pixels do not.
         fit = np.linalg.solve(A.T @ (weight[:, None] * A) + 1e-3 * np.diag([0, 1, 1, 1, 1, 1]), A.T @ (weight * b))
         residual = b - A @ fit
     return terms @ fit
 
 
 def near_parts(strong: np.ndarray) -> np.ndarray:
-    """Where, on strong[H W] and next to it, its larger connected parts are, without those that touch the edge."""
-    k = math.ceil(max(strong.shape) / 100)  # on a grid of cells of k x k pixels, so that small gaps close
+    """A mask of the larger connected parts of strong[H W] and their surroundings, without those that touch the edge."""
+    k = math.ceil(max(strong.shape) / 100)  # on a grid of cells of k x k pixels, which closes small gaps
     H, W = strong.shape
     cells = np.pad(strong, ((0, -H % k), (0, -W % k))).reshape(-(-H // k), k, -(-W // k), k).any(axis=(1, 3))
     unseen = {(int(v), int(u)) for v, u in np.argwhere(cells)}
@@ -146,19 +146,19 @@ def near_parts(strong: np.ndarray) -> np.ndarray:
     inner = [part for part in parts if not any(v in (0, rows - 1) or u in (0, columns - 1) for v, u in part)]
     kept = np.zeros((rows + 2, columns + 2), bool)
     for v, u in set().union(*(inner or parts)):
-        kept[v : v + 3, u : u + 3] = True  # with the cells around, for the ink's soft edge
+        kept[v : v + 3, u : u + 3] = True  # with the surrounding cells, for the ink's soft edge
     return kept[1:-1, 1:-1].repeat(k, axis=0).repeat(k, axis=1)[:H, :W]
 
 
-# MNIST's form
+# MNIST's format
 
 
 def to_mnist(ink: np.ndarray) -> np.ndarray:
-    """A digit's ink[H W] as MNIST has it: uint8 (28, 28), white on black.
+    """A digit's ink[H W] in MNIST's format: uint8 (28, 28), white on black.
 
-    Its bounding box is scaled to fit 20 x 20 pixels, with its proportions kept and its edges smooth, and placed so that
-    its centre of mass is in the middle (Source: LeCun, Cortes, Burges, The MNIST database of handwritten digits).
-    Strokes much thinner than MNIST's are widened first; they would vanish.
+    Its bounding box is scaled to fit 20 x 20 pixels, keeping its proportions and smoothing its edges, and placed with
+    its centre of mass in the middle (source: LeCun, Cortes, Burges, The MNIST database of handwritten digits). Strokes
+    much thinner than MNIST's are widened first, since they would vanish.
     """
     rows, columns = (np.flatnonzero((ink > 0.15).any(axis=axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -180,7 +180,7 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
 
 
 def stroke(ink: np.ndarray) -> float:
-    """About how many pixels wide the strokes are: twice the area for each pixel of outline."""
+    """The approximate width of the strokes, in pixels: twice the area divided by the length of the outline."""
     inside = np.pad(ink > 0.5, 1)
     core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
     area = inside.sum()
@@ -188,7 +188,7 @@ def stroke(ink: np.ndarray) -> float:
 
 
 def digit_of(path: Path) -> np.ndarray:
-    """The digit in a picture file as MNIST would have it, uint8 (28, 28); ValueError if there is none."""
+    """The digit in a picture file in MNIST's format, uint8 (28, 28); ValueError if there is none."""
     try:
         return to_mnist(find_ink(read(path)))
     except ValueError as error:
@@ -199,7 +199,7 @@ def digit_of(path: Path) -> np.ndarray:
 
 
 def load(folder: Path) -> tuple[nn.Module, Sequence[str]]:
-    """The model that the training example left in ``folder``, and its classes' names; ValueError if it does not fit."""
+    """The model that the training example saved in ``folder``, and its classes' names; ValueError if unusable."""
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         settings = metrics["arguments"]
@@ -212,7 +212,7 @@ def load(folder: Path) -> tuple[nn.Module, Sequence[str]]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"--model: {folder / 'metrics.json'} does not say which model was trained "
-            f"({type(error).__name__}: {error}); expected what examples.train_lenet5 wrote"
+            f"({type(error).__name__}: {error}); expected a file that examples.train_lenet5 wrote"
         ) from None
     for kind, value, known in (("model", name, list(MODELS)), ("dataset", dataset, list(CLASSES))):
         if value not in known:
@@ -238,10 +238,10 @@ def probabilities(model: nn.Module, images: np.ndarray) -> np.ndarray:
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m examples.predict",
-        description="Say which digit each image shows; one line an image, with the three most probable classes.",
+        description="Say which digit each image shows: one line per image, with the three most probable classes.",
     )
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="what examples.train_lenet5 wrote with --out"
+        "--model", type=Path, required=True, metavar="DIR", help="folder that examples.train_lenet5 wrote with --out"
     )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="PNG or JPEG files, one digit each")
     args = parser.parse_args()

@@ -1,7 +1,7 @@
-"""How every program of this folder begins and ends: Ctrl-C, standard streams, exit status.
+"""How every program in this folder begins and ends: Ctrl-C, standard streams, exit status.
 
-What a program writes to its streams is worth less than what it writes to files. So no stream, closed, full, or unable
-to show a character, ends a program; it does all of its work, and the exit status says how that went.
+What a program writes to its streams matters less than what it writes to files. A stream that is closed, full or unable
+to encode a character therefore never ends a program: it finishes its work, and its exit status says how that went.
 """
 
 import errno
@@ -9,28 +9,28 @@ import io
 import os
 import signal
 import sys
-import time  # nothing that takes long to import, for begin() comes before that
+import time  # nothing that is slow to import, since begin() is called before the slow imports
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 
 def begin() -> None:
-    """Call it before the other imports: a Ctrl-C during these just ends the program; `run` does better.
+    """Let Ctrl-C end the program quietly until `run` takes over; call this before the slow imports.
 
-    Where Ctrl-C is ignored, as under nohup or behind a script's &, it stays so.
+    If Ctrl-C is ignored, as under nohup or for a script's background job, it stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    for number in range(3):  # a stream that is closed; its number would be given to a file, and writing would spoil it
+    for number in range(3):  # closed; else a file would get its number, and writes would corrupt that
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 class Stream(io.RawIOBase):
-    """A standard stream that takes all that is written to it; ``error`` is the first that came up, if one did."""
+    """A standard stream that accepts everything written to it; ``error`` is the first error that occurred, if any."""
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
@@ -41,7 +41,7 @@ class Stream(io.RawIOBase):
         try:
             while left and not self.error:
                 written = self.raw.write(left)
-                if written is None:  # another program has made it non-blocking, and it is busy
+                if written is None:  # another program made it non-blocking, and it is busy
                     time.sleep(0.01)
                 else:
                     left = left[written:]
@@ -60,13 +60,13 @@ class Stream(io.RawIOBase):
 
     @property
     def trouble(self) -> str:
-        """Why something could not be written; nothing if its reader only had enough, as `| head -1` has."""
+        """Why something could not be written; empty if the reader simply stopped reading, as in `| head -1`."""
         enough = (errno.EPIPE, errno.EINVAL) if os.name == "nt" else (errno.EPIPE,)
         return (self.error.strerror or str(self.error)) if self.error and self.error.errno not in enough else ""
 
 
 def replace(stream: Any, number: int) -> tuple[TextIO, Stream]:
-    """A stream in place of Python's standard stream of this number (None if that is closed), and what is below it."""
+    """A stream to replace Python's standard stream of this number (None if that is closed), and the file beneath it."""
     if stream is None:
         raw, encoding, options = io.FileIO(number, "w", closefd=False), "utf-8", {}
     else:
@@ -78,9 +78,9 @@ def replace(stream: Any, number: int) -> tuple[TextIO, Stream]:
 
 
 def run(main: Callable[[], int | None], advice: str = "") -> NoReturn:
-    """Call ``main`` and end the program with the status it returns (None is 0), or a sentence on what failed and 1.
+    """Call ``main`` and exit with the status it returns (None is 0), or with 1 and a sentence that says what failed.
 
-    After Ctrl-C, on which ``advice`` says what to do, it is 130, as shells expect; where output was lost it is 1.
+    The status is 130 after Ctrl-C, as shells expect, and ``advice`` then says what to do; it is 1 if output was lost.
     """
     name = Path(sys.argv[0]).stem
     sys.stdout, output = replace(sys.stdout, 1)
@@ -90,7 +90,7 @@ def run(main: Callable[[], int | None], advice: str = "") -> NoReturn:
     status: int | str | None
     try:
         status = main()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done; it would only change the exit status
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done; a Ctrl-C would only change the exit status
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(f"{name}: stopped by Ctrl-C" + (f"; {advice}" if advice else ""), file=sys.stderr)
@@ -103,7 +103,7 @@ def run(main: Callable[[], int | None], advice: str = "") -> NoReturn:
         from tinygrad_lenet.parallel import WorkerError
 
         if not isinstance(error, ValueError | TypeError | OSError | WorkerError):
-            raise  # a fault of the program's
+            raise  # a bug in the program
         status = f"{name}: {error}"
     sys.stdout.flush()
     if output.trouble:

@@ -1,6 +1,6 @@
-"""The report of `examples/reproduce_1998.py`: a table beside the paper's figures, and pictures after four of its own.
+"""The report of `examples/reproduce_1998.py`: a table next to the paper's numbers, and versions of four of its figures.
 
-`write` takes the parts that are finished, whichever these are.
+`write` works with whichever parts are finished.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,11 +22,11 @@ MOST_SHOWN = 120  # misclassified digits in the picture
 
 @dataclass
 class Trained:
-    """A finished part: the model, what it takes images through, and what was noted while it was trained."""
+    """A finished part: the model, how it takes images, and what was recorded while it was trained."""
 
     model: nn.Module
     transform: plots.Transform
-    outputs: Callable[[Any], Any]  # uint8 images[N 32 32] -> logits, or penalties with the sign turned, [N 10]
+    outputs: Callable[[Any], Any]  # uint8 images[N 32 32] -> logits, or negated penalties, [N 10]
     metrics: dict[str, Any]
 
 
@@ -62,9 +62,9 @@ def write(folder: Path, parts: Mapping[str, Trained], images: Any, labels: Any, 
 
 
 def table(parts: Mapping[str, Trained], outputs: Mapping[str, Any], labels: Any) -> str:
-    """The paper's figures and those of the finished parts, as a Markdown table.
+    """The paper's numbers and those of the finished parts, as a Markdown table.
 
-    The paper's figures of fewer images are read off a picture; its rejections are those of LeNet-4.
+    The paper's numbers for fewer images are read off a plot; its rejection rates are those of LeNet-4.
     """
 
     def error(part: str) -> str:
@@ -113,17 +113,17 @@ def table(parts: Mapping[str, Trained], outputs: Mapping[str, Any], labels: Any)
 
 
 def images_of(metrics: Mapping[str, Mapping[str, Any]], names: Iterable[str], otherwise: int) -> int:
-    """How many training images the first of these parts had that is finished."""
+    """The number of training images of the first of these parts that is finished."""
     return next((int(metrics[name]["arguments"]["images"]) for name in names if name in metrics), otherwise)
 
 
 def rejected(outputs: Any, labels: Any, goal: float = 0.005) -> float:
-    """The least share of patterns to refuse so that at most ``goal`` of those that are kept are wrong.
+    """The smallest fraction of patterns to reject so that at most the fraction ``goal`` of the others is wrong.
 
-    The first to go are those whose two best classes are closest: outputs[N K], the highest one wins; labels[N].
+    Patterns whose two best classes are closest are rejected first: outputs[N K], highest wins; labels[N].
     """
     best = np.sort(outputs, axis=1)
-    order = np.argsort(best[:, -2] - best[:, -1], kind="stable")  # the most certain one first
+    order = np.argsort(best[:, -2] - best[:, -1], kind="stable")  # the most certain first
     wrong = np.cumsum(outputs.argmax(axis=1)[order] != labels[order])
     kept = np.flatnonzero(wrong <= goal * np.arange(1, len(labels) + 1))
     return 1 - (int(kept[-1]) + 1 if len(kept) else 0) / len(labels)
@@ -141,7 +141,7 @@ def softmax(outputs: Any) -> Any:
 def learning_curves(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Test error, and training error on the fly, after each pass: the paper's Figure 5, and with distortions.
 
-    The scale is that of the last passes, if these made less than 3% errors; what lies above is marked at the upper end.
+    If the last passes made less than 3% errors, they set the scale, and points above it are marked at the upper end.
     """
     panels = {
         "{} images": ("0.95%", 0.95, ("eq8", "eq9", "adam", "today")),
@@ -159,7 +159,7 @@ def learning_curves(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
     noted = [values for lines in shown.values() for _, values in lines]
     top = 3.0 if all(values[-1] < 3 for values in noted) else 1.05 * max(map(max, noted))
     figure = plots.new_figure(4.2, layout="constrained")
-    legend = True  # in the first panel that has lines; the other's are the same
+    legend = True  # in the first panel that has lines; the others have the same ones
     for k, (title, (text, level, parts)) in enumerate(panels.items()):
         axes = figure.add_subplot(1, 2, k + 1)
         axes.axhline(level, color=plots.GREY, linewidth=0.8)
@@ -191,9 +191,9 @@ def learning_curves(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 @mpl.rc_context(plots.STYLE)
 def robustness(errors: Mapping[str, Mapping[str, list[tuple[float, float]]]]) -> Figure:
-    """The test error as images are changed, a panel for each change: what the paper shows examples of in Figure 13.
+    """The test error on changed images, one panel per change; Figure 13 of the paper shows examples.
 
-    ``errors`` maps a change to parts, and these to (how much, share of errors).
+    ``errors`` maps each change to parts, and each part to (amount of change, fraction of errors).
     """
     labels = {
         "eq8": "1998, Eq. 8", "eq8-distorted": "1998, with distortions",
@@ -225,7 +225,7 @@ def finish(axes: Any, legend: bool = True) -> None:
 def errors_under(
     outputs: Mapping[str, Callable[[Any], Any]], images: Any, labels: Any
 ) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """For each change the share of test images that each part gets wrong, by how much they are changed."""
+    """For each change, the fraction of test images that each part gets wrong, by the amount of change."""
     errors: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for change, (amounts, alter) in CHANGES.items():
         errors[change] = {name: [] for name in outputs}
@@ -238,7 +238,7 @@ def errors_under(
 
 
 def moved(images: Any, pixels: float) -> Any:
-    """Every other image moved down by so many pixels, the others up."""
+    """Every other image shifted down by this many pixels, the others up."""
     down = np.array([[1, 0, 0], [0, 1, -pixels]])
     up = np.array([[1, 0, 0], [0, 1, pixels]])
     return alternating(images, down, up)
@@ -249,13 +249,13 @@ def scaled(images: Any, factor: float) -> Any:
 
 
 def turned(images: Any, degrees: float) -> Any:
-    """Every other image turned to the left about its centre, the others to the right."""
+    """Every other image rotated to the left about its centre, the others to the right."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return alternating(images, np.array([[c, s, 0], [-s, c, 0]]), np.array([[c, -s, 0], [s, c, 0]]))
 
 
 def damaged(images: Any, share: float) -> Any:
-    """That share of the pixels black or white, at random (always the same ones)."""
+    """This fraction of the pixels, always the same ones, turned black or white at random."""
     rng = np.random.default_rng(0)
     hit = rng.random(images.shape, dtype=np.float32) < share
     white = rng.random(images.shape, dtype=np.float32) < 0.5
@@ -271,9 +271,9 @@ CHANGES: dict[str, tuple[tuple[float, ...], Callable[[Any, float], Any]]] = {
 
 
 def alternating(images: Any, first: Any, second: Any) -> Any:
-    """uint8 images[N H W], of which every other one is taken through one of two maps of the plane, bilinearly.
+    """uint8 images[N H W] transformed by one of two affine maps in turn, with bilinear interpolation.
 
-    A map[2 3] says, in pixels from the centre, to the right and down, where in the old image a pixel of the new one is.
+    map[2 3] takes a pixel of the new image to its position in the old one, in pixels right of and below the centre.
     """
     height, width = images.shape[1:]
     center = np.array([width / 2, height / 2])

@@ -1,9 +1,9 @@
 """Repeat the experiment of LeCun et al. (1998) on MNIST: `python -m examples.reproduce_1998 --help`.
 
-LeNet-5 as published, trained with the published recipe: 20 passes, one update for each pattern in a constant random
-order, a rate for each parameter from the curvature of the loss (Sections II.B, III.B and III.C, Eqs. 8, 9 and 18-27).
-It is run in parts, each in a folder of its own, and any of them can be stopped and gone on with; the report is drawn
-from the parts that are finished. Read from top to bottom: the parts, the data, the training, the report.
+LeNet-5 as published, trained with the published recipe: 20 passes, one update per pattern in a fixed random order, and
+a learning rate for each parameter from the curvature of the loss (Sections II.B, III.B and III.C, Eqs. 8, 9 and 18-27).
+The experiment has several parts, each with its own folder, and each can be interrupted and resumed; the report covers
+the parts that are finished. Read from top to bottom: the parts, the data, the training, the report.
 """
 
 import os
@@ -39,8 +39,8 @@ from models import LeNet5, LeNet5_1998
 from tinygrad_lenet import Tensor, checkpoint, data, nn, no_grad, optim, parallel
 from tinygrad_lenet import functional as F
 
-SAMPLES = 500  # from which the curvature is estimated before each pass; also the patterns that are drawn at a time
-VERSIONS = 10  # of each image: itself and nine distortions of it, which make 60,000 + 540,000 patterns
+SAMPLES = 500  # patterns to estimate the curvature from before each pass, and to draw at a time
+VERSIONS = 10  # per image: itself and nine distortions, which make 60,000 + 540,000 patterns
 J = 1.0  # of Eq. 9; the paper gives no value
 
 
@@ -50,12 +50,12 @@ class Part:
 
     title: str
     j: float | None = None  # of Eq. 9, or None for Eq. 8
-    images: int = 60_000  # of the training set: so many, the first of the constant order
+    images: int = 60_000  # size of the training set: this many, the first of the fixed order
     distorted: bool = False
-    init: str = "sqrt-fan-in"  # from the published initial weights the published rates do not learn
+    init: str = "sqrt-fan-in"  # from the published initial weights, the published rates do not learn
     mu: float = 0.02
     passes: int = 20
-    adam: bool = False  # instead of the published recipe: Adam with one cycle of rates, 50 images an update
+    adam: bool = False  # instead of the published recipe: Adam with one cycle of rates, 50 images per update
     today: bool = False  # today's LeNet-5 instead, with softmax and cross-entropy
 
 
@@ -80,25 +80,25 @@ PARTS = {
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.reproduce_1998",
-        description="Train the LeNet-5 of 1998 as published, in parts, and report on those that are finished. The same "
-        "command goes on where it was stopped. A part takes about 15 minutes of one core; two commands with different "
-        "parts can run at the same time.",
+        description="Train the LeNet-5 of 1998 as published, in parts, and report on the finished ones. The same "
+        "command continues where it was stopped. A part takes about 15 minutes on one core; two commands with "
+        "different parts can run at the same time.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: the cache)")
-    parser.add_argument("--download", action="store_true", help="fetch into --data-dir what is missing or wrong there")
+    parser.add_argument("--download", action="store_true", help="download what is missing or damaged in --data-dir")
     parser.add_argument(
-        "--quick", action="store_true", help="a minute, to see it work: 3 passes, digits of the package"
+        "--quick", action="store_true", help="a demonstration of one minute: 3 passes over the package's digits"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of initial weights, order and distortions")
+    parser.add_argument("--seed", type=int, default=0, help="seed of initial weights, order and distortions")
     parser.add_argument(
         "--out", type=Path, help="folder for parts and report (default: runs/lenet5-1998, or runs/lenet5-1998-quick)"
     )
     parser.add_argument(
-        "--checkpoint-every", type=float, default=60, metavar="SECONDS", help="between checkpoints within a pass"
+        "--checkpoint-every", type=float, default=60, metavar="SECONDS", help="time between checkpoints within a pass"
     )
-    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
+    parser.add_argument("--no-progress", action="store_true", help="show no progress bars")
     return parser.parse_args()
 
 
@@ -106,22 +106,22 @@ def arguments() -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace, split: str) -> tuple[Any, Any]:
-    """Images[N 32 32], with the border into which distorted ink may move, and labels[N]."""
+    """images[N 32 32], with a border for distorted ink to move into, and labels[N]."""
     images, labels = data.digits(split) if args.quick else data.mnist(args.data_dir, split, download=args.download)
     return np.pad(images, ((0, 0), (2, 2), (2, 2))), labels
 
 
 def input_1998(images: Any) -> Any:
-    """Pixels from -0.1, background, to 1.175, and each image in one stretch of memory, since it is used by itself."""
+    """Pixels from -0.1, background, to 1.175, each image contiguous in memory, since each is used by itself."""
     return np.ascontiguousarray(data.to_input(images, background=-0.1, foreground=1.175))
 
 
 class Distortions:
-    """The distorted set: in each of ten passes every image once, nine times distorted and once as it is.
+    """The distorted set: ten passes show every image once each, nine times distorted and once as it is.
 
-    The kinds are those of Section III.A, whose ranges the paper does not give. These are `data.Affine`'s, shifts of up
-    to 2 pixels, scales of 0.85 to 1.15, squeezes of 0.9 to 1.1 and shears of up to 0.2. From pass 11 on the same
-    600,000 patterns come again.
+    The distortions are those of Section III.A, for which the paper gives no ranges. The ranges are `data.Affine`'s:
+    shifts of up to 2 pixels, scales of 0.85 to 1.15, squeezes of 0.9 to 1.1 and shears of up to 0.2. From pass 11 on,
+    the same 600,000 patterns are repeated.
     """
 
     def __init__(self, seed: int) -> None:
@@ -136,12 +136,12 @@ class Distortions:
 
 
 def loader_of(part: Part, images: Any, labels: Any, seed: int) -> data.DataLoader:
-    """The patterns in their constant order, which is random, and the same in every pass."""
+    """The patterns in a random order that is the same in every pass."""
     order = np.random.default_rng(seed).permutation(len(images))[: part.images]
     return data.DataLoader(
         images[order],
         labels[order],
-        batch_size=50 if part.adam else SAMPLES,  # Adam's batch; in 1998, how many are drawn at a time
+        batch_size=50 if part.adam else SAMPLES,  # for 1998's recipe: how many are drawn at a time
         shuffle=False,
         transform=data.to_input if part.today else input_1998,
         augment=Distortions(seed) if part.distorted else None,
@@ -160,7 +160,7 @@ def loss_of(part: Part, output: Tensor, labels: Any) -> Tensor:
 
 
 def train(part: Part, run: Run, no_progress: bool, test: Callable[[], int], interrupted: Callable[[], bool]) -> None:
-    """All passes that are left, until the end, Ctrl-C or a loss of nan."""
+    """Train for the remaining passes, until the end, Ctrl-C or a loss of NaN."""
     model, optimizer, schedule, loader = run.model, run.optimizer, run.schedule, run.loader
     batch = loader.batch_size if part.adam else 1
     saved = time.monotonic()
@@ -228,18 +228,18 @@ def outputs(part: Part, model: nn.Module, images: Any) -> Any:
 
 
 def scores(part: Part, model: nn.Module, images: Any) -> Any:
-    """The higher, the likelier: logits, or penalties with the sign turned, [N 10] for uint8 images[N H W]."""
+    """Scores[N 10], higher for likelier classes: logits, or negated penalties, of uint8 images[N H W]."""
     y = outputs(part, model, images)
     return y if part.today else -y
 
 
 def settings_of(name: str, part: Part, args: argparse.Namespace) -> dict[str, Any]:
-    """All that a part's results depend on."""
+    """Everything that a part's results depend on."""
     return {**asdict(part), "part": name, "seed": args.seed, "quick": args.quick}
 
 
 def refuse_other_parts(args: argparse.Namespace, parts: dict[str, Part]) -> None:
-    """ValueError if --out holds a part with other settings: it cannot be gone on with, nor stand in the same table."""
+    """ValueError if --out holds a part with other settings, which can neither be resumed nor share the table."""
     for name, part in parts.items():
         folder, mine = args.out / name, settings_of(name, part, args)
         found = []
@@ -249,27 +249,27 @@ def refuse_other_parts(args: argparse.Namespace, parts: dict[str, Part]) -> None
             found.append(metrics_of(folder)["arguments"])
         for theirs in found:
             if not isinstance(theirs, dict):
-                raise ValueError(f"{folder} is of another program; give another --out")
+                raise ValueError(f"{folder} belongs to another program; choose another --out")
             differences = [
                 f"{key} is {value} here and {theirs.get(key, value)} there"
                 for key, value in mine.items()
                 if theirs.get(key, value) != value
             ]
             if differences:
-                raise ValueError(f"{folder} is of another run: {', '.join(differences)}; give another --out")
+                raise ValueError(f"{folder} belongs to another run: {', '.join(differences)}; choose another --out")
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
-    """What a finished part has noted; ValueError for a file of something else."""
+    """What a finished part recorded; ValueError if the file belongs to something else."""
     metrics = read_json(folder / "metrics.json")
     lists = ("train_loss", "train_error", "test_errors")
     if not isinstance(metrics, dict) or not {"test_images", "arguments", *lists} <= metrics.keys():
-        raise ValueError(f"{folder / 'metrics.json'} is of another program; give another --out")
+        raise ValueError(f"{folder / 'metrics.json'} belongs to another program; choose another --out")
     return metrics
 
 
 def run_part(name: str, part: Part, args: argparse.Namespace, interrupted: Callable[[], bool]) -> bool:
-    """Train one part to its end, unless it is finished, and write its results; whether it came to its end."""
+    """Train one part and write its results, unless it is finished; return whether it is finished now."""
     folder = args.out / name
     settings = argparse.Namespace(**settings_of(name, part, args), out=folder, checkpoint_every=args.checkpoint_every)
     images, labels = load(args, "train")
@@ -299,7 +299,7 @@ def run_part(name: str, part: Part, args: argparse.Namespace, interrupted: Calla
 
         train(part, run, args.no_progress, test, interrupted)
         if run.trouble:
-            raise ValueError(f"{name}: {run.trouble} (the checkpoint of before is kept)")
+            raise ValueError(f"{name}: {run.trouble} (the last checkpoint is kept)")
         if loader.epoch < part.passes:
             return False
         metrics = {
@@ -332,18 +332,18 @@ def main() -> None:
     with ctrl_c_deferred() as interrupted:
         for name in args.parts:
             if not run_part(name, parts[name], args, interrupted):
-                print("the same command goes on from here")
+                print("the same command continues from here")
                 raise KeyboardInterrupt
     report(args)
 
 
 def in_brief(part: Part) -> Part:
-    """The quick form of a part: 3 passes over a hundredth of the images."""
+    """The quick version of a part: 3 passes over a hundredth of the images."""
     return replace(part, passes=min(3, part.passes), images=part.images // 100)
 
 
 def report(args: argparse.Namespace) -> None:
-    """Write the table and the pictures from all parts in --out that are finished, also by other commands."""
+    """Write the table and the pictures of all finished parts in --out, including those of other commands."""
     from examples import report_1998  # only now: matplotlib takes a while to import
 
     images, labels = load(args, "test")

@@ -1,4 +1,4 @@
-"""A training run that can be stopped at any moment and resumed to the same weights, for the programs of this folder."""
+"""Training runs that can be stopped at any moment and resumed to the same weights, for the programs in this folder."""
 
 import argparse
 import csv
@@ -30,8 +30,8 @@ except ImportError:  # on Windows
 
 from tinygrad_lenet import checkpoint, data, files, nn, optim
 
-# What a resumed run may change, since the weights do not depend on it. (They do on --workers: sums of floats depend on
-# how a batch is cut. And on --backend, to the last bit, but a run may move to another machine.)
+# What may differ when a run is resumed, because the weights do not depend on it. (They do depend on --workers, since
+# sums of floats depend on how a batch is split. The last bits depend on --backend, too, but a run may change machines.)
 MAY_CHANGE = {
     "data_dir",
     "download",
@@ -47,10 +47,10 @@ MAY_CHANGE = {
 
 @dataclass
 class Run:
-    """What a run consists of. All that training changes is in its checkpoint, and nothing else has to be.
+    """What a run consists of. Its checkpoint holds everything that training changes, and nothing else.
 
-    The order of the images, their distortions and the units that are dropped depend on seed, epoch and position in the
-    epoch alone, so no generator's state needs saving; and all workers hold the same, so one of them saves.
+    The order of the images, their distortions and the units dropped depend only on the seed, the epoch and the position
+    in the epoch, so no generator state has to be saved. All workers hold the same state, so one of them saves it.
     """
 
     args: argparse.Namespace
@@ -58,15 +58,15 @@ class Run:
     optimizer: optim.Optimizer
     schedule: optim.OneCycle | optim.PassRates
     loader: data.DataLoader
-    held: tuple[Any, Any] = ((), ())  # the images and labels to validate on, if any were held out
+    held: tuple[Any, Any] = ((), ())  # the held-out images and labels to validate on, if any
     train_loss: list[float] = field(default_factory=list)  # the mean over each finished epoch
     epoch_seconds: list[float] = field(default_factory=list)
-    history: dict[str, list[float]] = field(default_factory=dict)  # what else was noted, a number an epoch
-    best: dict[str, Any] = field(default_factory=dict)  # the weights of the best epoch, where somebody looks for it
+    history: dict[str, list[float]] = field(default_factory=dict)  # other records, one number per epoch
+    best: dict[str, Any] = field(default_factory=dict)  # the weights of the best epoch, if one is tracked
     loss: float = 0.0  # the sum over the images of this epoch so far
     correct: float = 0.0
     seconds: float = 0.0
-    trouble: str = ""  # why training ended before its time, if not by Ctrl-C
+    trouble: str = ""  # why training ended early, if not by Ctrl-C
 
     @property
     def path(self) -> Path:
@@ -79,12 +79,12 @@ class Run:
 
     @cached_property
     def data(self) -> str:
-        """What tells these images and labels from others."""
+        """A digest of these images and labels."""
         images, labels = (np.ascontiguousarray(array).data for array in (self.loader.images, self.loader.labels))
         return f"{zlib.crc32(labels, zlib.crc32(images)):08x}"
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The tensors, by name, and everything else."""
+        """The tensors, by name, and the rest of the state."""
         optimizer = self.optimizer.state_dict()
         moments = optimizer.pop("tensors")
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -92,7 +92,7 @@ class Run:
         tensors |= {f"best.{name}": array for name, array in self.best.items()}
         return tensors, {
             "arguments": self.arguments,
-            "data": self.data,  # the folder may change, what lies in it may not
+            "data": self.data,  # the folder may change, its contents may not
             "optimizer": optimizer,
             "schedule": self.schedule.state_dict(),
             "loader": self.loader.state_dict(),
@@ -103,19 +103,19 @@ class Run:
         }
 
     def note(self, **values: float) -> None:
-        """Add a number of this epoch to each of these lists of `history`."""
+        """Append this epoch's number to each of these lists of `history`."""
         for name, value in values.items():
             self.history.setdefault(name, []).append(float(value))
 
     @property
     def epochs(self) -> dict[str, list[float]]:
-        """All that was noted, a list by name with a number for each finished epoch."""
+        """The records by name: for each a list with one number per finished epoch."""
         return {"train_loss": self.train_loss, **self.history, "epoch_seconds": self.epoch_seconds}
 
     def begin(self) -> Path | None:
-        """Save at once, so that a folder that cannot be written to is found now.
+        """Save immediately, so a folder that cannot be written to is noticed now.
 
-        An earlier run's checkpoint is kept under another name, which is returned. Its results stay, until `finish`.
+        The checkpoint of an earlier run is kept under another name, which is returned; its results stay until `finish`.
         """
         aside = None
         if self.path.exists():
@@ -123,7 +123,7 @@ class Run:
             aside = next(path for path in names if not os.path.lexists(path))
             try:
                 os.link(os.path.realpath(self.path), aside)
-            except OSError:  # a file system without links
+            except OSError:  # a file system without hard links
                 shutil.copy2(self.path, aside)
         try:
             self.save()
@@ -134,7 +134,7 @@ class Run:
         return aside
 
     def finish(self, model: nn.Module, metrics: dict[str, Any]) -> None:
-        """Write model.safetensors, metrics.csv and metrics.json, all or none, in the place of an earlier run's."""
+        """Replace an earlier run's model.safetensors, metrics.csv and metrics.json, either all of them or none."""
         checkpoint.replace_all(
             {
                 self.args.out / "model.safetensors": checkpoint.to_bytes(model.state_dict()),
@@ -149,20 +149,21 @@ class Run:
         checkpoint.save(self.path, *self.state())
 
     def resume(self) -> None:
-        """Become the run that the checkpoint is of; ValueError if there is none, or it is of another run."""
+        """Take the state of the run from its checkpoint; ValueError if there is none, or it belongs to another run."""
         if not self.path.exists():
-            raise ValueError(f"--resume: there is no {self.path}; name the run's folder with --out, or begin a new run")
+            raise ValueError(f"--resume: there is no {self.path}; name the run's folder with --out, or start a new run")
         own_tensors, own = self.state()
-        size = 2 * sum(tensor.size * tensor.dtype.itemsize for tensor in own_tensors.values())  # the best weights too
+        # Twice, for the best weights as well.
+        size = 2 * sum(tensor.size * tensor.dtype.itemsize for tensor in own_tensors.values())
         tensors, state = checkpoint.load(self.path, max_bytes=size + checkpoint.HEADER_LIMIT)
         try:
             if set(state) != set(own):
                 raise ValueError(f"it holds {sorted(state)}; expected {sorted(own)}")
             refuse_differences(own["arguments"], state["arguments"])
             if state["data"] != own["data"]:
-                raise ValueError("its training images or labels are not those in --data-dir; give the folder of then")
+                raise ValueError("its training data are not those in --data-dir; name the folder that the run used")
             self.best = part(tensors, "best.")
-            for weights in filter(None, (self.best, part(tensors, "model."))):  # both have to fit
+            for weights in filter(None, (self.best, part(tensors, "model."))):  # both must fit
                 self.model.load_state_dict(weights)
             self.optimizer.load_state_dict({**state["optimizer"], "tensors": part(tensors, "optimizer.")})
             self.schedule.load_state_dict(state["schedule"])
@@ -175,18 +176,18 @@ class Run:
             steps = self.loader.epoch
             if isinstance(self.schedule, optim.OneCycle):  # which counts batches
                 steps = steps * len(self.loader) + math.ceil(self.loader.position / self.loader.batch_size)
-            # What is noted as an epoch begins may be one ahead.
+            # Records made as an epoch begins may be one ahead.
             if steps != self.schedule.count or max(finished) > min(finished) + 1 or min(finished) < self.loader.epoch:
                 raise ValueError(f"it counts {self.schedule.count} steps and finished epochs {finished}")
             whole = self.loader.position % self.loader.batch_size == 0 or self.loader.position == len(
                 self.loader.images
             )
             if not whole or self.loader.seed != own["loader"]["seed"]:
-                raise ValueError(f"it is at no place of this run's images, {state['loader']}")
+                raise ValueError(f"it stands at a position that this run does not have, {state['loader']}")
             if bool(self.best) != bool(self.history.get("validation_loss")):
                 raise ValueError(f"it has {len(self.best)} tensors of the best epoch")
-        except Exception as error:  # of any kind: somebody may have changed the state by hand
-            raise ValueError(f"--resume: {self.path} is of another run: {error}") from error
+        except Exception as error:  # any kind of error: the state may have been edited by hand
+            raise ValueError(f"--resume: {self.path} does not belong to this run: {error}") from error
 
 
 def part(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -194,8 +195,8 @@ def part(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def refuse_differences(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """ValueError that names the arguments in which this run and that of a checkpoint differ, if they matter."""
-    # On another device the last bits differ anyhow, and the CPU's workers are not to be had there.
+    """ValueError if this run and that of a checkpoint differ in arguments that matter; it names them."""
+    # On another device the last bits differ anyway, and there are no CPU workers there.
     free = MAY_CHANGE if theirs.get("backend") == mine.get("backend") else MAY_CHANGE | {"workers"}
     differences = [
         f"--{name.replace('_', '-')} is {mine.get(name)} here and {theirs.get(name)} there"
@@ -203,16 +204,16 @@ def refuse_differences(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
         if mine.get(name) != theirs.get(name)
     ]
     if differences:
-        raise ValueError(f"{', '.join(differences)}; give the arguments of then, or begin a new run without --resume")
+        raise ValueError(f"{', '.join(differences)}; give the same arguments, or start a new run without --resume")
 
 
 def as_json(value: Any) -> bytes:
-    """The contents of a file that people read, too."""
+    """A JSON text that people can read, too."""
     return f"{json.dumps(value, indent=1)}\n".encode()
 
 
 def as_csv(epochs: Mapping[str, list[float]]) -> bytes:
-    """A row an epoch, below the names of what was noted."""
+    """One row per epoch, below the names of the records."""
     text = io.StringIO()
     rows = enumerate(itertools.zip_longest(*epochs.values()), start=1)
     csv.writer(text, lineterminator="\n").writerows([["epoch", *epochs], *([i, *values] for i, values in rows)])
@@ -220,22 +221,22 @@ def as_csv(epochs: Mapping[str, list[float]]) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of at most 16 MB holds; ValueError, which names it, if it cannot be read."""
+    """The contents of a JSON file of at most 16 MB; ValueError, which names the file, if it cannot be read."""
     try:
         with files.open_regular(path) as file:
             text = file.read(2**24)
         return json.loads(text)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror or error}); expected a file of JSON") from None
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}); expected a JSON file") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}); remove it, or give another folder") from None
+        raise ValueError(f"{path} is not JSON ({error}); remove it, or choose another folder") from None
 
 
 @contextmanager
 def own_folder(out: Path, make: bool) -> Iterator[None]:
-    """Keep other runs out of a run's folder within a block; ValueError if one is at work there.
+    """Keep other runs out of a run's folder during a block; ValueError if one is using it.
 
-    The folder is made if ``make``. What a run left that was killed while it saved goes.
+    The folder is created if ``make``. Partial files of a run that was killed while saving are removed.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; expected a folder")
@@ -249,33 +250,33 @@ def own_folder(out: Path, make: bool) -> Iterator[None]:
         yield
 
 
-LOCKS: set[int] = set()  # descriptors of what this process has locked
-PATIENCE = 2.0  # seconds, in which a run that was killed comes to its end
+LOCKS: set[int] = set()  # descriptors of the folders that this process has locked
+PATIENCE = 2.0  # seconds that a killed run may take to end
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder for this process alone; the system takes the lock away when it ends, however that happens."""
-    file = folder if fcntl else folder / ".lock"  # Windows locks no folders
+    """Lock a folder for this process; the system releases the lock when the process ends, however it ends."""
+    file = folder if fcntl else folder / ".lock"  # Windows cannot lock folders
     descriptor = os.open(file, os.O_RDONLY if fcntl else os.O_RDWR | os.O_CREAT)
     LOCKS.add(descriptor)
     try:
         deadline = time.monotonic() + PATIENCE
         while not lock(descriptor):
             if time.monotonic() > deadline:
-                raise ValueError(f"another run is at work in {folder}; wait for it, or give another --out")
+                raise ValueError(f"another run is using {folder}; wait for it, or choose another --out")
             time.sleep(0.05)
         yield
     finally:
         LOCKS.discard(descriptor)
         os.close(descriptor)
         if file != folder:
-            with suppress(OSError):  # Windows keeps it while another run waits for it
+            with suppress(OSError):  # Windows does not delete it while another run waits for it
                 file.unlink()
 
 
 def lock(descriptor: int) -> bool:
-    """Whether nobody else has the lock; then this process has it."""
+    """Try to take the lock; False if another process holds it."""
     try:
         if fcntl:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -286,12 +287,12 @@ def lock(descriptor: int) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
             raise
-        print(f"{error.strerror}: this file system has no locks; let no other run use the same --out", file=sys.stderr)
+        print(f"{error.strerror}: no locks on this file system; let no other run use the same --out", file=sys.stderr)
     return True
 
 
 def leave_locks() -> None:
-    """Close, in a forked worker, what would keep a folder locked if the worker outlives its run for a moment."""
+    """Close, in a forked worker, the descriptors that would keep a folder locked if the worker outlives its run."""
     while LOCKS:
         os.close(LOCKS.pop())
 
@@ -302,7 +303,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def ctrl_c_deferred() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether there was a Ctrl-C, which does no more here; a second one ends at once."""
+    """Yield a function that says whether Ctrl-C was pressed; a second Ctrl-C ends the program at once."""
     pressed = False
     before = signal.getsignal(signal.SIGINT)
 

@@ -1,6 +1,6 @@
 """Train LeNet-5 on handwritten digits: `python -m examples.train_lenet5 --help`.
 
-Read it from top to bottom: settings, data, training, test, results (`examples/runs.py` is how a run is resumed). The
+Read it from top to bottom: settings, data, training, test, results (`examples/runs.py` saves and resumes a run). The
 defaults need no network: 1,797 digits that come with the package. `--dataset mnist` is the real thing.
 """
 
@@ -10,8 +10,8 @@ from examples import programs
 
 if __name__ == "__main__":
     programs.begin()
-# Before NumPy is imported, which reads it: LeNet-5's matrices are too small to share among threads, and the cores are
-# put to better use by --workers.
+# Set before NumPy is imported, which reads it: LeNet-5's matrices are too small to share among threads, and --workers
+# puts the cores to better use.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
@@ -53,7 +53,7 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},  # LeNet-5 with tanh, and all defaults
-    "fast": {"model": "lenet5-relu", "epochs": 3, "batch_size": 128, "lr": 0.006},  # 99% of MNIST in least time
+    "fast": {"model": "lenet5-relu", "epochs": 3, "batch_size": 128, "lr": 0.006},  # 99% on MNIST in the least time
 }
 EPOCHS = {"digits": 40, "mnist": 5, "fashion-mnist": 10, "idx": 5}
 PICTURES = ("learning_curves.png", "confusion_matrix.png", "misclassified.png", "kernels.png", "maps.png")
@@ -62,28 +62,28 @@ PICTURES = ("learning_curves.png", "confusion_matrix.png", "misclassified.png", 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.train_lenet5",
-        description="Train LeNet-5 and test it; writes metrics.json, metrics.csv, model.safetensors and, to be resumed "
+        description="Train and test LeNet-5; write metrics.json, metrics.csv, model.safetensors and, for resuming "
         "from, checkpoint.safetensors.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--recipe", choices=RECIPES, default="plain", help="other defaults; fast: 99%% of MNIST soon")
+    parser.add_argument("--recipe", choices=RECIPES, default="plain", help="other defaults; fast: 99%% on MNIST soon")
     parser.add_argument("--model", choices=MODELS, default="lenet5", help="which LeNet-5")
-    parser.add_argument("--dataset", choices=EPOCHS, default="digits", help="what to learn; idx: what is in --data-dir")
+    parser.add_argument("--dataset", choices=EPOCHS, default="digits", help="what to learn; idx: files in --data-dir")
     parser.add_argument(
         "--data-dir",
         type=Path,
         help="folder with the data set's IDX files (default: the cache; with idx, see data.idx)",
     )
-    parser.add_argument("--download", action="store_true", help="fetch into --data-dir what is missing or wrong there")
+    parser.add_argument("--download", action="store_true", help="download what is missing or damaged in --data-dir")
     parser.add_argument(
         "--validation",
         type=int,
         default=0,
         metavar="IMAGES",
-        help="hold out so many training images, measure each epoch on them, and keep the best epoch's weights",
+        help="hold out this many training images, evaluate each epoch on them, and keep the best epoch's weights",
     )
     parser.add_argument(
-        "--patience", type=int, metavar="EPOCHS", help="stop after so many epochs without a better one on --validation"
+        "--patience", type=int, metavar="EPOCHS", help="stop after this many epochs without improvement on --validation"
     )
     parser.add_argument(
         "--augment",
@@ -92,29 +92,29 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--backend", choices=["cpu", "cuda", "auto"], default="auto", help="where to compute")
     parser.add_argument("--epochs", type=int, help=f"passes over the training images (default: {EPOCHS})")
-    parser.add_argument("--batch-size", type=int, default=64, help="images a step, over all workers")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per step, over all workers")
     parser.add_argument("--lr", type=float, default=0.004, help="the highest learning rate of the one-cycle schedule")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="how to step")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images")
-    parser.add_argument("--workers", type=int, help="processes that share each batch (default: one a core, at most 2)")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="the optimiser")
+    parser.add_argument("--seed", type=int, default=0, help="seed of initial weights and image order")
+    parser.add_argument("--workers", type=int, help="processes sharing each batch (default: one per core, at most 2)")
     parser.add_argument("--out", type=Path, help="folder for the results (default: runs/MODEL-DATASET)")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the checkpoint in --out to the same weights, with the same settings, --workers among them",
+        help="continue from the checkpoint in --out, to the same weights; needs the same settings, including --workers",
     )
     parser.add_argument(
-        "--checkpoint-every", type=float, default=60, metavar="SECONDS", help="between checkpoints within an epoch"
+        "--checkpoint-every", type=float, default=60, metavar="SECONDS", help="time between checkpoints within an epoch"
     )
-    parser.add_argument("--plots", action="store_true", help="draw the losses, the mistakes, the kernels and the maps")
-    parser.add_argument("--tensorboard", action="store_true", help="write event files of each epoch for TensorBoard")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument("--plots", action="store_true", help="draw losses, mistakes, kernels and feature maps")
+    parser.add_argument("--tensorboard", action="store_true", help="write event files for TensorBoard, epoch by epoch")
+    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     parser.set_defaults(**RECIPES[parser.parse_known_args()[0].recipe])
     return parser.parse_args()
 
 
 def refuse_nonsense(args: argparse.Namespace) -> None:
-    """ValueError for arguments that no run can have."""
+    """ValueError for arguments that make no valid run."""
     least = {"epochs": 1, "batch_size": 1, "workers": 1, "seed": 0, "validation": 0, "patience": 1}
     for name, smallest in least.items():
         value = getattr(args, name)
@@ -123,7 +123,7 @@ def refuse_nonsense(args: argparse.Namespace) -> None:
     if not args.checkpoint_every >= 0:
         raise ValueError(f"--checkpoint-every is {args.checkpoint_every}; expected seconds, at least 0")
     if args.workers > (most := 1 if args.backend == "cuda" else args.batch_size):
-        limit = "one, since a GPU takes one worker" if args.backend == "cuda" else f"at most --batch-size, {most}"
+        limit = "1, since a GPU takes one worker" if args.backend == "cuda" else f"at most --batch-size, {most}"
         raise ValueError(f"--workers is {args.workers}; expected {limit}")
     if args.patience is not None and not args.validation:
         raise ValueError(f"--patience is {args.patience} without --validation; give the number of images to hold out")
@@ -142,7 +142,7 @@ def load(args: argparse.Namespace, split: str) -> tuple[Any, Any]:
 
 
 def hold_out(count: int, images: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
-    """The images and labels to train on, and ``count`` others to validate on, the same in every run."""
+    """The images and labels to train on, and ``count`` held-out ones to validate on, the same in every run."""
     if count >= len(images):
         raise ValueError(f"--validation is {count}; expected fewer than the {len(images)} training images")
     if not count:
@@ -161,10 +161,10 @@ def build(name: str, seed: int, classes: int = 10) -> LeNet5:
 
 
 def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> None:
-    """The training loop, which every worker runs on its share of each batch until the end, Ctrl-C or a loss of nan."""
+    """The training loop. Every worker runs it on its share of each batch, until the end, Ctrl-C or a loss of NaN."""
     args, model, loader = run.args, run.model, run.loader
     loader.share = group.share
-    if group.rank == 0 and not args.resume and (aside := run.begin()):  # only now, when all workers are there
+    if group.rank == 0 and not args.resume and (aside := run.begin()):  # only now that all workers have started
         print(f"the checkpoint of an earlier run is kept in {aside} until this one is finished")
     board = event_writer(run) if group.rank == 0 and args.tensorboard else nullcontext()
     dropouts = [module for _, module in model.named_modules() if isinstance(module, nn.Dropout)]
@@ -186,11 +186,11 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
             epoch = loader.epoch
             start = time.perf_counter() - run.seconds
             for x, y in loader:
-                for i, module in enumerate(dropouts):  # a generator for each step and worker, so that none needs saving
+                for i, module in enumerate(dropouts):  # a new generator for each step and worker: none to be saved
                     module.rng = np.random.default_rng((args.seed, epoch, loader.position, group.rank, i))
                 run.optimizer.zero_grad()
                 own_loss, own_hits = 0.0, 0
-                if len(y):  # an epoch's last batch can have fewer images than there are workers
+                if len(y):  # the last batch of an epoch can have fewer images than there are workers
                     logits = model(Tensor(x))
                     loss = F.cross_entropy(logits, y, reduction="sum") / loader.drawn
                     loss.backward()
@@ -201,7 +201,7 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
                     return
                 run.optimizer.step()
                 run.schedule.step()
-                group.average(statistics, weight=len(y))  # which batch normalisation took over this worker's share
+                group.average(statistics, weight=len(y))  # which batch normalisation computed from this worker's share
 
                 run.loss += mean_loss * loader.drawn
                 run.correct += hits
@@ -239,7 +239,7 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
 
 
 def validate(group: parallel.Group, model: nn.Module, images: Any, labels: Any) -> tuple[float, float]:
-    """The mean loss and the share of right answers; every worker takes its share of the images."""
+    """The mean loss and the fraction of correct answers; every worker evaluates its share of the images."""
     own = group.share(len(labels))
     sums = [0.0, 0.0]
     model.eval()
@@ -255,34 +255,34 @@ def validate(group: parallel.Group, model: nn.Module, images: Any, labels: Any) 
 
 
 def best_epoch(run: Run) -> int | None:
-    """The epoch, from 0, with the fewest errors on the validation images, and of these with the smallest loss."""
+    """The epoch, from 0, with the fewest errors on the validation images; of several, that with the least loss."""
     accuracies, losses = (run.history.get(f"validation_{what}", []) for what in ("accuracy", "loss"))
     measured = [(-accuracy, loss) for accuracy, loss in zip(accuracies, losses, strict=False)]
     return measured.index(min(measured)) if measured else None
 
 
 def finished(run: Run) -> bool:
-    """Whether all epochs are done, or none has become better for as many as --patience says."""
+    """Whether all epochs are done, or none of the last --patience epochs was better than those before."""
     best = best_epoch(run)
     waited = 0 if best is None else run.loader.epoch - 1 - best
     return run.loader.epoch >= run.args.epochs or (run.args.patience is not None and waited >= run.args.patience)
 
 
 def event_writer(run: Run) -> Any:
-    """What writes event files for TensorBoard into the run's folder; those of epochs that were undone do not count."""
+    """A writer of TensorBoard event files into the run's folder; TensorBoard ignores those of repeated epochs."""
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(str(run.args.out), purge_step=run.loader.epoch + 1, write_to_disk=True)
 
 
 def first_anomaly(model: nn.Module, x: Any, y: Any) -> str:
-    """Which op, at which line, first makes something that is not finite of a batch."""
+    """Which op, called at which line, first computes a non-finite value from a batch."""
     try:
         with detect_anomaly():
             F.cross_entropy(model(Tensor(x)), y).backward()
     except AnomalyError as error:
         return str(error)
-    return "the other workers' shares of the batch led to it"
+    return "it came from another worker's share of the batch"
 
 
 def predict(model: LeNet5, images: Any, batch_size: int = 256) -> Any:
@@ -309,7 +309,7 @@ def main() -> None:
     if args.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ValueError('--tensorboard needs tensorboardX; run pip install -e ".[tensorboard]"')
     backend.use(args.backend)
-    np.seterr(over="ignore", invalid="ignore")  # a loss that runs away is reported once, below
+    np.seterr(over="ignore", invalid="ignore")  # a diverging loss is reported once, below
     parallel.tune_process()
 
     images, labels, held_images, held_labels = hold_out(args.validation, *load(args, "train"))
@@ -327,7 +327,7 @@ def main() -> None:
     )
     schedule = optim.OneCycle(optimizer, max_lr=args.lr, total_steps=args.epochs * len(loader))
     run = Run(args, model, optimizer, schedule, loader, held=(held_images, held_labels))
-    with own_folder(args.out, make=not args.resume):  # all that can be wrong with the above was found by now
+    with own_folder(args.out, make=not args.resume):  # every error in the settings has been found by now
         train_and_test(run, model, test_images, test_labels, start)
 
 
@@ -335,22 +335,22 @@ def train_and_test(run: Run, model: LeNet5, test_images: Any, test_labels: Any, 
     args, loader = run.args, run.loader
     if args.resume:
         run.resume()
-        goes_on = f"goes on in epoch {loader.epoch + 1} of {args.epochs}"
-        print(f"the run in {args.out} {'is complete and only tested again' if finished(run) else goes_on}")
+        goes_on = f"continues in epoch {loader.epoch + 1} of {args.epochs}"
+        print(f"the run in {args.out} {'is complete; testing it again' if finished(run) else goes_on}")
     print(model.summary((1, 32, 32)))
 
     with ctrl_c_deferred() as interrupted:
         parallel.run(train, args.workers, model.parameters(), run, interrupted)
     if run.trouble:
-        raise ValueError(f"{run.trouble}; try a smaller --lr (the checkpoint of before is kept)")
+        raise ValueError(f"{run.trouble}; try a smaller --lr (the last checkpoint is kept)")
     if not finished(run):
-        print(f"go on with: {shlex.join([*sys.orig_argv, *([] if args.resume else ['--resume'])])}")
+        print(f"continue with: {shlex.join([*sys.orig_argv, *([] if args.resume else ['--resume'])])}")
         raise KeyboardInterrupt
 
     best = best_epoch(run)
     if best is not None:
         model.load_state_dict(run.best)
-        print(f"the weights are those of epoch {best + 1} of {loader.epoch}, the best on {args.validation} held out")
+        print(f"the weights are those of epoch {best + 1} of {loader.epoch}, best on {args.validation} held-out images")
     probabilities = predict(model, test_images)
     errors = int((probabilities.argmax(axis=1) != test_labels).sum())
     accuracy = 1 - errors / len(test_labels)
@@ -371,7 +371,7 @@ def train_and_test(run: Run, model: LeNet5, test_images: Any, test_labels: Any, 
         "arguments": run.arguments,
     }
     run.finish(model, metrics)
-    for name in PICTURES:  # of an earlier run, whose results these replace
+    for name in PICTURES:  # the pictures of an earlier run, whose results these replace
         (args.out / name).unlink(missing_ok=True)
     if args.plots:
         from examples import plots  # only now: matplotlib takes a while to import

@@ -1,15 +1,15 @@
-"""The LeNets: `tinygrad_lenet.models`, and in a checkout `models` too."""
+"""The LeNets: `tinygrad_lenet.models` and, in a checkout, also `models`."""
 
 if __name__ == "models":
-    # A checkout has this folder at its top, where the examples import it. Both names mean the same modules: of two
-    # copies, a model of the one would not be an instance of the other's class.
+    # A checkout has this folder at its top, from where the examples import it. Both names stand for the same modules:
+    # with two copies, a model from one would not be an instance of the other's class.
     import sys
 
     import tinygrad_lenet.models  # noqa: F401
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("tinygrad_lenet.models"):
-            sys.modules[name.removeprefix("tinygrad_lenet.")] = module
+    for _name, _module in list(sys.modules.items()):
+        if _name.startswith("tinygrad_lenet.models"):
+            sys.modules[_name.removeprefix("tinygrad_lenet.")] = _module
 else:
     from .lenet5 import LeNet5
     from .lenet5_1998 import LeNet5_1998

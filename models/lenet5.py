@@ -28,9 +28,9 @@ _POOLS: dict[str, Callable[[int], nn.Module]] = {"avg": nn.AvgPool2d, "max": nn.
 class LeNet5(nn.Module):
     """Images x[N 1 32 32] -> logits[N 10].
 
-    ``activation`` is "tanh", "sigmoid" or "relu"; ``pool`` "avg" or "max"; ``dropout`` the probability to drop a unit
-    of C5 and F6; ``batch_norm`` normalises C1 and C3 before their activation. ``rng`` (a NumPy generator or a seed)
-    draws the initial weights and the dropped units. ValueError for an unknown activation or pool.
+    ``activation`` is "tanh", "sigmoid" or "relu"; ``pool`` is "avg" or "max"; ``dropout`` is the probability to drop a
+    unit of C5 or F6; ``batch_norm`` normalises C1 and C3 before their activation. ``rng`` (a NumPy generator or a
+    seed) determines the initial weights and the dropped units. ValueError for an unknown activation or pool.
 
     >>> model = LeNet5(rng=0)
     >>> sum(p.size for p in model.parameters())

@@ -15,18 +15,18 @@ OUTPUT RBF        10                      0          840
                          total       60,000      340,908
 ================  =============  ==========  ===========
 
-What the paper does not say, or says twice, and what is done here:
+What the paper leaves open or states in two ways, and what is done here:
 
-- S2 and S4 add their four inputs (Section II.B) or average them (II.A). Here they are added; the coefficients start at
-  1/4, with which a unit takes the mean of its inputs, the biases at 0.
-- Weights start uniform in +-2.4 / F_i, F_i being the number of inputs of the unit, and here biases do, too. From there
+- S2 and S4 add their four inputs (Section II.B) or average them (II.A). Here they add them; the coefficients start at
+  1/4, so each unit starts with the mean of its inputs, and the biases start at 0.
+- Weights start uniform in +-2.4 / F_i, where F_i is the number of inputs of the unit, and here so do biases. From there
   the published learning rates, with mu = 0.02, do not learn: activations shrink from layer to layer, curvatures are a
-  thousandth of what they will be, and the first steps are far too long. With mu = 0.3, or with Adam, they do.
+  thousandth of their later values, and the first steps are far too large. With mu = 0.3, or with Adam, training works.
 - ``init="sqrt-fan-in"``, +-sqrt(3 / F_i), gives weighted sums of unit variance, as the same authors recommend in
   Efficient BackProp (1998, Section 4.6), and learns with mu = 0.02.
 - ``init="paper-rates"``, +-1 / sqrt(F_i) and coefficients of 2.4 / 4, gives the rates that the paper quotes for the
-  first pass. examples/results/README.md compares them all.
-- The codes of Figure 3 are drawn here after its usual rendering in other implementations.
+  first pass. examples/results/README.md compares all of these.
+- The codes of Figure 3 are drawn as other implementations usually render them.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ from tinygrad_lenet import Tensor, nn, no_grad
 from tinygrad_lenet import functional as F
 
 # Table I: which maps of S2 each of the 16 maps of C3 sees. Every triple and every quadruple of neighbours, three
-# quadruples with a gap, and all six: no two maps of C3 see the same, so they have to become different.
+# quadruples with a gap, and all six: no two maps of C3 have the same inputs, which forces them to differ.
 TABLE_I = (
     (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5),
     (0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5),
@@ -65,7 +65,7 @@ _BITMAPS = """
 _ROWS = np.array([[list(digit) for digit in row.split()] for row in _BITMAPS.split("\n")[1:-1]])  # (12, 10, 7)
 CODES = np.where(_ROWS.transpose(1, 0, 2) == "#", 1.0, -1.0).astype(np.float32)  # (10, 12, 7)
 
-# The bound of the initial weights of units with so many inputs, and where the coefficients of S2 and S4 start.
+# The bound of the initial weights by a unit's number of inputs, and the initial coefficients of S2 and S4.
 _INITS: dict[str, tuple[Callable[[Any], Any], float]] = {
     "fan-in": (lambda inputs: 2.4 / inputs, 1 / 4),
     "sqrt-fan-in": (lambda inputs: np.sqrt(3 / inputs), 1 / 4),
@@ -76,9 +76,10 @@ _INITS: dict[str, tuple[Callable[[Any], Any], float]] = {
 class LeNet5_1998(nn.Module):  # noqa: N801
     """Images x[N 1 32 32] -> penalties[N 10], the squared distances of F6 from the ten codes: the smallest one wins.
 
-    Pixels are -0.1 (background) to 1.175 (foreground), see `tinygrad_lenet.data.to_input`. ``rng`` (a NumPy generator
-    or a seed) draws the initial weights, by ``init`` "fan-in", as published, "sqrt-fan-in" or "paper-rates", see above;
-    ``trainable_codes`` makes parameters of the 840 elements of the codes. ValueError for another ``init``.
+    Pixels range from -0.1 (background) to 1.175 (foreground), see `tinygrad_lenet.data.to_input`. ``rng`` (a NumPy
+    generator or a seed) draws the initial weights. ``init`` is "fan-in", as published, "sqrt-fan-in" or "paper-rates",
+    see above. ``trainable_codes`` turns the 840 elements of the codes into parameters. ValueError for another
+    ``init``.
 
     >>> model = LeNet5_1998(rng=0)
     >>> sum(p.size for p in model.parameters()), sum(count_connections(model).values())
@@ -108,7 +109,7 @@ class LeNet5_1998(nn.Module):  # noqa: N801
         bound, coefficient = _INITS[init]
         # Weights and biases of a layer belong to the same units.
         c3_inputs = 25 * np.array([len(maps) for maps in TABLE_I])  # 75, 100 or 150
-        c3_kernels = np.repeat(c3_inputs, c3_inputs // 25)[:, None, None]  # the same, for each kernel of a map
+        c3_kernels = np.repeat(c3_inputs, c3_inputs // 25)[:, None, None]  # repeated for each kernel of a map
         fan_ins = (25, 25, c3_kernels, c3_inputs, 400, 400, 120, 120)
         layers = (self.c1, self.c3, self.c5, self.f6)
         for p, fan_in in zip((p for layer in layers for p in layer.parameters()), fan_ins, strict=True):
@@ -132,8 +133,8 @@ class LeNet5_1998(nn.Module):  # noqa: N801
     def reject(self, x: Tensor, threshold: float) -> Tensor:
         """Where the two smallest penalties differ by less than ``threshold``: x[N 1 32 32] -> booleans [N].
 
-        Those are the images of which the network is least certain. ValueError if ``threshold`` is not a number of at
-        least 0.
+        These are the images that the network is least certain about. ValueError if ``threshold`` is not a number of
+        at least 0.
         """
         if not isinstance(threshold, Real) or not threshold >= 0:
             raise ValueError(f"reject: threshold is {threshold!r}; expected a difference of penalties, at least 0")
@@ -146,10 +147,10 @@ class LeNet5_1998(nn.Module):  # noqa: N801
 
 
 def count_connections(model: nn.Module, shape: tuple[int, ...] = (1, 32, 32)) -> dict[str, int]:
-    """How many connections each layer of ``model`` has for one input of ``shape``, counted while it runs.
+    """The number of connections in each layer of ``model`` for one input of ``shape``, counted while it runs.
 
-    A connection joins a unit to one of its inputs, or to its bias; those of a convolution that share a weight count
-    each. TypeError for a layer with parameters that is none of Conv2d, Subsample2d, Linear and RBF.
+    A connection joins a unit to one of its inputs or to its bias; connections of a convolution that share a weight are
+    counted separately. TypeError for a layer with parameters other than Conv2d, Subsample2d, Linear and RBF.
 
     >>> count_connections(LeNet5_1998(rng=0))["c3"]
     151600
@@ -158,7 +159,7 @@ def count_connections(model: nn.Module, shape: tuple[int, ...] = (1, 32, 32)) ->
     names = {module: name for name, module in model.named_modules()}
 
     def count(module: nn.Module, inputs: Any, y: Tensor) -> None:
-        positions = y.size // y.shape[1]  # at which a convolution applies its weights; 1 for full layers
+        positions = y.size // y.shape[1]  # positions at which a convolution applies its weights; 1 for full layers
         bias = getattr(module, "bias", None)
         biases = 0 if bias is None else bias.size
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -170,7 +171,7 @@ def count_connections(model: nn.Module, shape: tuple[int, ...] = (1, 32, 32)) ->
         elif isinstance(module, nn.RBF):
             counts[names[module]] = module.centers.size
         elif any(True for _ in module.parameters()):
-            raise TypeError(f"count_connections: layer {names[module]} is {type(module).__name__}, which is not known")
+            raise TypeError(f"count_connections: layer {names[module]} is {type(module).__name__}, which has no rule")
 
     leaves = [module for module in names if not any(True for _ in module.children())]
     handles = [module.register_forward_hook(count) for module in leaves]

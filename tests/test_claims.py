@@ -128,7 +128,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
             if running.poll() is None:
                 running.kill()
     assert running.returncode == 130
-    assert stderr.splitlines()[-1].endswith("claims: stopped by Ctrl-C; the same command goes on from there")
+    assert stderr.splitlines()[-1].endswith("claims: stopped by Ctrl-C; the same command continues from there")
     assert "Traceback" not in stderr
     assert 1 <= len(read(tmp_path)["measurements"]) < len(expected_names(claims.QUICK, 0))
 
@@ -166,7 +166,9 @@ def test_other_settings_are_refused(quick: tuple[Path, str], tmp_path: Path) -> 
     """Numbers of two seeds or two data sets do not get into one file."""
     shutil.copy(quick[0] / "claims.json", tmp_path)
     before = (tmp_path / "claims.json").read_bytes()
-    refuses(program("--quick", "--out", tmp_path), r"of other settings: seed is 0 here and 3 there; give another --out")
+    refuses(
+        program("--quick", "--out", tmp_path), r"has other settings: seed is 0 here and 3 there; choose another --out"
+    )
     refuses(program("--dataset", "digits", "--seed", 3, "--out", tmp_path), r"steps is 4000 here and 120 there")
     assert (tmp_path / "claims.json").read_bytes() == before
 

@@ -60,6 +60,12 @@ def test_the_walk_sees_imports() -> None:
     ]  # fmt: skip
 
 
+def test_contributing_says_what_each_file_is_for() -> None:
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = [path.relative_to(PACKAGE).as_posix() for path in FILES.values() if path.name != "__init__.py"]
+    assert [name for name in names if f"| `{name}` |" not in text] == []
+
+
 @pytest.mark.parametrize("module", FILES)
 def test_a_file_imports_only_what_it_may(module: str) -> None:
     """Of the package what stands above it; nothing that is built on it, no pickle and, in an op, no array library."""

@@ -26,7 +26,9 @@ from tinygrad_lenet.parallel import Group, WorkerError, run
 ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="more than one worker needs os.fork"),
-    pytest.mark.filterwarnings("ignore:parallel.run. other threads run:RuntimeWarning"),  # tqdm's, of other tests
+    pytest.mark.filterwarnings(
+        "ignore:parallel.run. other threads are running:RuntimeWarning"
+    ),  # tqdm's, of other tests
 ]
 
 
@@ -581,11 +583,11 @@ def test_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     thread = threading.Thread(target=end.wait, name="busy")
     thread.start()
     try:
-        with pytest.warns(RuntimeWarning, match="other threads run .*busy") as caught:
+        with pytest.warns(RuntimeWarning, match="other threads are running .*busy") as caught:
             assert run(lambda group: group.size, 2, []) == 2
         assert caught[0].filename == __file__
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
-        with pytest.raises(ValueError, match=r"other threads run .*busy"):
+        with pytest.raises(ValueError, match=r"other threads are running .*busy"):
             run(lambda group: pytest.fail("this ran"), 2, [])
     finally:
         end.set()

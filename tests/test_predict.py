@@ -263,7 +263,7 @@ def test_three_classes_an_image(folder: Path, tmp_path: Path) -> None:
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) <= 100.1
     assert done.stderr.splitlines() == [
-        f"predict: {tmp_path / 'note.txt'} is no picture that can be read; expected a PNG or JPEG file",
+        f"predict: {tmp_path / 'note.txt'} is not a readable picture; expected a PNG or JPEG file",
         f"predict: {tmp_path / 'gone.png'} cannot be read (No such file or directory); check the path",
         f"predict: {tmp_path} is a folder; expected PNG or JPEG files",
     ]
@@ -288,9 +288,9 @@ def slope() -> Any:
 
 
 NO_DIGIT: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty": (lambda: b"", "is no picture that can be read; expected a PNG or JPEG file"),
-    "text": (lambda: b"%!PS-Adobe\n", "is no picture that can be read"),
-    "another format": (lambda: encoded("GIF"), "is no picture that can be read"),
+    "empty": (lambda: b"", "is not a readable picture; expected a PNG or JPEG file"),
+    "text": (lambda: b"%!PS-Adobe\n", "is not a readable picture"),
+    "another format": (lambda: encoded("GIF"), "is not a readable picture"),
     "half a PNG": (lambda: encoded("PNG")[:900], "is damaged .+ expected a PNG or JPEG"),
     "half a JPEG": (lambda: encoded("JPEG")[:1500], "is damaged .+ expected a PNG or JPEG"),
     "head of a PNG": (lambda: encoded("PNG")[:20], "is (damaged|no picture)"),

@@ -106,7 +106,7 @@ def test_quick_and_full_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             (["--seed", "1", "--quick"], "seed is 1 here"),
         ):
             monkeypatch.setattr(sys, "argv", ["", "--parts", "b", "--out", str(tmp_path), *words])
-            with pytest.raises(ValueError, match=rf"a is of another run: .*{difference}.*; give another --out"):
+            with pytest.raises(ValueError, match=rf"a belongs to another run: .*{difference}.*; choose another --out"):
                 reproduce_1998.main()
         (tmp_path / "a" / left).unlink()  # the other file says the same
     assert os.listdir(tmp_path) == ["a"]
@@ -117,7 +117,7 @@ def test_metrics_of_something_else(text: str, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "eq8").mkdir()
     (tmp_path / "eq8" / "metrics.json").write_text(text)
     monkeypatch.setattr(sys, "argv", ["", "--out", str(tmp_path)])
-    with pytest.raises(ValueError, match=r"eq8.metrics\.json is (no JSON|of another program)"):
+    with pytest.raises(ValueError, match=r"eq8.metrics\.json (is not JSON|belongs to another program)"):
         reproduce_1998.main()
 
 
@@ -125,7 +125,9 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
     part = Part("", images=50, passes=1)
     assert reproduce_1998.run_part("a", part, arguments(tmp_path), lambda: False)
     weights = (tmp_path / "a" / "model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is of another run: --seed is 1 here and 0 there"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.safetensors does not belong to this run: --seed is 1 here and 0 there"
+    ):
         reproduce_1998.run_part("a", part, arguments(tmp_path, seed=1), lambda: False)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == weights
 

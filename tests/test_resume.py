@@ -44,7 +44,9 @@ from tinygrad_lenet import backend, checkpoint, parallel
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="more than one worker needs os.fork"),
-    pytest.mark.filterwarnings("ignore:parallel.run. other threads run:RuntimeWarning"),  # tqdm's, of other tests
+    pytest.mark.filterwarnings(
+        "ignore:parallel.run. other threads are running:RuntimeWarning"
+    ),  # tqdm's, of other tests
 ]
 
 WORDS = ["--epochs", str(EPOCHS), *SETTINGS[1]]  # dropout, batch normalisation, two workers
@@ -123,11 +125,11 @@ def test_ctrl_c(to: str, whole: tuple[Path, Outcome, float], tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["checkpoint.safetensors"]
     with pytest.raises(ProcessLookupError):
         os.killpg(program.pid, 0)
-    command = stdout.splitlines()[-1].removeprefix("go on with: ")
+    command = stdout.splitlines()[-1].removeprefix("continue with: ")
     assert shlex.split(command) == [*COMMAND, "--no-progress", "--out", str(tmp_path), *WORDS, "--resume"]
     again = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (again.returncode, again.stderr) == (0, "")
-    assert f"the run in {tmp_path} goes on in epoch " in again.stdout
+    assert f"the run in {tmp_path} continues in epoch " in again.stdout
     assert differences(whole[1], Outcome.of(tmp_path)) == []
 
 
@@ -152,7 +154,7 @@ def test_complete_run(done: Path, whole: tuple[Path, Outcome, float], example: C
     remains = done / "checkpoint.safetensors.123.0.part"
     remains.write_bytes(b"of a run that was killed")
     before = (done / "checkpoint.safetensors").read_bytes()
-    assert f"the run in {done} is complete and only tested again" in example(*WORDS, "--out", done, "--resume")
+    assert f"the run in {done} is complete; testing it again" in example(*WORDS, "--out", done, "--resume")
     assert (done / "checkpoint.safetensors").read_bytes() == before
     assert not remains.exists()
     found = Outcome.of(done)
@@ -233,15 +235,15 @@ def test_other_arguments(words: list[str], difference: str, done: Path, example:
     with pytest.raises(ValueError) as caught:
         example(*WORDS, *words, "--out", done, "--resume")
     assert str(caught.value) == (
-        f"--resume: {done}/checkpoint.safetensors is of another run: {difference}; "
-        "give the arguments of then, or begin a new run without --resume"
+        f"--resume: {done}/checkpoint.safetensors does not belong to this run: {difference}; "
+        "give the same arguments, or start a new run without --resume"
     )
     assert {path.name: path.read_bytes() for path in done.iterdir()} == before
 
 
 def test_other_images(done: Path, example: Callable[..., str]) -> None:
     change(done / "checkpoint.safetensors", data="00000000")
-    with pytest.raises(ValueError, match="training images or labels are not those in --data-dir"):
+    with pytest.raises(ValueError, match="training data are not those in --data-dir"):
         example(*WORDS, "--out", done, "--resume")
 
 
@@ -280,7 +282,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "sums": ({"epoch_so_far": [1.0]}, "not enough values"),
     "arguments": ({"arguments": 3}, "int"),
     "history": ({"history": [1]}, "list"),
-    "order": ({"loader": {"seed": 7, "epoch": 3, "position": 0}}, "at no place of this run's images"),
+    "order": ({"loader": {"seed": 7, "epoch": 3, "position": 0}}, "a position that this run does not have"),
     "best": ({"tensors": {"best.c1.bias": np.zeros(6, np.float32)}}, "c1.weight is missing"),
     "more": ({"more": 3}, r"it holds \[.*'more'.*\]; expected \['arguments', "),
 }
@@ -292,7 +294,7 @@ def test_checkpoints_that_do_not_fit(case: str, done: Path, example: Callable[..
     changes, sentence = WRONG[case]
     path = done / "checkpoint.safetensors"
     change(path, **changes)
-    with pytest.raises(ValueError, match=f"^--resume: {path} is of another run: .*{sentence}"):
+    with pytest.raises(ValueError, match=f"^--resume: {path} does not belong to this run: .*{sentence}"):
         example(*WORDS, "--out", done, "--resume")
 
 
@@ -307,7 +309,7 @@ def test_damaged_checkpoints(done: Path, example: Callable[..., str]) -> None:
     with pytest.raises(ValueError, match=rf"{path} has 8,589,934,592 bytes; expected at most [45],\d+,\d+;"):
         example(*WORDS, "--out", done, "--resume")
     shutil.copy(done / "model.safetensors", path)
-    with pytest.raises(ValueError, match=rf"{path} is of another run: it holds \[\]; expected \['arguments'"):
+    with pytest.raises(ValueError, match=rf"{path} does not belong to this run: it holds \[\]; expected \['arguments'"):
         example(*WORDS, "--out", done, "--resume")
 
 
@@ -374,7 +376,7 @@ def test_a_folder_belongs_to_one_run(locks: None, tmp_path: Path, monkeypatch: p
     with own_folder(tmp_path, make=True):
         part = tmp_path / "checkpoint.safetensors.1.2.part"
         part.touch()
-        with pytest.raises(ValueError, match="another run is at work in"), own_folder(tmp_path, make=True):
+        with pytest.raises(ValueError, match="another run is using"), own_folder(tmp_path, make=True):
             pass
         assert part.exists()
     with own_folder(tmp_path, make=True):

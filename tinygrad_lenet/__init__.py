@@ -41,3 +41,7 @@ __all__ = [
 ]
 
 from . import models  # last, since the models are built on all of the above
+
+
+def __dir__() -> list[str]:  # what completion offers: nothing of the engine's inside
+    return [*__all__, "__version__"]

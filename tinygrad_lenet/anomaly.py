@@ -1,4 +1,4 @@
-"""Finding where a NaN or an infinity came from: while `detect_anomaly` is on, every result of every op is looked at."""
+"""Finding the origin of a NaN or an infinity: while `detect_anomaly` is on, every result of every op is checked."""
 
 import linecache
 import os
@@ -18,15 +18,15 @@ _PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 class AnomalyError(ValueError):
-    """A NaN or an infinity; the message names the op, the operand and the line of code where it came up."""
+    """A NaN or an infinity; the message names the op, the operand and the line of code where it appeared."""
 
 
 @contextmanager
 def detect_anomaly() -> Iterator[None]:
-    """Within this block, AnomalyError as soon as an op's output or gradient is not finite; each op is checked, slowly.
+    """Within this block, raise AnomalyError as soon as an op's output or gradient is not finite; this is slow.
 
-    The message names the op, the operand and the line outside this package that called the op, also when it is the
-    gradient that fails. An error that a backward rule raises gets that line as a note.
+    The message names the op, the operand and the line outside this package that called the op, even if it is the
+    gradient that is not finite. An error raised in a backward rule gets that line as a note.
 
     >>> from tinygrad_lenet import Tensor
     >>> with detect_anomaly(), np.errstate(divide="ignore"):
@@ -52,7 +52,7 @@ class Origin:
 
 
 def _caller() -> Origin:
-    """The innermost line that is being run outside this package (its tests and models are outside)."""
+    """The innermost line being executed outside this package (its tests and models count as outside)."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back
@@ -60,10 +60,10 @@ def _caller() -> Origin:
 
 
 class _Watch:
-    """Looks at every result and every gradient, but not at the steps on the way to a gradient."""
+    """Checks every result and every gradient, but not the intermediate steps of a gradient's computation."""
 
     def computed(self, op: Any, inputs: Sequence[Any], output: Any) -> None:
-        """AnomalyError if the output is not finite: names an input that was not, else the values that it came from."""
+        """AnomalyError if the output is not finite; it names a non-finite input, or else the inputs' values there."""
         output.origin = _caller()
         where = _first_bad(output.data)
         if where is None:
@@ -111,7 +111,7 @@ def _first_bad(x: Any) -> tuple[tuple[int, ...], float] | None:
 
 
 def _item(x: Any, index: tuple[int, ...]) -> float | None:
-    """The element of an input that broadcasting brings to ``index`` of the output; None if shapes tell nothing."""
+    """The element of an input that broadcasts to ``index`` of the output; None if the shapes do not tell."""
     shape = getattr(x, "shape", None)
     if shape is None:
         return float(x)

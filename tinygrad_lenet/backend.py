@@ -1,7 +1,7 @@
-"""The NumPy/CuPy switch: arrays decide which library computes, devices decide where new arrays lie.
+"""The NumPy/CuPy switch: arrays decide which library computes, and devices decide where new arrays are.
 
-Nothing outside this file asks which backend it runs on. An op is handed the namespace ``xp`` of its inputs
-(`backend_of`); a faster kernel for an op on one backend is found in one table (`kernel`).
+Nothing outside this file asks which backend it runs on. An op receives the namespace ``xp`` of its inputs
+(`backend_of`), and faster kernels for an op on a backend are found in one table (`kernel`).
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ Kernel = Callable[..., Array]
 
 
 class DeviceError(ValueError):
-    """A device that does not exist here, or inputs that lie on different devices."""
+    """A device that does not exist here, or inputs that are on different devices."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """An array library: its namespace, its array type and how arrays reach it and leave it."""
+    """An array library: its namespace, its array type, and how to convert from and to NumPy."""
 
     name: str
     xp: Any
@@ -30,11 +30,11 @@ class Backend:
     from_numpy: Callable[[np.ndarray, int], Array]
     to_numpy: Callable[[Array], np.ndarray]
     index_of: Callable[[Array], int] = lambda array: 0
-    selected: Callable[[int], Any] = lambda index: nullcontext()  # entered while arrays are made on device `index`
-    count: int = 1  # devices
+    selected: Callable[[int], Any] = lambda index: nullcontext()  # entered while arrays are created on device `index`
+    count: int = 1  # number of devices
 
     def current(self, *arrays: Array) -> Any:
-        """A context in which new arrays, and what is computed, go where ``arrays`` lie."""
+        """A context in which new arrays and results are on the device of ``arrays``."""
         return self.selected(next((self.index_of(array) for array in arrays if type(array) is self.array_type), 0))
 
     def device_of(self, array: Array) -> str:
@@ -51,13 +51,13 @@ _ALIASES = {"numpy": "cpu", "gpu": "cuda", "cupy": "cuda"}
 
 
 def register(backend: Backend) -> None:
-    """Make a backend known, so that its arrays and its device name are accepted."""
+    """Register a backend, whose arrays and device name are then accepted."""
     _by_name[backend.name] = backend
     _by_type[backend.array_type] = backend
 
 
 def _load_cupy() -> Backend:
-    """Import CuPy on first use, so that the package itself needs only NumPy; DeviceError if it cannot run here."""
+    """Import CuPy on first use, since the package itself needs only NumPy; DeviceError if it cannot run here."""
     if "cuda" in _by_name:
         return _by_name["cuda"]
     try:
@@ -114,7 +114,7 @@ def parse_device(device: str) -> tuple[Backend, int]:
 
 
 def backend_of(*arrays: Array) -> Backend:
-    """The backend that the arrays belong to; Python numbers go with any. DeviceError if they mix devices."""
+    """The backend of the arrays; Python numbers go with any. DeviceError if the arrays are on different devices."""
     found: Backend | None = None
     for array in arrays:
         backend = _by_type.get(type(array))
@@ -134,14 +134,14 @@ def backend_of(*arrays: Array) -> Backend:
 
 
 def backend_of_type(array_type: type) -> Backend | None:
-    """The backend whose arrays have this type, or None; CuPy arrays are recognised before CuPy was asked for."""
+    """The backend whose arrays have this type, or None; CuPy's arrays are recognised even before `use("cuda")`."""
     if array_type not in _by_type and array_type.__module__.partition(".")[0] == "cupy":
         _load_cupy()
     return _by_type.get(array_type)
 
 
 def available() -> list[str]:
-    """The devices that can be used here, "cpu" first.
+    """The usable devices, "cpu" first.
 
     >>> available()[0]
     'cpu'
@@ -157,7 +157,7 @@ _default: ContextVar[str] = ContextVar("default_device", default="cpu")
 
 
 class use:  # noqa: N801 - a verb: use("cuda") or with use("cuda"):
-    """Make ``device`` the place of new tensors in this thread, from now on or, as a context manager, within a block.
+    """Put new tensors of this thread on ``device``, from now on or, as a context manager, within a block.
 
     >>> with use("cpu"):
     ...     default_device()
@@ -176,12 +176,12 @@ class use:  # noqa: N801 - a verb: use("cuda") or with use("cuda"):
 
 
 def default_device() -> str:
-    """The device on which new tensors are placed."""
+    """The device of new tensors."""
     return _default.get()
 
 
 def transfer(array: Array, device: str) -> Array:
-    """The array on ``device``: itself if it lies there, else a copy."""
+    """The array on ``device``: itself if it is already there, else a copy."""
     source = backend_of(array)
     target, index = parse_device(device)
     if source is target and source.index_of(array) == index:
@@ -190,7 +190,7 @@ def transfer(array: Array, device: str) -> Array:
 
 
 def memory_of(array: Array) -> Array:
-    """The array that owns the memory that ``array`` lies in: itself, unless it is a view.
+    """The array that owns the memory of ``array``: itself, unless it is a view.
 
     >>> x = np.zeros((2, 3))
     >>> memory_of(x.T[1:]) is x
@@ -202,6 +202,15 @@ def memory_of(array: Array) -> Array:
             owner = base
         base = getattr(base, "base", None)
     return owner
+
+
+def is_writable(array: Array) -> bool:
+    """Whether the memory of ``array`` can be written to; that of a GPU always can.
+
+    >>> is_writable(np.broadcast_to(1.0, (2,)))
+    False
+    """
+    return bool(getattr(array.flags, "writeable", True))
 
 
 _kernels: dict[tuple[str, str], Kernel] = {}

@@ -1,12 +1,12 @@
 """A run in one file: tensors as safetensors, and everything that is not a tensor as JSON in the file's header.
 
-Nothing in such a file is code, and any program that reads safetensors can read it. The format is short enough to be
-read and written here, so that NumPy alone can load weights. `save` replaces a file at one moment: whenever the process
-or the machine stops, the file of before is there or the new one, never a part. `load` trusts nothing: sizes are
-compared before any memory is asked for.
+Nothing in such a file is code, and any program that reads safetensors can read it. The format is simple enough to be
+implemented here, so loading weights takes nothing but NumPy. `save` replaces a file atomically: whenever the process or
+the machine stops, either the old file is there or the new one, never a part of one. `load` trusts nothing: it compares
+sizes before it allocates memory.
 
-A loop of your own that can be resumed saves `model.state_dict()`, the tensors of `optimizer.state_dict()` and, as
-``state``, the rest of it, `schedule.state_dict()` and `loader.state_dict()`; see `examples/train_lenet5.py`.
+To make your own loop resumable, save `model.state_dict()`, the tensors of `optimizer.state_dict()` and, as ``state``,
+the rest of it, `schedule.state_dict()` and `loader.state_dict()`; see `examples/train_lenet5.py`.
 """
 
 import json
@@ -27,10 +27,15 @@ from .tensor import Tensor
 
 __all__ = ["HEADER_LIMIT", "CheckpointError", "load", "replace", "replace_all", "save", "to_bytes"]
 
+
+def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+    return __all__
+
+
 HEADER_LIMIT = 4 * 2**20  # bytes; JSON takes up to 20 times its size once it is read, so a header must not be huge
 
-# The format's names of NumPy's dtypes. The widest come first in a file, so that each tensor is aligned; in this order,
-# a file has the same bytes as one of the safetensors package.
+# The format's names for NumPy's dtypes. The widest come first in a file, which aligns each tensor; with this order,
+# files are identical to those of the safetensors package.
 _DTYPES = {
     "U64": "<u8", "I64": "<i8", "F64": "<f8", "F32": "<f4", "U32": "<u4", "I32": "<i4",
     "F16": "<f2", "U16": "<u2", "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1",
@@ -40,16 +45,16 @@ _CHECKSUM = "crc32"  # likewise
 
 
 class CheckpointError(ValueError):
-    """A file cannot be written or read, or is not what it should be; the sentence says which, and what to do."""
+    """A file cannot be written or read, or is of the wrong kind; the message says which, and what to do."""
 
 
 def save(path: PathLike, tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
-    """Replace the file at ``path``, at one moment, by one with tensors (Tensors or arrays) and JSON ``state``, by name.
+    """Write named ``tensors`` (Tensors or arrays) and a JSON ``state`` to ``path``, atomically replacing what is there.
 
-    Arrays come from any device. ``state`` holds what JSON gives back unchanged: dictionaries with names as keys, lists,
-    strings, finite numbers, True, False and None. TypeError or ValueError, which names it, for anything else, and for
-    tensors other than booleans, integers and floats. CheckpointError if the file cannot be written; whatever was
-    there before is intact then. A process that is killed may leave a file with the suffix .part behind, of no use.
+    Arrays may be on any device. ``state`` holds what JSON preserves: dictionaries with names as keys, lists, strings,
+    finite numbers, True, False and None. TypeError or ValueError names anything else, and any tensor that does not hold
+    booleans, integers or floats. CheckpointError if the file cannot be written; the old file is then intact. A process
+    that is killed may leave a useless file with the suffix .part behind.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +66,7 @@ def save(path: PathLike, tensors: Mapping[str, Any], state: Mapping[str, Any] | 
 
 
 def to_bytes(tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> bytes:
-    """Return what `save` would write, for `replace_all`; the same errors, but for those of writing."""
+    """Return the bytes that `save` would write, for `replace_all`; same errors, except those of writing."""
     arrays = {_checked_name(name): _host_array(name, value) for name, value in tensors.items()}
     metadata = {_CHECKSUM: _checksum(arrays)} | ({_STATE: _to_json(state)} if state else {})
     try:
@@ -78,11 +83,10 @@ def to_bytes(tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None)
 
 
 def load(path: PathLike, max_bytes: int = 2**30) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-    """Return the tensors, as NumPy arrays by name, and the state that `save` wrote; other safetensors files load too.
+    """Return the tensors, as NumPy arrays by name, and the state from a file of `save` or any safetensors file.
 
-    CheckpointError for a file that is missing, no regular file, damaged, truncated, larger than ``max_bytes``, or of
-    another kind; it names the file. Nothing larger than the file is allocated, and nothing large at all for one that
-    is refused.
+    CheckpointError, which names the file, if it is missing, not a regular file, damaged, truncated, larger than
+    ``max_bytes`` or of another kind. It allocates nothing larger than the file, and nothing large for a refused one.
 
     See `save` for an example.
     """
@@ -90,7 +94,7 @@ def load(path: PathLike, max_bytes: int = 2**30) -> tuple[dict[str, npt.NDArray[
 
     def refuse(found: str, expected: str) -> CheckpointError:
         return CheckpointError(
-            f"checkpoint.load: {name} {found}; expected {expected}; take another file, or save this one again"
+            f"checkpoint.load: {name} {found}; expected {expected}; use another file, or save this one again"
         )
 
     try:
@@ -132,15 +136,15 @@ def _checksum(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
 
 
 def replace(path: PathLike, data: bytes) -> None:
-    """Replace the file at ``path`` by one that holds ``data``, at one moment and for good; see `replace_all`."""
+    """Write ``data`` to ``path``, replacing a file there atomically and durably; see `replace_all`."""
     replace_all({path: data})
 
 
 def replace_all(contents: Mapping[PathLike, bytes]) -> None:
-    """Replace the files at these paths by others that hold these bytes, each at one moment and for good.
+    """Write these bytes to these paths, replacing each file atomically and durably.
 
-    All are written beside their places before the first is put there. CheckpointError if one cannot be written, or
-    its place holds something that is no regular file; whatever was there before is intact then.
+    All new files are written next to the old ones before the first is replaced. CheckpointError if one cannot be
+    written or would replace something that is not a regular file; all old files are then intact.
 
     >>> import os, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -159,7 +163,7 @@ def replace_all(contents: Mapping[PathLike, bytes]) -> None:
 
 
 def _encode(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file: the length of its header in 8 bytes, the header in JSON, and the tensors as it lists them."""
+    """The bytes of a safetensors file: its header's length in 8 bytes, the header in JSON, the tensors in its order."""
     kinds = {np.dtype(dtype): kind for kind, dtype in _DTYPES.items()}
     order = list(kinds)
     ordered = sorted(arrays.items(), key=lambda item: (order.index(item[1].dtype), item[0]))
@@ -174,9 +178,9 @@ def _encode(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str])
 
 
 def _decode(file: BinaryIO, length: int, size: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file of ``size`` bytes, from its header of ``length`` bytes on.
+    """The tensors and the metadata of a safetensors file of ``size`` bytes with a header of ``length`` bytes.
 
-    ValueError, before memory for a tensor is asked for, unless the header accounts for each byte of the file once.
+    ValueError, before any memory for tensors is allocated, unless the header accounts for each byte exactly once.
     """
     header = json.loads(file.read(length).decode())
     metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
@@ -216,7 +220,7 @@ def _checked_name(name: Any) -> str:
     if not isinstance(name, str):
         raise TypeError(f"checkpoint.save: a tensor's name is {name!r}; expected a string")
     if name == "__metadata__":
-        raise ValueError("checkpoint.save: a tensor is called '__metadata__'; the format keeps this name for itself")
+        raise ValueError("checkpoint.save: a tensor is called '__metadata__'; the format reserves this name")
     return name
 
 
@@ -232,7 +236,7 @@ def _host_array(name: str, value: Any) -> npt.NDArray[Any]:
 
 
 def _to_json(state: Mapping[str, Any]) -> str:
-    """The state as JSON; TypeError or ValueError for the first entry that would not come back as it is."""
+    """The state as JSON; TypeError or ValueError for the first entry that JSON would not preserve."""
     for name, value in state.items():
         try:
             same = isinstance(name, str) and json.loads(json.dumps(value, allow_nan=False)) == value

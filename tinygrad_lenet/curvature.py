@@ -1,6 +1,6 @@
-"""Curvature, a second pass beside the backward pass, and the three rules for it that most ops inherit.
+"""Curvature, a second pass next to the backward pass, and the three rules for it that most ops inherit.
 
-The curvature of an input is the sum of hy (dy/dx)^2 over the outputs y: the backward pass with every slope squared.
+The curvature of an input is the sum of hy (dy/dx)^2 over the outputs y: a backward pass with every slope squared.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from .tensor import Tensor, check_start, start_of, targets_of, unused
 
 
 class Elementwise(Op, kind=True):
-    """Each output element depends on one element of each input: backward twice multiplies by the slope squared."""
+    """Each output element depends on one element of each input; applying backward twice squares the slope."""
 
     def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
         def squared(i: int) -> Tensor:
@@ -26,7 +26,7 @@ class Elementwise(Op, kind=True):
 
 
 class Movement(Op, kind=True):
-    """Elements are moved, repeated or chosen: every slope is 1 or 0, which squaring does not change."""
+    """Elements are moved, repeated or selected; every slope is 1 or 0, which squaring does not change."""
 
     reads_values = False
 
@@ -35,13 +35,13 @@ class Movement(Op, kind=True):
 
 
 class Multilinear(Op, kind=True):
-    """Linear in each factor: the slopes are products of the other factors, so it is backward with these squared."""
+    """The output is linear in each factor; the slopes are products of the other factors, which are squared."""
 
     def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
         tensors = [x for x in inputs if isinstance(x, Tensor)]
         if len({id(x) for x in tensors}) < len(tensors):
             raise ValueError(
-                f"{self.name}: curvature takes the factors for different tensors, and a tensor times itself is a "
+                f"{self.name}: curvature needs factors that are different tensors, but a tensor times itself is a "
                 "square, whose second derivative would be lost; use functional.mse_loss for a loss"
             )
         return self.backward(hy, y, *[x * x for x in inputs])
@@ -58,12 +58,12 @@ def curvature(loss: Tensor, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, 
 
     This is the backward pass with every local derivative squared: hx = sum of hy (dy/dx)^2 over the uses y of x. It
     begins at the losses (`functional.cross_entropy`, `mse_loss`, `penalty_loss`, `rbf`), which add their own second
-    derivative times their gradient; that of all other ops is left out, and so is what lies off the diagonal (LeCun et
-    al., 1998, Eqs. 22-27). A mean over N samples gives the mean of their curvatures. Hooks are not called, the graph is
-    kept, and the results cannot be differentiated.
+    derivative times their gradient. Second derivatives of all other ops are left out, and so are off-diagonal terms
+    (LeCun et al., 1998, Eqs. 22-27). A mean over N samples gives the mean of their curvatures. Hooks are not called,
+    the graph is kept, and the results cannot be differentiated.
 
-    ValueError if ``loss`` has more than one element, or was computed by an op without a curvature rule, or by none with
-    a second derivative; and for the reasons that `grad` has.
+    ValueError if ``loss`` has more than one element, if an op without a curvature rule contributed to it, or if no op
+    with a second derivative did; and for the same reasons as in `grad`.
 
     >>> from tinygrad_lenet.functional import mse_loss
     >>> x = Tensor([3.0, -1.0], requires_grad=True)

@@ -1,4 +1,4 @@
-"""Einstein's sum over named axes, made of diagonals, sums and matrix products, so it needs no derivative of its own."""
+"""Einstein summation, composed of diagonals, sums and matrix products, so it needs no derivative of its own."""
 
 import math
 from string import ascii_letters
@@ -10,7 +10,7 @@ from .tensor import Tensor
 
 
 def contract(subscripts: str, tensors: list[Tensor]) -> Tensor:
-    """The sum, with NumPy's subscripts; see `tinygrad_lenet.functional.einsum`."""
+    """The Einstein sum with NumPy's subscripts; see `tinygrad_lenet.functional.einsum`."""
     inputs, output = _explicit(subscripts, tensors)
     terms = []
     for i, (letters, x) in enumerate(zip(inputs, tensors, strict=True)):
@@ -26,7 +26,7 @@ def contract(subscripts: str, tensors: list[Tensor]) -> Tensor:
 
 
 def _diagonal(i: int, letters: str, x: Tensor) -> tuple[str, Tensor]:
-    """The term with each letter once: the elements of x at which the indices of a repeated letter agree."""
+    """The term with each letter once: the diagonals of x, where the indices of a repeated letter agree."""
     for letter in dict.fromkeys(letters):
         places = [axis for axis, each in enumerate(letters) if each == letter]
         sizes = {x.shape[axis] for axis in places}
@@ -49,7 +49,7 @@ def _check_sizes(terms: list[tuple[str, Tensor]]) -> None:
 
 
 def _cheapest_pair(terms: list[tuple[str, Tensor]], output: str) -> tuple[int, int]:
-    """Which two terms to multiply next: those whose product is smallest, compared with the two."""
+    """The two terms to multiply next: those whose product adds least to the elements to store."""
     best: tuple[float, int, int] | None = None
     for b in range(1, len(terms)):
         for a in range(b):
@@ -64,7 +64,7 @@ def _cheapest_pair(terms: list[tuple[str, Tensor]], output: str) -> tuple[int, i
 
 
 def _product(first: tuple[str, Tensor], second: tuple[str, Tensor], kept: set[str]) -> tuple[str, Tensor]:
-    """Two terms multiplied and summed over the letters that are not kept, as one product of matrices."""
+    """Two terms multiplied and summed over the letters that are not kept, as one matrix product."""
     (p, a), (q, b) = _summed(*first, kept | set(second[0])), _summed(*second, kept | set(first[0]))
     batch = [letter for letter in p if letter in q and letter in kept]
     joined = [letter for letter in p if letter in q and letter not in kept]
@@ -87,7 +87,7 @@ def _summed(letters: str, x: Tensor, kept: set[str]) -> tuple[str, Tensor]:
 
 
 def _explicit(subscripts: str, tensors: list[Tensor]) -> tuple[list[str], str]:
-    """Subscripts with ``...`` spelled out and the output given: the letters of each operand, and of the output."""
+    """The letters of each operand and of the output, with ``...`` and an implicit output spelled out."""
     if not isinstance(subscripts, str):
         raise TypeError(f"einsum: subscripts are {type(subscripts).__name__}; expected a string such as 'ij,jk->ik'")
     text = subscripts.replace(" ", "")
@@ -110,7 +110,7 @@ def _explicit(subscripts: str, tensors: list[Tensor]) -> tuple[list[str], str]:
     ]
     if len({shape[::-1][: min(map(len, shapes))] for shape in shapes}) > 1:
         broadcast_shape("einsum", shapes)
-        raise ShapeError(f"einsum: the axes under ... have shapes {shapes}; they must have the same sizes")
+        raise ShapeError(f"einsum: the axes of ... have shapes {shapes}; expected equal sizes")
     dots = "".join(unused[: max(ranks, default=0)])
     inputs = [letters.replace("...", dots[len(dots) - rank :]) for letters, rank in zip(inputs, ranks, strict=True)]
     if not arrow:
@@ -119,5 +119,5 @@ def _explicit(subscripts: str, tensors: list[Tensor]) -> tuple[list[str], str]:
     output = output.replace("...", dots)
     for letter in output:
         if output.count(letter) > 1 or letter not in "".join(inputs):
-            raise ShapeError(f"einsum: axis {letter} of the output must stand once there and in an operand")
+            raise ShapeError(f"einsum: axis {letter} of the output must appear once there, and in an operand")
     return inputs, output

@@ -1,9 +1,9 @@
 """The public functions. Argument names follow PyTorch where PyTorch has the function, NumPy where NumPy has it.
 
-Tensors, arrays and nested lists are accepted as inputs. Shapes are given by axis letters: N images, C channels, H rows,
-W columns, F output channels, K classes; ``...`` is any number of axes. Every function raises ShapeError (a ValueError)
-for shapes that do not fit, TypeError for parameters of the wrong kind and ValueError for values out of range, before
-anything is computed.
+Inputs may be tensors, arrays or nested lists. Shapes are given by axis letters: N images, C channels, H rows, W
+columns, F output channels, K classes; ``...`` is any number of axes. Before anything is computed, every function raises
+ShapeError (a ValueError) for shapes that do not fit, TypeError for parameters of the wrong type or mixed float dtypes
+where they are not promoted, and ValueError for values out of range.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from .ops.layout import Concatenate, Pad
 from .ops.lenet_1998 import ScaledTanh, ScatterKernels, Subsample2d, connection_table
 from .ops.pool import AvgPool2d, MaxPool2d
 from .shapes import ShapeError, integer, normalize_axis, number
-from .tensor import Tensor, TensorLike, as_tensor, numpy_functions, real_dtype
+from .tensor import Tensor, TensorLike, as_tensor, check_writable, numpy_functions, real_dtype
 
 __all__ = [
     "avg_pool2d",
@@ -54,6 +54,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+    return __all__
+
+
 def conv2d(
     x: TensorLike,
     weight: TensorLike,
@@ -65,8 +69,8 @@ def conv2d(
 ) -> Tensor:
     """Slide ``weight`` over ``x``: x[N C H W], weight[F C/groups KH KW], bias[F] -> y[N F OH OW].
 
-    OH = floor((H + 2 padding - dilation (KH - 1) - 1) / stride) + 1, OW likewise; an integer stands for both axes, a
-    pair for (vertical, horizontal). The kernel is not flipped. Formula: `tinygrad_lenet.ops.conv.Conv2d`.
+    OH = floor((H + 2 padding - dilation (KH - 1) - 1) / stride) + 1, OW likewise. An integer applies to both axes; a
+    pair means (vertical, horizontal). The kernel is not flipped. Formula: `tinygrad_lenet.ops.conv.Conv2d`.
 
     >>> conv2d(np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))).numpy()[0, 0]
     array([[4., 4.],
@@ -104,7 +108,8 @@ def avg_pool2d(
 ) -> Tensor:
     """The mean of each window: x[N C H W] -> y[N C OH OW], OH = floor((H + 2 padding - KH) / stride) + 1.
 
-    ``stride`` defaults to ``kernel_size``. Padding counts as pixels of value 0. Formula: `ops.pool.AvgPool2d`.
+    ``stride`` defaults to ``kernel_size``. Padding counts as pixels of value 0. Formula:
+    `tinygrad_lenet.ops.pool.AvgPool2d`.
 
     >>> avg_pool2d([[[[1, 2], [3, 6]]]], 2).item()
     3.0
@@ -121,7 +126,7 @@ def max_pool2d(
     """The largest pixel of each window: x[N C H W] -> y[N C OH OW], OH = floor((H + 2 padding - KH) / stride) + 1.
 
     ``stride`` defaults to ``kernel_size``; ``padding``, at most half of it, counts as -inf. The gradient goes to the
-    first of several largest pixels. Formula: `ops.pool.MaxPool2d`.
+    first of several largest pixels. Formula: `tinygrad_lenet.ops.pool.MaxPool2d`.
 
     >>> max_pool2d([[[[1, 2], [3, 6]]]], 2).item()
     6.0
@@ -132,8 +137,8 @@ def max_pool2d(
 def subsample2d(x: TensorLike, weight: TensorLike, bias: TensorLike, kernel_size: int | tuple[int, int]) -> Tensor:
     """weight[C] times the sum of each window, plus bias[C]: x[N C H W] -> y[N C OH OW], OH = floor(H / KH).
 
-    The subsampling of LeCun et al. (1998), Section II.B. Windows touch and do not overlap; pixels that do not fill one
-    are left out. Formula: `tinygrad_lenet.ops.pool.Subsample2d`.
+    The subsampling of LeCun et al. (1998), Section II.B. Windows are adjacent; pixels that fill no window
+    are left out. Formula: `tinygrad_lenet.ops.lenet_1998.Subsample2d`.
 
     >>> subsample2d([[[[1, 2], [3, 6]]]], [0.25], [1.0], 2).item()
     4.0
@@ -142,10 +147,10 @@ def subsample2d(x: TensorLike, weight: TensorLike, bias: TensorLike, kernel_size
 
 
 def scatter_kernels(weight: TensorLike, connections: Sequence[Sequence[int]], in_channels: int) -> Tensor:
-    """Kernels for the connected pairs of maps, 0 for all others: weight[K KH KW] -> y[F C KH KW], to convolve with.
+    """A convolution's kernels with 0 for all unconnected pairs of maps: weight[K KH KW] -> y[F C KH KW].
 
-    ``connections`` lists, for each of F output maps, which of the C ``in_channels`` it sees; the k-th pair, read row by
-    row, gets weight[k]. ValueError for a map that does not exist, for one listed twice, and for a row without any.
+    ``connections`` lists, for each of F output maps, which of the C ``in_channels`` it sees; the k-th pair, row by row,
+    gets weight[k]. ValueError if a row is empty, lists a map twice or lists one that does not exist.
 
     >>> scatter_kernels(np.full((3, 1, 1), 7), [[0], [0, 1]], in_channels=2).numpy()[:, :, 0, 0]
     array([[7, 0],
@@ -230,8 +235,8 @@ def logsumexp(x: TensorLike, axis: int | Sequence[int] | None = None, keepdims: 
 def one_hot(labels: TensorLike, classes: int, dtype: Any = np.float32) -> Tensor:
     """labels[N], integers in [0, classes) -> y[N K]: 1 at the label, 0 elsewhere.
 
-    Labels on the host are range-checked (ValueError). On a GPU they are not, since that would wait for it: a label out
-    of range gives a row of zeros.
+    Labels on the host are range-checked (ValueError). On a GPU they are not, since the check would have to wait for the
+    GPU; there, a label out of range gives a row of zeros.
 
     >>> one_hot(np.array([1]), 3)
     Tensor([[0., 1., 0.]])
@@ -241,9 +246,9 @@ def one_hot(labels: TensorLike, classes: int, dtype: Any = np.float32) -> Tensor
 
 
 def _labels(name: str, labels: TensorLike, classes: int, like: Tensor | None = None) -> Tensor:
-    """Class labels[N] as a tensor where ``like`` lies, range-checked first if they lie on the host.
+    """Class labels[N] as a tensor on the device of ``like``, range-checked if they are on the host.
 
-    With ``like``[N K], there must be one for each row.
+    If ``like``[N K] is given, there must be one label per row.
     """
     given = _with_integers(name, "labels", labels, like)
     if given.dtype.kind not in "iu":
@@ -260,7 +265,7 @@ def _labels(name: str, labels: TensorLike, classes: int, like: Tensor | None = N
 
 
 def _with_integers(name: str, what: str, values: Any, like: Tensor | None) -> Tensor:
-    """``values`` as a tensor where ``like`` lies; integers in a list stay integers, unlike in `Tensor`."""
+    """``values`` as a tensor on the device of ``like``; unlike in `Tensor`, integers in a list stay integers."""
     if isinstance(values, Tensor):
         return values
     try:
@@ -326,7 +331,7 @@ def _at_label(name: str, x: Tensor, target: TensorLike) -> Tensor:
 
 
 def mse_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
-    """(x - target)^2, x[...] and target[...] of one shape; ``reduction`` is "mean" or "sum" over all, or "none".
+    """(x - target)^2, x[...] and target[...] of the same shape; ``reduction`` is "mean", "sum" or "none".
 
     >>> mse_loss([1.0, 2.0], [1.0, 4.0]).item()
     2.0
@@ -341,7 +346,8 @@ def mse_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tens
 def rbf(x: TensorLike, centers: TensorLike) -> Tensor:
     """The squared Euclidean distance of each x from each center: x[N J], centers[K J] -> y[N K], at least 0.
 
-    The output layer of LeCun et al. (1998), Eq. 7: a penalty for each class. Formula: `ops.distance.RBF`.
+    The output layer of LeCun et al. (1998), Eq. 7: a penalty for each class. Formula:
+    `tinygrad_lenet.ops.lenet_1998.RBF`.
 
     >>> rbf([[1.0, -1.0]], [[1.0, 1.0], [1.0, -1.0]])
     Tensor([[4., 0.]])
@@ -350,13 +356,13 @@ def rbf(x: TensorLike, centers: TensorLike) -> Tensor:
 
 
 def penalty_loss(penalties: TensorLike, target: TensorLike, j: float | None = None, reduction: str = "mean") -> Tensor:
-    """The penalty y_D of the right class, and with ``j`` the competition of the wrong ones: penalties[N K], target[N].
+    """The loss of the LeNet-5 of 1998, on penalties[N K] and target[N], integers in [0, K).
 
-    Without j, y_D (LeCun et al., 1998, Eq. 8). With it, y_D + log(e**-j + sum_k e**-y_k) (Eq. 9), where e**-j stands
-    for a class of junk, so penalties that are large already are not pushed further. It is the `cross_entropy` of the
-    logits -y_1 ... -y_K, -j, and so it neither overflows nor loses digits. ``target`` holds integers in [0, K);
-    ``reduction`` is "mean" or "sum" over N, or "none" -> y[N]. ValueError for labels out of range, and for j that is
-    not positive.
+    Without ``j`` it is y_D, the penalty of the right class (LeCun et al., 1998, Eq. 8). With ``j``, wrong classes
+    compete: y_D + log(e**-j + sum_k e**-y_k) (Eq. 9), where e**-j stands for a class of junk and keeps penalties that
+    are already large from being pushed further. This is the `cross_entropy` of the logits -y_1 ... -y_K, -j, so it
+    neither overflows nor loses digits. ``reduction`` is "mean" or "sum" over N, or "none" -> y[N]. ValueError for
+    labels out of range and for j <= 0.
 
     >>> penalty_loss([[1.0, 8.0]], [1]).item()
     8.0
@@ -384,10 +390,10 @@ def _reduction(name: str, reduction: str) -> Callable[[Tensor], Tensor]:
 
 
 def dropout(x: TensorLike, p: float = 0.5, training: bool = True, rng: np.random.Generator | None = None) -> Tensor:
-    """Each element of x[...] set to 0 with probability ``p``, the others divided by 1 - p; x itself if not training.
+    """x[...] with each element set to 0 with probability ``p`` and the others divided by 1 - p; x if not training.
 
-    Srivastava et al. (2014), in the form that needs nothing at test time. The choice comes from ``rng`` (default: a
-    fresh NumPy generator), on the host, so that every device draws the same.
+    Srivastava et al. (2014), in the form that needs no correction at test time. The elements are drawn from ``rng``
+    (default: a fresh NumPy generator) on the host, so every device draws the same. TypeError unless x holds floats.
 
     >>> dropout([1.0, 1.0, 1.0], p=0.5, rng=np.random.default_rng(2))
     Tensor([2., 0., 0.])
@@ -414,8 +420,8 @@ def batch_norm(
 ) -> Tensor:
     """weight (x - mean) / sqrt(var + eps) + bias for each channel: x[N C ...], all others [C] (Ioffe & Szegedy 2015).
 
-    While training, mean and variance are those of the batch, and the running ones, if given as tensors, move towards
-    them in place by ``momentum`` (the variance in its unbiased form); else the running ones are used.
+    While training, mean and variance are those of the batch, and running ones that are tensors move towards them in
+    place by the fraction ``momentum`` (towards the unbiased variance). Otherwise the running ones are used.
 
     >>> batch_norm([[1.0], [3.0]], None, None, training=True, eps=0.0)
     Tensor([[-1.],
@@ -451,6 +457,7 @@ def batch_norm(
         with no_grad():
             for running, batch in statistics:
                 if isinstance(running, Tensor):
+                    check_writable("batch_norm", "a running statistic", running)
                     updates.append((running, (1 - momentum) * running + momentum * batch.reshape(channels)))
             for running, new in updates:
                 running[...] = new
@@ -465,7 +472,7 @@ def batch_norm(
 
 
 def pad(x: TensorLike, pad_width: int | Sequence[Any], value: float = 0.0) -> Tensor:
-    """x[...] with ``value`` around it; ``pad_width`` as NumPy's: an integer, (before, after), or one such pair an axis.
+    """x[...] with ``value`` around it; ``pad_width`` is an integer, (before, after), or one such pair per axis.
 
     >>> pad([1.0], (2, 1))
     Tensor([0., 0., 1., 0.])
@@ -480,7 +487,7 @@ def pad(x: TensorLike, pad_width: int | Sequence[Any], value: float = 0.0) -> Te
 
 
 def where(condition: TensorLike, x: TensorLike, y: TensorLike) -> Tensor:
-    """x where ``condition`` holds, else y, broadcast together; the branch not taken gets a gradient of 0.
+    """x where ``condition`` holds, else y, broadcast together; where an element is not selected, its gradient is 0.
 
     >>> where(np.array([True, False]), 1.0, np.zeros(2))
     Tensor([1., 0.], dtype=float64)
@@ -489,7 +496,7 @@ def where(condition: TensorLike, x: TensorLike, y: TensorLike) -> Tensor:
 
 
 def maximum(x: TensorLike, y: TensorLike) -> Tensor:
-    """The larger of x[...] and y[...], broadcast together; ties share the gradient half and half.
+    """The larger of x[...] and y[...], broadcast together; at a tie, each gets half of the gradient.
 
     >>> maximum([1.0, 5.0], 2.0)
     Tensor([2., 5.])
@@ -498,7 +505,7 @@ def maximum(x: TensorLike, y: TensorLike) -> Tensor:
 
 
 def minimum(x: TensorLike, y: TensorLike) -> Tensor:
-    """The smaller of x[...] and y[...], broadcast together; ties share the gradient half and half.
+    """The smaller of x[...] and y[...], broadcast together; at a tie, each gets half of the gradient.
 
     >>> minimum([1.0, 5.0], 2.0)
     Tensor([1., 2.])
@@ -516,7 +523,7 @@ def concatenate(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
 
 
 def stack(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
-    """The tensors, all of one shape, side by side along a new axis at place ``axis`` of the result.
+    """The tensors, all of the same shape, joined along a new axis, whose position in the result is ``axis``.
 
     >>> stack([[1.0], [2.0]], axis=1)
     Tensor([[1., 2.]])
@@ -525,8 +532,11 @@ def stack(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
     for i, x in enumerate(tensors):
         if x.shape != tensors[0].shape:
             raise ShapeError(f"stack: input {i} has shape {x.shape}, input 0 {tensors[0].shape}; expected the same")
-    place = normalize_axis("stack", axis, tensors[0].ndim + 1)
-    return Concatenate(place)(*(x.expand_dims(place) for x in tensors))
+    shape = tensors[0].shape
+    place = normalize_axis("stack", axis, len(shape) + 1)
+    if place == len(shape):
+        return Concatenate(place)(*(x.expand_dims(place) for x in tensors))
+    return Concatenate(place)(*tensors).reshape((*shape[:place], len(tensors), *shape[place:]))
 
 
 def _tensors(op: str, xs: Sequence[TensorLike]) -> list[Tensor]:
@@ -539,9 +549,10 @@ def _tensors(op: str, xs: Sequence[TensorLike]) -> list[Tensor]:
 
 
 def einsum(subscripts: str, *operands: TensorLike) -> Tensor:
-    """Einstein's sum over named axes, with NumPy's subscripts: letters, commas, ``...`` and an optional ``->``.
+    """Einstein summation with NumPy's subscripts: letters, commas, ``...`` and an optional ``->``.
 
-    The axes under ``...`` must have equal sizes; axes of size 1 are not repeated.
+    The axes of ``...`` must have equal sizes; axes of size 1 are not repeated. Operands are multiplied in pairs, as
+    matrix products.
 
     >>> einsum("ij,ij->i", [[1.0, 2.0]], [[3.0, 4.0]])
     Tensor([11.])

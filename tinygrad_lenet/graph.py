@@ -1,28 +1,29 @@
-"""What was computed from what: nodes, the one walk over them, and the backward pass.
+"""The recorded graph: nodes, the one walk over them, and the backward pass.
 
-A `Node` remembers the op that made it and that op's inputs. Nodes refer only to what they were made from, never to what
-was made from them, so a graph has no reference cycles and is freed the moment its output is dropped. One clock counts
-recorded results and writes into memory: sorted by it, a graph is in the order in which it was computed, and a value
-that was written to after an op kept it is noticed.
+A `Node` keeps the op that made it and that op's inputs. Nodes refer only to their inputs, never to their users, so a
+graph has no reference cycles and is freed as soon as its output is dropped. One clock counts recorded results and
+writes into memory: sorting by it puts a graph in the order of computation, and comparing times reveals values that were
+overwritten after an op kept them.
 
-`tinygrad_lenet.Tensor` is the node that holds an array. Nothing here looks at values.
+`tinygrad_lenet.Tensor` is the node that holds an array. Nothing here depends on values.
 """
 
 import functools
 import inspect
 import itertools
 import operator
-import threading
+import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, overload
 
 from .backend import Array, memory_of
 from .shapes import Shape
 
 Rule = Callable[..., Any]  # an op's backward or curvature
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Node:
@@ -40,7 +41,7 @@ class Node:
 
 
 class Observer(Protocol):
-    """What looks on while ops run; see `observed`."""
+    """Something that watches ops run; see `observed`."""
 
     def computed(self, op: Any, inputs: Sequence[Any], output: Any) -> None:
         """An op has been applied to ``inputs``, tensors and numbers."""
@@ -49,11 +50,11 @@ class Observer(Protocol):
         """The gradient for the input called ``name`` of the op that made ``node``."""
 
     def within_backward(self) -> "Observer | None":
-        """What looks on at the ops that compute gradients."""
+        """The observer of the ops that compute gradients."""
 
 
 class Mode(NamedTuple):
-    """Whether ops are recorded, and what looks on."""
+    """Whether ops are recorded, and who observes them."""
 
     recording: bool = True
     observer: Observer | None = None
@@ -71,10 +72,13 @@ def _switched(to: Mode) -> Iterator[None]:
         _restore(token)
 
 
-def _restore(token: Token[Mode]) -> None:
+def _restore(token: Token[Mode]) -> bool:
     """Go back to the mode before; a generator that is closed in another thread or task has nothing to restore there."""
-    with suppress(ValueError):
+    try:
         mode.reset(token)
+    except ValueError:
+        return False
+    return True
 
 
 def observed(observer: Observer | None) -> Any:
@@ -85,7 +89,7 @@ def observed(observer: Observer | None) -> Any:
 class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_grad
     """Within this block nothing is recorded and results require no gradient; also a decorator, with or without ().
 
-    A decorated generator or coroutine runs without recording, and what happens between its steps is not affected.
+    A decorated generator or coroutine runs without recording; code that runs between its steps is not affected.
 
     >>> from tinygrad_lenet import Tensor
     >>> x = Tensor(2.0, requires_grad=True)
@@ -94,25 +98,34 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
     False
     """
 
-    _tokens: dict[int, list[Token[Mode]]]  # for each thread, since an object may be used again, also within itself
+    _tokens: list[Token[Mode]]  # of all threads and tasks that are within
 
-    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+    @overload
+    def __new__(cls, function: None = None) -> Self: ...
+
+    @overload
+    def __new__(cls, function: Function) -> Function: ...  # type: ignore[misc]  # it decorates, so it is no no_grad
+
+    def __new__(cls, function: Any = None) -> Any:
         self = super().__new__(cls)
-        self._tokens = {}
+        self._tokens = []
         return self if function is None else self(function)
 
     def __enter__(self) -> None:
-        token = mode.set(mode.get()._replace(recording=False))
-        self._tokens.setdefault(threading.get_ident(), []).append(token)
+        self._tokens.append(mode.set(mode.get()._replace(recording=False)))
 
     def __exit__(self, *exception: object) -> None:
-        here = self._tokens.get(threading.get_ident())
-        if here:
-            _restore(here.pop())
+        for token in reversed(self._tokens):  # the last that belongs to this thread and task
+            if _restore(token):
+                self._tokens.remove(token)
+                return
 
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, function: Function) -> Function:
+        return self._around(function)
+
+    def _around(self, function: Any) -> Any:
         if not callable(function):
-            raise TypeError(f"no_grad: {function!r} is no function; write `with no_grad():` or decorate a function")
+            raise TypeError(f"no_grad: {function!r} is not a function; write `with no_grad():` or decorate a function")
         if inspect.isgeneratorfunction(function):
 
             @functools.wraps(function)
@@ -125,14 +138,19 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
             @functools.wraps(function)
             async def stream(*arguments: Any, **options: Any) -> Any:
                 inner = function(*arguments, **options)
+                send, value = inner.asend, None
                 try:
                     while True:
-                        with no_grad():
-                            try:
-                                item = await anext(inner)
-                            except StopAsyncIteration:
-                                return
-                        yield item
+                        try:
+                            item = await _awaited(send(value))
+                        except StopAsyncIteration:
+                            return
+                        try:
+                            send, value = inner.asend, (yield item)
+                        except GeneratorExit:
+                            raise
+                        except BaseException as error:
+                            send, value = inner.athrow, error
                 finally:
                     await inner.aclose()
 
@@ -141,8 +159,7 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
 
             @functools.wraps(function)
             async def coroutine(*arguments: Any, **options: Any) -> Any:
-                with no_grad():
-                    return await function(*arguments, **options)
+                return await _awaited(function(*arguments, **options))
 
             return coroutine
 
@@ -155,7 +172,7 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
 
 
 def _steps(inner: Any) -> Any:
-    """Run a generator so that it records nothing, while its caller does as before."""
+    """Run a generator without recording, leaving its caller's mode as it is."""
     send: Callable[[Any], Any] = inner.send
     value: Any = None
     try:
@@ -175,6 +192,9 @@ def _steps(inner: Any) -> Any:
         inner.close()
 
 
+_awaited: Callable[[Any], Any] = types.coroutine(_steps)  # a coroutine is run in steps, as a generator is
+
+
 REGISTRY: dict[str, Any] = {}  # the class of each op by its name; `tinygrad_lenet.op.Op` fills it
 
 
@@ -188,10 +208,10 @@ def _made(op_class: Any, *parameters: Any) -> Any:
 
 
 def op(name: str, *parameters: Any) -> Any:
-    """The op called ``name`` with these parameters; made once, as ops do not change."""
+    """The op called ``name`` with these parameters; it is made once, since ops do not change."""
     for each in parameters:
         if type(each) not in _PLAIN and not (type(each) is tuple and _WHOLE.issuperset(map(type, each))):
-            return REGISTRY[name](*parameters)  # True would be found as 1, and a list cannot be looked up
+            return REGISTRY[name](*parameters)  # True would be looked up as 1, and a list cannot be looked up
     return _made(REGISTRY[name], *parameters)
 
 
@@ -205,7 +225,7 @@ _writes: dict[int, list[Any]] = {}  # id of the array that owns the memory -> [w
 
 
 def note_write(*arrays: Array) -> None:
-    """Note that the memory of ``arrays`` was written to, now."""
+    """Note that the memory of ``arrays`` has just been written to."""
     global _last_write
     _last_write = now = tick()
     for array in arrays:
@@ -220,12 +240,13 @@ def note_write(*arrays: Array) -> None:
 
 def _refuse_overwritten(y: Node) -> None:
     """ValueError if an input of the op that made y, or y itself, has been written to since."""
-    if _last_write <= y.made or not y.op.reads_values:
+    if _last_write <= y.made or not y.op.read:
         return
-    for spec, x in zip(
-        [*y.op.parsed.specs(len(y.inputs or ())), y.op.parsed.output], [*(y.inputs or ()), y], strict=True
-    ):
-        if isinstance(x, Node) and _writes.get(id(memory_of(x.data)), (None, 0))[1] > y.made:
+    inputs, signature = y.inputs or (), y.op.parsed
+    for spec, x in zip([*signature.specs(len(inputs)), signature.output], [*inputs, y], strict=True):
+        if spec.name not in y.op.read or not isinstance(x, Node):
+            continue
+        if _writes.get(id(memory_of(x.data)), (None, 0))[1] > y.made:
             raise ValueError(
                 f"backward: {spec.name}, of shape {x.data.shape}, was written to after {y.op.name} had used it, so its "
                 "gradient would be wrong; call backward before the write (an optimiser's step is one), or compute the "
@@ -239,7 +260,7 @@ def _refuse_overwritten(y: Node) -> None:
 def ancestors(output: Node) -> list[Node]:
     """``output`` and all nodes that it was computed from and that require a gradient, inputs before outputs.
 
-    An explicit stack, so the depth of a graph is limited only by memory. ValueError if part of it has been freed.
+    It uses an explicit stack, so only memory limits the depth of a graph. ValueError if part of it has been freed.
     """
     if not output._requires_grad:
         return [output]
@@ -260,7 +281,10 @@ def ancestors(output: Node) -> list[Node]:
 
 
 class Path:
-    """The nodes that lead from ``targets`` (default: all leaves) to ``output``, for passes from the output back."""
+    """The nodes that lead from ``targets`` (default: all leaves) to ``output``, for passes back from the output."""
+
+    wanted: set[int]  # ids of the targets
+    leading: set[int]  # and of all nodes between them and the output, ends included
 
     def __init__(self, caller: str, output: Node, targets: Sequence[Node] | None) -> None:
         self._nodes = ancestors(output)
@@ -281,18 +305,18 @@ class Path:
         return self._nodes
 
     def backwards(self) -> Iterator[Node]:
-        """The nodes from the output back, each forgotten here when it is handed out."""
+        """The nodes from the output back; each one is dropped here when it is yielded."""
         while self._nodes:
             yield self._nodes.pop()
 
     def continues(self, y: Node) -> bool:
-        """Whether the path goes on from y to an input."""
+        """Whether the path continues from y to an input."""
         return y.op is not None and (self._all or any(id(x) in self.leading for x in y.inputs or ()))
 
 
 def backpropagate(path: Path, output: Node, gy: Any, retain_graph: bool, create_graph: bool) -> list[tuple[Any, Any]]:
-    """Each wanted node of the path with its gradient, in the order in which they are reached."""
-    pending = {id(output): gy}  # gradients of nodes some of whose users have not been visited yet
+    """Each wanted node of the path with its gradient, in the order in which the pass reaches them."""
+    pending = {id(output): gy}  # gradients of nodes, some of whose users have not been visited yet
     found = []
     now = mode.get()
     inside = Mode(create_graph, None if now.observer is None else now.observer.within_backward())
@@ -312,7 +336,7 @@ def backpropagate(path: Path, output: Node, gy: Any, retain_graph: bool, create_
 
 
 def add_up(pending: dict[int, Any], gradients: Iterable[tuple[Node, Any]]) -> None:
-    """Add each node's new gradient to what is known of it; a new tensor, since gradients may share memory."""
+    """Add each new gradient to the node's known one, out of place, since gradients may share memory."""
     for x, gx in gradients:
         known = pending.get(id(x))
         pending[id(x)] = gx if known is None else known + gx
@@ -321,10 +345,10 @@ def add_up(pending: dict[int, Any], gradients: Iterable[tuple[Node, Any]]) -> No
 def input_gradients(
     y: Node, wanted: set[int], observer: Observer | None, rule: Rule, *gradients: Any
 ) -> Iterator[tuple[Node, Any]]:
-    """Each wanted input of the op that made y with the gradient that ``rule``, of that op, gives for it.
+    """Each wanted input of the op that made y, with its gradient by that op's ``rule``.
 
-    The gradient is checked and brought to the input's shape and dtype, which undoes broadcasting and promotion once for
-    all ops.
+    The gradient is checked and converted to the input's shape and dtype, which undoes broadcasting and promotion for
+    all ops in one place.
     """
     op, inputs = y.op, y.inputs or ()
     try:
@@ -347,10 +371,10 @@ def input_gradients(
 
 
 def _fitted(op: Any, rule: str, spec: Any, gx: Any, x: Node, y: Node) -> Any:
-    """The gradient for one input, checked and brought to the input's shape and dtype."""
+    """The gradient for one input, checked and converted to the input's shape and dtype."""
     shape, dtype, computed = x.data.shape, x.data.dtype, y.data.dtype
     if gx is None:
-        raise ValueError(f"{op.name}: no gradient is defined for {spec.name}; detach() it if that is meant")
+        raise ValueError(f"{op.name}: no gradient is defined for {spec.name}; detach() it if it should have none")
     if not isinstance(gx, Node):
         raise TypeError(f"{op.name}: {rule} returned {type(gx).__name__} for {spec.name}; expected a Tensor")
     found: Array = gx.data
@@ -374,7 +398,7 @@ def _unbroadcast(gx: Any, shape: Shape) -> Any:
 
 
 def _replaced(gy: Any, answer: Any) -> Any:
-    """The gradient, or what a hook gave in its place."""
+    """The gradient, or the one that a hook returned instead."""
     if answer is None:
         return gy
     expected = f"{gy.dtype} of shape {gy.shape}"

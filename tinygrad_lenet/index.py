@@ -1,7 +1,7 @@
-"""Indices as NumPy has them, taken apart into a pattern and the arrays in it.
+"""Splits NumPy's indices into a pattern and the arrays in it.
 
-The pattern holds integers, slices, None, ..., True, False, and `AT` for each array. The pattern becomes a parameter of
-an op; the arrays become inputs of it, since they may change from run to run.
+The pattern holds integers, slices, None, ..., True, False, and `AT` for each array. It becomes a parameter of an op,
+whereas the arrays become inputs of the op, since they may change from run to run.
 """
 
 import numbers
@@ -20,15 +20,15 @@ Pattern = tuple[Any, ...]
 def parse(op: str, index: Any, shape: Shape) -> tuple[Pattern, list[Any]]:
     """The pattern of an index into an array of ``shape``, and its arrays: tensors, or copies that nobody can change.
 
-    A mask, an array of booleans, is returned once for as many `AT` as it has axes. TypeError for what is no index,
-    ShapeError for more parts than there are axes, IndexError for an index on the host that is out of range.
+    A mask, an array of booleans, is returned once but has one `AT` per axis. TypeError for anything that is not an
+    index, ShapeError for more parts than there are axes, IndexError for an index on the host that is out of range.
 
     >>> parse("getitem", (slice(2), [0, 1]), (4, 5))
     ((slice(None, 2, None), 'array'), [array([0, 1])])
     """
     parts = [_part(op, part) for part in (index if isinstance(index, tuple) else (index,))]
     if sum(part is Ellipsis for part in parts) > 1:
-        raise IndexError(f"{op}: an index may hold ... once")
+        raise IndexError(f"{op}: an index may contain ... only once")
     named = sum(map(_axes_named, parts))
     if named > len(shape):
         raise ShapeError(f"{op}: the index names {named} axes; x has shape {shape}")
@@ -54,7 +54,7 @@ def parse(op: str, index: Any, shape: Shape) -> tuple[Pattern, list[Any]]:
 
 
 def _part(op: str, part: Any) -> Any:
-    """One part of an index: as it is, an integer, True or False, a tensor, or a host array of integers or booleans."""
+    """A part of an index, unchanged or as an integer, True, False, a tensor, or a host array."""
     if part is None or part is Ellipsis or isinstance(part, slice):
         return part
     if isinstance(part, (bool, np.bool_)):
@@ -65,9 +65,9 @@ def _part(op: str, part: Any) -> Any:
         try:
             part = np.array(part)
         except ValueError:
-            raise TypeError(f"{op}: {part!r} is no index; expected a rectangular list of integers") from None
+            raise TypeError(f"{op}: {part!r} is not an index; expected a rectangular list of integers") from None
         if not part.size and part.dtype.kind == "f":
-            part = part.astype(np.int64)  # of an empty list
+            part = part.astype(np.int64)  # an empty list
     values = _values(part)
     if values.dtype.kind not in "iub":
         raise TypeError(f"{op}: an index may hold integers, slices, booleans, None and ..., not {part!r}")
@@ -79,7 +79,7 @@ def _values(part: "Node | np.ndarray") -> Any:
 
 
 def _axes_named(part: Any) -> int:
-    """How many axes a part of an index stands for."""
+    """The number of axes that a part of an index stands for."""
     if isinstance(part, (Node, np.ndarray)) and _values(part).dtype.kind == "b":
         return len(_values(part).shape)
     return 0 if part is None or part is Ellipsis or isinstance(part, bool) else 1
@@ -94,12 +94,15 @@ def _check_range(op: str, low: int, high: int, axis: int, shape: Shape) -> None:
 def indexed_shape(op: str, shape: Shape, pattern: Pattern, arrays: Sequence[Shape]) -> Shape:
     """The shape of x[index], where x has ``shape``, the index ``pattern``, and its arrays the shapes ``arrays``.
 
-    Axes that arrays and integers choose from are replaced by the shape that the arrays broadcast to: in place if they
-    are neighbours, else in front, as in NumPy. ShapeError if the pattern does not fit.
+    The axes that arrays and integers index are replaced by the shape that the arrays broadcast to: at their place if
+    they are adjacent, else in front, as in NumPy. ShapeError if the pattern does not fit.
 
     >>> indexed_shape("getitem", (4, 5, 6), (AT, slice(2), AT), [(3,), (3,)])
     (3, 2)
     """
+    if len(pattern) <= len(shape) and all(type(part) is int or type(part) is slice for part in pattern):  # most often
+        sliced = [(part, n) for part, n in zip(pattern, shape, strict=False) if type(part) is slice]
+        return (*[len(range(*part.indices(n))) for part, n in sliced], *shape[len(pattern) :])
     named = sum(map(_axes_named, pattern))
     if named > len(shape) or pattern.count(AT) != len(arrays):
         raise ShapeError(f"{op}: pattern {pattern} with {len(arrays)} arrays does not fit shape {shape}")
@@ -110,7 +113,7 @@ def indexed_shape(op: str, shape: Shape, pattern: Pattern, arrays: Sequence[Shap
     given = iter(arrays)
     result: list[int] = []
     chosen: list[Shape] = []
-    places: list[int] = []  # how many axes of the result stand before each part that chooses
+    places: list[int] = []  # how many axes of the result come before each such part
     axis = 0
     for part in parts:
         if part is None:

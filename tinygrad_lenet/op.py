@@ -1,10 +1,11 @@
 """The op convention: what an op declares, and what happens when it is applied.
 
-An `Op` says what it computes (`forward`, on arrays) and how a gradient flows back (`backward`, on tensors, so that a
-gradient can be differentiated again). Every array that a tensor holds was made by an op or given by the user: there is
-no other way in.
+An `Op` says what it computes (`forward`, on arrays) and how gradients flow back (`backward`, on tensors, so gradients
+can themselves be differentiated). Every array that a tensor holds was computed by an op or given by the user; nothing
+computes outside ops.
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,11 @@ Gradient = Tensor | Callable[[], Tensor] | None
 
 @dataclass(frozen=True)
 class Domain:
-    """The values of an input on which an op's tests evaluate it.
+    """The values on which tests evaluate an input of an op.
 
-    ``kinks`` are points where the derivative jumps; drawn values keep away from them. Inputs that are ``distinct``
-    get values that all differ clearly, within an input and between inputs, so that a maximum has no ties. ``kind`` is
-    "real", or what has no gradient: "constant" numbers, "boolean", or "index" for integers in [low, high).
+    ``kinks`` are points where the derivative jumps; drawn values keep away from them. With ``distinct``, all values
+    differ clearly, within an input and between inputs, so a maximum has no ties. ``kind`` is "real" or, for inputs
+    without a gradient, "constant" for numbers, "boolean", or "index" for integers in [low, high).
     """
 
     low: float = -2.0
@@ -45,20 +46,20 @@ CONSTANT = Domain(kind="constant")
 
 @dataclass_transform(eq_default=True)
 class Op:
-    """One function of arrays: the formula, its derivative, its shapes and where it can be tested, in one place.
+    """A function of arrays: the formula, its derivative, its shapes and the values to test it on, in one place.
 
     A subclass has a docstring that states the forward formula, the derivative and what happens at ties and kinks; a
     ``signature`` (see `tinygrad_lenet.shapes`); ``domains``, the values to test each input on; ``forward``, and
-    ``backward`` if an input can have a gradient. Annotated names are parameters, which become fields as in a dataclass:
-    ``rules`` says for each what it may be, ``parameters`` lists values to test it with, and ``sizes`` the sizes to test
+    ``backward`` if an input can have a gradient. Annotated names are parameters and become fields, as in a dataclass:
+    ``rules`` restricts their values, ``parameters`` lists values to test them with, and ``sizes`` lists sizes to test
     an axis with ("..." for whole leading shapes). Defining the class registers it; TypeError if something is missing.
 
-    What becomes of the dtypes of the inputs, before ``forward`` sees them, is one of these for all ops:
+    Before ``forward`` is called, these rules convert the inputs' dtypes, for all ops:
 
-    - Inputs of several float dtypes are promoted as NumPy does, or refused if ``one_float_dtype``.
-    - Integers and booleans that meet floats take their dtype. Numbers, NumPy's scalars too, take that of the arrays.
-    - Where all are integers or booleans, ``integers`` decides: "int64", so that nothing wraps round; "float", for which
-      they become float32; "kept", as they are (then all of one dtype); "refused"; or "native", left to NumPy.
+    - Different float dtypes are promoted as in NumPy, or refused if ``one_float_dtype``.
+    - Integers and booleans that meet floats take their dtype. Numbers, including NumPy scalars, take the arrays' dtype.
+    - If all are integers or booleans, ``integers`` decides: "int64", so nothing wraps around; "float", which makes them
+      float32; "kept", which leaves a single dtype as it is; "refused"; or "native", which leaves it to NumPy.
     """
 
     signature: ClassVar[str]
@@ -68,18 +69,19 @@ class Op:
     sizes: ClassVar[Mapping[str, Sequence[Any]]] = {}
     integers: ClassVar[Literal["int64", "float", "kept", "refused", "native"]] = "float"
     one_float_dtype: ClassVar[bool] = False
-    reads_values: ClassVar[bool] = True  # whether backward depends on the values of inputs or output
+    reads_values: ClassVar[bool] = True  # whether backward depends on the values of inputs or output, indices aside
     writes: ClassVar[bool] = False  # whether forward writes into the first input, which is then the output
     curved: ClassVar[bool] = False  # whether `curvature` keeps the op's own second derivative, as losses do
 
     name: ClassVar[str]
     parsed: ClassVar[Signature]
     differentiable: ClassVar[bool]  # whether there is a backward
+    read: ClassVar[frozenset[str]]  # the inputs, and the output, whose values backward depends on
     _divisors: ClassVar[tuple[str, ...]]
-    _typed: ClassVar[bool]  # whether some inputs must be booleans or integers
+    _typed: ClassVar[float]  # the place of the first input that must be booleans or integers; inf if there is none
 
     def __init_subclass__(cls, kind: bool = False) -> None:
-        if kind:  # of ops, such as the elementwise ones, and itself none
+        if kind:  # a kind of op, such as the elementwise ones, not an op itself
             return
         missing = [
             word
@@ -94,7 +96,6 @@ class Op:
             raise TypeError(f"op {cls.__name__} lacks {', '.join(missing).replace('__doc__', 'a docstring')}")
         cls.parsed = parsed = Signature.parse(cls.signature)
         cls.name = parsed.op
-        cls._typed = any(domain.kind in ("boolean", "index") for domain in cls.domains.values())
         cls._divisors = tuple({axis.partition("/")[2] for x in parsed.inputs for axis in x.axes if "/" in axis})
         fields = {name for base in cls.__mro__ if base is not Op for name in get_annotations(base)}
         if fields != set(cls.parameters):
@@ -102,6 +103,10 @@ class Op:
             raise TypeError(f"op {cls.__name__}: no test values are given for parameter {odd}, or it is no field")
         if set(cls.domains) != {x.name for x in parsed.inputs}:
             raise TypeError(f"op {cls.__name__}: domains are for {sorted(cls.domains)}, inputs are {cls.signature}")
+        typed = (i for i, x in enumerate(parsed.inputs) if cls.domains[x.name].kind in ("boolean", "index"))
+        cls._typed = next(typed, math.inf)
+        read = {x.name for x in parsed.inputs if cls.reads_values or cls.domains[x.name].kind == "index"}
+        cls.read = frozenset(read | {parsed.output.name} if cls.reads_values else read)
         if cls.name in REGISTRY and REGISTRY[cls.name].__module__ != cls.__module__:
             raise TypeError(f"op {cls.__name__}: the name {cls.name!r} is taken by {REGISTRY[cls.name]}")
         if fields:
@@ -115,38 +120,42 @@ class Op:
     def __repr__(self) -> str:  # of an op with parameters, dataclass writes it
         return f"{type(self).__name__}()"
 
-    def output_shape(self, *shapes: Shape) -> Shape | None:
+    # In these four, Any and **named let an op's own signature have its inputs by name, as type checkers see it.
+
+    def output_shape(self, *shapes: Any, **named: Any) -> Shape | None:
         """The output's shape; ShapeError for shapes that do not fit. None if it depends on the values of the inputs."""
         leading, sizes = self.bind(shapes)
         return (*leading, *[sizes[axis] for axis in self.parsed.output.fixed_axes])
 
     def bind(self, shapes: tuple[Shape, ...]) -> tuple[Shape, dict[str, int]]:
-        """What ``...`` stands for and the size of each axis, by the signature; ShapeError if shapes do not fit."""
+        """The axes that ``...`` stands for and the size of each named axis; ShapeError if the shapes do not fit."""
         return _bind(self.parsed, shapes, tuple([(name, getattr(self, name)) for name in self._divisors]))
 
-    def forward(self, xp: Any, *arrays: Array) -> Array:
+    def forward(self, xp: Any, *arrays: Any, **named: Any) -> Array:
         """Compute the output from arrays of namespace ``xp``."""
         raise TypeError(f"op {type(self).__name__} lacks forward")
 
-    def backward(self, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
+    def backward(self, gy: Tensor, y: Tensor, /, *inputs: Any, **named: Any) -> Gradient | tuple[Gradient, ...]:
         """The gradient for each input, given d(loss)/dy: a tensor, None, or a function that is called if needed."""
         raise TypeError(f"op {type(self).__name__} lacks backward")
 
-    def curvature(self, hy: Tensor, gy: Tensor, y: Tensor, /, *inputs: Any) -> Gradient | tuple[Gradient, ...]:
+    def curvature(
+        self, hy: Tensor, gy: Tensor, y: Tensor, /, *inputs: Any, **named: Any
+    ) -> Gradient | tuple[Gradient, ...]:
         """For each input x_j, sum_i hy_i (dy_i/dx_j)^2; a ``curved`` op adds gy_i d2y_i/dx_j2, where that is positive.
 
-        An op need not have this second rule; see the function `tinygrad_lenet.curvature`.
+        This rule is optional; see the function `tinygrad_lenet.curvature`.
         """
         raise ValueError(f"curvature: op {self.name} has no curvature rule")
 
     def compute(self, backend: Backend, arrays: Sequence[Any]) -> Array:
-        """The output, by a faster kernel if there is one and it covers these inputs."""
+        """The output, from a faster kernel if there is one that covers these inputs."""
         kernel = find_kernel(backend.name, self.name)
         y = NotImplemented if kernel is None else kernel(self, backend.xp, *arrays)
         return self.forward(backend.xp, *arrays) if y is NotImplemented else y
 
     def __call__(self, *inputs: TensorLike | None) -> Tensor:
-        """Check, compute and, if an input requires a gradient, record. A last input that is None is left out."""
+        """Check, compute and, if an input requires a gradient, record. A last input of None counts as left out."""
         if inputs and inputs[-1] is None:
             inputs = inputs[:-1]
         operands: list[Any] = []
@@ -169,7 +178,7 @@ class Op:
                 dtype = array.dtype if dtype is None else False
         backend = backend_of(*arrays)
         self._shape(tuple(shapes))
-        if not dtype or dtype.kind != "f" or self._typed:  # several dtypes, integers, or numbers alone
+        if not dtype or dtype.kind != "f" or len(operands) > self._typed:  # several dtypes, integers, numbers alone
             operands = _converted(self, operands)
             arrays = [x.data if isinstance(x, Tensor) else x for x in operands]
         if backend is NUMPY:
@@ -196,10 +205,11 @@ class Op:
         return out
 
     def _shape(self, shapes: tuple[Shape, ...]) -> Shape | None:
-        """`output_shape`, remembered, for an op that is applied again and again."""
+        """`output_shape`, cached for ops that are applied again and again."""
         known: dict[Any, Any] = self.__dict__.setdefault("_known_shapes", {})
-        if shapes in known:
-            return known[shapes]
+        shape = known.get(shapes, False)
+        if shape is not False:
+            return shape
         if len(known) > 64:
             known.clear()
         shape = known[shapes] = self.output_shape(*shapes)
@@ -215,11 +225,13 @@ def _bind(
 
 def _operand(x: Any) -> Tensor | Number:
     """An op's input: a tensor, or a Python number, which goes with any device and takes its dtype from the others."""
+    if type(x) is int and x.bit_length() > 1023:
+        raise ValueError(f"an integer of {x.bit_length()} bits is larger than any number that an array holds")
     if type(x) in (int, float, bool):
         return x
-    if isinstance(x, np.generic):
+    if isinstance(x, np.generic) and x.dtype.kind in "fiub":
         x = x.item()
-        return float(x) if isinstance(x, np.floating) else x  # of a long double, item is one
+        return float(x) if isinstance(x, np.floating) else x  # the item of a long double is one, too
     return Tensor(x)
 
 
@@ -228,7 +240,7 @@ _FLOAT32 = np.dtype(np.float32)
 
 
 def _converted(op_: Op, operands: list[Any]) -> list[Any]:
-    """The inputs, whose dtypes are not all one float, brought to what the op computes in."""
+    """The inputs, converted to the dtype in which the op computes; called unless all have the same float dtype."""
     found = tuple([x.dtype if isinstance(x, Tensor) else type(x) for x in operands])
     target, changed = _conversion(type(op_), found)  # type: ignore[arg-type]
     if target is None:
@@ -247,7 +259,7 @@ def _converted(op_: Op, operands: list[Any]) -> list[Any]:
 
 @lru_cache(maxsize=4096)
 def _conversion(op_class: Any, found: tuple[Any, ...]) -> "tuple[np.dtype[Any] | None, tuple[int, ...]]":
-    """For inputs of these dtypes, or types of Python numbers: the dtype to compute in, and which inputs change."""
+    """For inputs of these dtypes or Python types: the dtype to compute in, and which inputs to convert."""
     name, specs = op_class.name, op_class.parsed.specs(len(found))
     chosen = []
     for i, (spec, dtype) in enumerate(zip(specs, found, strict=True)):
@@ -263,11 +275,11 @@ def _conversion(op_class: Any, found: tuple[Any, ...]) -> "tuple[np.dtype[Any] |
     target = _common_dtype(op_class, [found[i] for i in chosen])
     arrays = [i for i in chosen if isinstance(found[i], np.dtype)]
     changed = [i for i in arrays if found[i] != target and (found[i].kind != "f" or target.kind != "f")]
-    return target, tuple(changed if arrays else chosen[:1])  # of numbers alone, one becomes an array
+    return target, tuple(changed if arrays else chosen[:1])  # if there are only numbers, one becomes an array
 
 
 def _common_dtype(op_class: type[Op], found: list[Any]) -> np.dtype[Any]:
-    """The dtype that an op computes in; TypeError if it has none for these."""
+    """The dtype in which an op computes on these inputs; TypeError if there is none."""
     name, dtypes = op_class.name, [each for each in found if isinstance(each, np.dtype)]
     floats = [d for d in dtypes if d.kind == "f"]
     whole = sorted({d for d in dtypes if d.kind != "f"}, key=str)

@@ -1,9 +1,8 @@
-"""Optimisers, which change parameters along their gradients, and schedules, which change the learning rate.
+"""Optimisers, which update parameters from their gradients, and schedules, which change the learning rate.
 
-Updates are PyTorch's. The gradients of all parameters of one dtype on one device are gathered into one flat vector, as
-long as all of them together, and the arithmetic runs on such vectors: a few passes over one array instead of the same
-few over each of many small ones. The parameters' own arrays are only ever written to in place, so memory that others
-share with them stays shared.
+Updates are PyTorch's. The gradients of all parameters of one dtype on one device are gathered into one flat vector, and
+the arithmetic runs on such vectors: a few passes over one array instead of a few over each of many small ones. The
+parameters' arrays are only ever written in place, so memory that others share with them stays shared.
 """
 
 import copy
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, backend_of, transfer
+from .backend import Array, backend_of, is_writable, transfer
 from .curvature import curvature
 from .graph import note_write
 from .nn.state import copy_values, fitting_values
@@ -25,9 +24,13 @@ from .tensor import Tensor
 __all__ = ["SGD", "Adam", "AdamW", "OneCycle", "Optimizer", "PassRates", "StepLR", "StochasticDiagonalLM"]
 
 
+def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+    return __all__
+
+
 @dataclass
 class _Group:
-    """The parameters of one dtype on one device, and flat vectors with a place for each of their elements."""
+    """The parameters of one dtype on one device, and flat vectors with one entry for each of their elements."""
 
     xp: Any
     members: list[int]  # which of the optimiser's parameters
@@ -39,7 +42,7 @@ class _Group:
     state: dict[str, Array]
 
     def views(self, vector: Array) -> list[Array]:
-        """The parts of a vector, each in the shape of its parameter."""
+        """Views of a vector, one per parameter and in its shape."""
         return [
             vector[start:stop].reshape(array.shape)
             for start, stop, array in zip(self.offsets, self.offsets[1:], self.arrays, strict=False)
@@ -51,29 +54,28 @@ class _Group:
 
 
 class Optimizer:
-    """What the optimisers share; a subclass names its state vectors and defines `_update`.
+    """What all optimisers share; a subclass names its state vectors and defines `_update`.
 
-    A step leaves a parameter whose ``.grad`` is None as it is, and its state too. The state of float16 parameters is
-    kept in float32. Copied or pickled, an optimiser takes its parameters and its state along. TypeError for
-    params that are not tensors; ValueError for none, for one given twice or that does not hold floats, and for
-    settings out of range.
+    A step skips parameters whose ``.grad`` is None, and their state. The state of float16 parameters is kept in
+    float32. Copying or pickling an optimiser includes its parameters and its state. TypeError for params that are not
+    tensors; ValueError if there are none, if one is given twice or does not hold floats, and for settings out of range.
     """
 
     _state: tuple[str, ...] = ()
-    _decoupled = False  # whether weight decay acts on the parameters, or is part of the gradient
+    _decoupled = False  # whether weight decay acts on the parameters directly or is part of the gradient
 
     def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0) -> None:
         name = type(self).__name__
-        self.params = _parameters(name, params)
+        self.params: list[Tensor] = _parameters(name, params)
         self.lr = lr
-        self.weight_decay = number(name, "weight_decay", weight_decay, "[0, inf)")
+        self.weight_decay: float = number(name, "weight_decay", weight_decay, "[0, inf)")
         self._steps = [0] * len(self.params)  # how many times each parameter was updated
         self._groups: list[_Group] = []
         self._lay_out()
 
     @property
     def lr(self) -> float:
-        """The learning rate, for the next step; ValueError if it is set to anything but a positive number."""
+        """The learning rate for the next step; ValueError if it is set to anything but a positive number."""
         return self._lr
 
     @lr.setter
@@ -81,7 +83,7 @@ class Optimizer:
         self._lr = number(type(self).__name__, "lr", value, "(0, inf)")
 
     def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+        """Drop the gradients of all parameters."""
         for p in self.params:
             p.grad = None
 
@@ -94,7 +96,7 @@ class Optimizer:
                 note_write(*group.arrays[first:last])
 
     def _follow(self) -> None:
-        """Lay the vectors out again if a parameter's array has been replaced, by module.to(device) say."""
+        """Lay out the vectors again if a parameter's array has been replaced, for example by module.to(device)."""
         pairs = ((p, array) for group in self._groups for p, array in zip(group.params, group.arrays, strict=True))
         if any(p.data is not array for p, array in pairs):
             self._lay_out()
@@ -119,13 +121,13 @@ class Optimizer:
             array -= change
 
     def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
-        """Replace the gradient by what is to be subtracted from the parameters, and bring the state up to date."""
+        """Replace the gradient by the amount to subtract from the parameters, and update the state."""
         raise TypeError(f"{type(self).__name__} does not define _update")
 
     def _gather(self, group: _Group) -> list[tuple[int, int]]:
-        """Copy the group's gradients into its vector; the longest runs of parameters that can be updated as one."""
+        """Copy the group's gradients into its vector; return the longest runs of parameters to update as one."""
         runs: list[tuple[int, int]] = []
-        first, step = 0, -1  # of the run that goes on; step is -1 while there is none
+        first, step = 0, -1  # of the current run; step is -1 while there is none
         table = zip(group.members, group.params, group.gradients, group.shapes, strict=True)
         for k, (member, p, target, shape) in enumerate(table):
             grad = p.grad
@@ -140,7 +142,7 @@ class Optimizer:
                     f"{type(self).__name__}: the gradient of parameter {member} has shape {array.shape}; "
                     f"expected the parameter's, {shape}"
                 )
-            if not getattr(group.arrays[k].flags, "writeable", True):
+            if not is_writable(group.arrays[k]):
                 raise ValueError(f"{type(self).__name__}: parameter {member} lies in read-only memory")
             if self._steps[member] != step:
                 if step >= 0:
@@ -152,7 +154,7 @@ class Optimizer:
         return runs
 
     def _lay_out(self) -> None:
-        """Make the flat vectors, for where the parameters lie now; the state moves along with them."""
+        """Make the flat vectors on the devices where the parameters are now, and move the state there."""
         remembered = self._tensors()
         for name, array in remembered.items():
             member = int(name.partition(".")[0])
@@ -182,7 +184,7 @@ class Optimizer:
                 array[...] = transfer(remembered[name], backend_of(array).device_of(array))
 
     def _tensors(self) -> dict[str, Array]:
-        """The state of each parameter, by names such as "0.m", as views in the parameter's shape."""
+        """The state of each parameter, with names such as "0.m", as views in the parameter's shape."""
         return {
             f"{member}.{name}": view
             for group in self._groups
@@ -191,21 +193,23 @@ class Optimizer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The state between steps: algorithm, lr, steps (a count for each parameter), tensors (NumPy arrays).
+        """The state between steps: algorithm, lr, steps (one count per parameter) and tensors (NumPy arrays).
 
-        Numbers, strings and lists of them, but for ``tensors``: a copy for each parameter, with names such as "0.m".
-        The other settings are those given when the optimiser was made.
+        Everything but ``tensors`` consists of numbers, strings and lists of them; ``tensors`` holds copies, with names
+        such as "0.m". Other settings are not part of it: they are those given when the optimiser was made.
         """
         tensors = {name: np.array(backend_of(view).to_numpy(view)) for name, view in self._tensors().items()}
         return {"algorithm": type(self).__name__, "lr": self.lr, "steps": list(self._steps), "tensors": tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`; ValueError says what does not fit, and nothing has been changed then."""
+        """Continue from a `state_dict`; ValueError says what does not fit, and then nothing has changed."""
         name = type(self).__name__
         _check_keys(name, state, {"algorithm", "lr", "steps", "tensors"})
         if state["algorithm"] != name:
             raise ValueError(f"{name}: the state is that of {state['algorithm']!r}; expected {name!r}")
         lr = number(name, "lr", state["lr"], "(0, inf)")
+        if not isinstance(state["steps"], (list, tuple)):
+            raise TypeError(f"{name}: steps is {type(state['steps']).__name__}; expected a list of counts")
         steps = [integer(name, "each count in steps", step, minimum=0) for step in state["steps"]]
         if len(steps) != len(self.params):
             raise ValueError(f"{name}: the state is for {len(steps)} parameters; expected {len(self.params)}")
@@ -213,7 +217,7 @@ class Optimizer:
         self._lr, self._steps = lr, steps
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copy.deepcopy and pickle; the flat vectors are made again."""
+        """For copy.deepcopy and pickle; the flat vectors are rebuilt."""
         tensors = {name: backend_of(view).to_numpy(view) for name, view in self._tensors().items()}
         return vars(self) | {"_groups": [], "_copied": tensors}
 
@@ -232,8 +236,8 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent: p -= lr v, where v = momentum v + g; with ``nesterov``, p -= lr (g + momentum v).
 
-    g is the gradient plus ``weight_decay`` p. v starts at 0, one number for each element (PyTorch's form of Polyak,
-    1964, and Nesterov, 1983). Errors: see `Optimizer`; ValueError for ``nesterov`` without momentum.
+    g is the gradient plus ``weight_decay`` p; v starts at 0 (PyTorch's form of Polyak, 1964, and Nesterov, 1983).
+    Errors: see `Optimizer`; ValueError for ``nesterov`` without momentum.
 
     >>> p = Tensor(1.0, requires_grad=True)
     >>> (p * p).backward()
@@ -250,8 +254,8 @@ class SGD(Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0,
     ) -> None:
-        self.momentum = number("SGD", "momentum", momentum, "[0, 1)")
-        self.nesterov = bool(nesterov)
+        self.momentum: float = number("SGD", "momentum", momentum, "[0, 1)")
+        self.nesterov: bool = bool(nesterov)
         if self.nesterov and not self.momentum:
             raise ValueError("SGD: nesterov is True and momentum 0; expected a momentum above 0")
         if self.momentum:
@@ -272,10 +276,10 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """p -= lr m / (sqrt(v) + eps), with m and v the means of g and g**2 so far, recent ones weighing more.
+    """p -= lr m / (sqrt(v) + eps), where m and v are means of g and g**2 that give more weight to recent steps.
 
     g is the gradient plus ``weight_decay`` p. After t steps, m = sum of b1**k g[t-k] / sum of b1**k over k = 0..t-1; v
-    likewise with b2 (Kingma & Ba, 2015, Algorithm 1, bias correction included). Errors: see `Optimizer`.
+    likewise with b2 (Kingma & Ba, 2015, Algorithm 1, including bias correction). Errors: see `Optimizer`.
 
     >>> p = Tensor(1.0, requires_grad=True)
     >>> (p * p).backward()
@@ -284,7 +288,7 @@ class Adam(Optimizer):
     0.75
     """
 
-    _state = ("m", "v")  # the sums above the fraction bars: sum of b1**k g, sum of b2**k g**2
+    _state = ("m", "v")  # the numerators: sum of b1**k g, sum of b2**k g**2
 
     def __init__(
         self,
@@ -298,8 +302,8 @@ class Adam(Optimizer):
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"{name}: betas is {betas!r}; expected two numbers")
         b1, b2 = (number(name, "each of betas", beta, "[0, 1)") for beta in betas)
-        self.betas = (b1, b2)
-        self.eps = number(name, "eps", eps, "[0, inf)")
+        self.betas: tuple[float, float] = (b1, b2)
+        self.eps: float = number(name, "eps", eps, "[0, inf)")
         super().__init__(params, lr, weight_decay)
 
     def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
@@ -310,7 +314,7 @@ class Adam(Optimizer):
         gradient *= gradient
         v *= b2
         v += gradient
-        # Sums instead of the usual running means, and all constants drawn together into two, save four passes of 13.
+        # Sums instead of the usual running means, and all constants combined into two, save 4 of 13 passes.
         weight_m, weight_v = (1 - b1**step) / (1 - b1), (1 - b2**step) / (1 - b2)
         root = math.sqrt(weight_v)
         xp.sqrt(v, out=gradient)
@@ -343,10 +347,10 @@ class AdamW(Adam):
 
 
 class StochasticDiagonalLM(Optimizer):
-    """Stochastic diagonal Levenberg-Marquardt: p -= lr / (mu + h) g, h being an estimate of d2(loss)/dp2.
+    """Stochastic diagonal Levenberg-Marquardt: p -= lr / (mu + h) g, where h estimates d2(loss)/dp2.
 
-    h comes from `estimate`, which is called before the first step and now and then after, and is kept in between
-    (LeCun et al., 1998, Section III.C and Eqs. 18-21, who call lr eta and estimate on 500 samples before each pass).
+    h comes from `estimate`; call it before the first step and from time to time afterwards (LeCun et al., 1998, Section
+    III.C and Eqs. 18-21, who call lr eta and estimate h on 500 samples before each pass).
     Errors: see `Optimizer`; ValueError if ``mu`` is not positive, and for a step before the first estimate.
 
     >>> from tinygrad_lenet.functional import mse_loss
@@ -362,12 +366,12 @@ class StochasticDiagonalLM(Optimizer):
     _state = ("inverse",)  # 1 / (mu + h); 0 while h is unknown
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.0005, mu: float = 0.02) -> None:
-        self.mu = number("StochasticDiagonalLM", "mu", mu, "(0, inf)")
+        self.mu: float = number("StochasticDiagonalLM", "mu", mu, "(0, inf)")
         super().__init__(params, lr)
         self._estimated = False
 
     def estimate(self, loss: Tensor) -> None:
-        """Take h from ``loss``, a mean over samples (see `tinygrad_lenet.curvature`, whose errors this has)."""
+        """Compute h from ``loss``, a mean over samples; errors are those of `tinygrad_lenet.curvature`."""
         diagonals = curvature(loss, self.params)
         for member, h in enumerate(diagonals):
             if not np.isfinite(h.sum().item()):
@@ -381,7 +385,7 @@ class StochasticDiagonalLM(Optimizer):
         self._estimated = True
 
     def step(self) -> None:
-        """Update as `Optimizer.step` does; ValueError before the first estimate."""
+        """Update each parameter that has a gradient, in place; ValueError before the first estimate."""
         if not self._estimated:
             raise ValueError(
                 "StochasticDiagonalLM: no curvature is known yet; call estimate(loss) before the first step"
@@ -389,6 +393,7 @@ class StochasticDiagonalLM(Optimizer):
         super().step()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`, as `Optimizer.load_state_dict` does."""
         super().load_state_dict(state)
         self._estimated = all(bool((inverse > 0).all()) for inverse in self._tensors().values())
 
@@ -404,11 +409,11 @@ class StochasticDiagonalLM(Optimizer):
 
 
 class _Schedule:
-    """Sets an optimiser's learning rate to a function of how many steps were taken, from 0 at construction."""
+    """Sets an optimiser's learning rate as a function of the number of steps taken since construction."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = _optimizer(type(self).__name__, optimizer)
-        self.count = 0
+        self.optimizer: Optimizer = _optimizer(type(self).__name__, optimizer)
+        self.count: int = 0
         optimizer.lr = self._lr_at(0)
 
     def _lr_at(self, count: int) -> float:
@@ -423,11 +428,11 @@ class _Schedule:
         return {name: value for name, value in vars(self).items() if name != "optimizer"}
 
     def state_dict(self) -> dict[str, float]:
-        """The count of steps and the settings, all numbers."""
+        """The number of steps taken and the settings, all numbers."""
         return self._settings()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`, and set the learning rate; ValueError if other settings are found in it."""
+        """Continue from a `state_dict` and set the learning rate; ValueError if it holds other settings."""
         name = type(self).__name__
         mine = self._settings()
         _check_keys(name, state, set(mine))
@@ -443,11 +448,11 @@ class _Schedule:
 
 
 class OneCycle(_Schedule):
-    """From max_lr / start_factor up to max_lr and down to 1 / end_factor of the start, both along half a cosine.
+    """Raise the rate from max_lr / start_factor to max_lr, then lower it to 1 / end_factor of that, as half cosines.
 
-    The first ``warmup`` (a fraction) of ``total_steps`` goes up (Smith & Topin, 2018; PyTorch's OneCycleLR with
-    cycle_momentum=False, whose div_factor and final_div_factor are start_factor and end_factor). The optimiser's
-    own rate is not used. ValueError for settings out of range, and for a `step` after the last.
+    The rate rises during the fraction ``warmup`` of ``total_steps`` (Smith & Topin, 2018; this is PyTorch's OneCycleLR
+    with cycle_momentum=False, where start_factor is div_factor and end_factor is final_div_factor). The optimiser's own
+    rate is not used. ValueError for settings out of range, and for a `step` after the last.
 
     >>> optimizer = SGD([Tensor(1.0, requires_grad=True)], lr=1.0)
     >>> schedule = OneCycle(optimizer, max_lr=1.0, total_steps=10)
@@ -464,29 +469,29 @@ class OneCycle(_Schedule):
         start_factor: float = 25,
         end_factor: float = 1e4,
     ) -> None:
-        self.max_lr = number("OneCycle", "max_lr", max_lr, "(0, inf)")
-        self.total_steps = integer("OneCycle", "total_steps", total_steps, minimum=1)
-        self.warmup = number("OneCycle", "warmup", warmup, "[0, 1]")
-        self.start_factor = number("OneCycle", "start_factor", start_factor, "(0, inf)")
-        self.end_factor = number("OneCycle", "end_factor", end_factor, "(0, inf)")
+        self.max_lr: float = number("OneCycle", "max_lr", max_lr, "(0, inf)")
+        self.total_steps: int = integer("OneCycle", "total_steps", total_steps, minimum=1)
+        self.warmup: float = number("OneCycle", "warmup", warmup, "[0, 1]")
+        self.start_factor: float = number("OneCycle", "start_factor", start_factor, "(0, inf)")
+        self.end_factor: float = number("OneCycle", "end_factor", end_factor, "(0, inf)")
         super().__init__(optimizer)
 
     def _lr_at(self, count: int) -> float:
         if count > self.total_steps:
             raise ValueError(
                 f"OneCycle: step {count} was asked for; total_steps is {self.total_steps}, "
-                "so give the number of all optimiser steps, batches times epochs, as total_steps"
+                "so set total_steps to the number of all optimiser steps, batches times epochs"
             )
         start = self.max_lr / self.start_factor
         peak, end = self.warmup * self.total_steps - 1, self.total_steps - 1
         if count <= peak and peak > 0:
             return _cosine(start, self.max_lr, count / peak)
-        # One call more than there are rates, the last one's, goes a little past the end, as in PyTorch.
+        # The last call is one more than there are rates and goes slightly past the end, as in PyTorch.
         return _cosine(self.max_lr, start / self.end_factor, (count - peak) / (end - peak) if end > peak else 1.0)
 
 
 class StepLR(_Schedule):
-    """The optimiser's rate times ``gamma`` after each ``step_size`` steps: lr = base_lr gamma**floor(count/step_size).
+    """Multiply the rate by ``gamma`` after every ``step_size`` steps: lr = base_lr gamma**floor(count/step_size).
 
     ValueError if ``step_size`` is not an integer of at least 1 or ``gamma`` not a positive number.
 
@@ -497,17 +502,20 @@ class StepLR(_Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        self.step_size = integer("StepLR", "step_size", step_size, minimum=1)
-        self.gamma = number("StepLR", "gamma", gamma, "(0, inf)")
-        self.base_lr = _optimizer("StepLR", optimizer).lr
+        self.step_size: int = integer("StepLR", "step_size", step_size, minimum=1)
+        self.gamma: float = number("StepLR", "gamma", gamma, "(0, inf)")
+        self.base_lr: float = _optimizer("StepLR", optimizer).lr
         super().__init__(optimizer)
 
     def _lr_at(self, count: int) -> float:
-        return self.base_lr * self.gamma ** (count // self.step_size)
+        try:
+            return self.base_lr * self.gamma ** (count // self.step_size)
+        except OverflowError:
+            return math.inf  # which the optimiser refuses
 
 
 class PassRates(_Schedule):
-    """One learning rate for a number of passes, then the next, and the last one from then on; `step` after each pass.
+    """Use each rate for a number of passes, and the last one from then on; call `step` after each pass.
 
     ``rates`` lists (passes, rate), by default those of LeCun et al. (1998, Section III.C) for 20 passes. TypeError or
     ValueError for passes that are not integers of at least 1, and for rates that are not positive.
@@ -526,7 +534,7 @@ class PassRates(_Schedule):
         pairs = rates if isinstance(rates, (tuple, list)) else [rates]
         if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
             raise TypeError(f"PassRates: rates are {rates!r}; expected a list of pairs (passes, rate)")
-        self.rates = [
+        self.rates: list[list[float]] = [  # lists, as a state that went through JSON has them
             [
                 integer("PassRates", "each count of passes", passes, minimum=1),
                 number("PassRates", "each rate", rate, "(0, inf)"),
@@ -543,7 +551,7 @@ class PassRates(_Schedule):
 
 
 def _vectors(xp: Any, count: int, size: int, dtype: np.dtype[Any]) -> list[Array]:
-    """``count`` vectors of zeros, each beginning with a cache line of 64 bytes, which makes passes over them faster.
+    """``count`` vectors of zeros, each aligned to a cache line of 64 bytes, which makes passes over them faster.
 
     (Adam's arithmetic on LeNet-5's 61,706 elements: 39 instead of 45 us. Devices align their memory by themselves.)
     """
@@ -579,7 +587,7 @@ def _parameters(optimizer: str, params: Any) -> list[Tensor]:
         if p.dtype.kind != "f":
             raise ValueError(f"{optimizer}: parameter {i} has dtype {p.dtype}; expected floats")
         if p.op is not None:
-            raise ValueError(f"{optimizer}: parameter {i} was computed by {p.op.name}; expected a tensor made directly")
+            raise ValueError(f"{optimizer}: parameter {i} was computed by {p.op.name}; expected a leaf tensor")
         if place.setdefault(id(p), i) != i:
             raise ValueError(f"{optimizer}: parameter {i} is parameter {place[id(p)]} again; expected each once")
     return found
@@ -587,6 +595,6 @@ def _parameters(optimizer: str, params: Any) -> list[Tensor]:
 
 def _check_keys(owner: str, state: Any, expected: set[str]) -> None:
     if not isinstance(state, Mapping):
-        raise TypeError(f"{owner}: the state is {type(state).__name__}; expected what state_dict returned")
+        raise TypeError(f"{owner}: the state is {type(state).__name__}; expected the result of state_dict()")
     if set(state) != expected:
         raise ValueError(f"{owner}: the state has {sorted(map(str, state))}; expected {sorted(expected)}")

@@ -1,14 +1,14 @@
 """Training on several cores: every process runs the same program on its share of each batch.
 
-`run` forks the program into ranks 0, 1, ...; each has its own copy of the model, computes the gradient of its share of
-the batch, and `Group.sum_gradients` adds the gradients of all ranks in rank order. Every rank then takes the same step
-from the same numbers, so the copies stay equal to the bit, and results depend on the number of ranks but never on
-timing. Processes, not threads: under the interpreter's lock two threads gained 1.0 to 1.1 times the speed of one on
-LeNet-5, two processes 1.8 to 1.9 times.
+`run` forks the program into ranks 0, 1, ...; each has its own copy of the model and computes the gradient of its share
+of the batch, and `Group.sum_gradients` adds the gradients of all ranks in rank order. Every rank then takes the same
+step from the same numbers, so the copies stay bit-identical, and results depend on the number of ranks but never on
+timing. Ranks are processes, not threads: because of the interpreter's lock, two threads were only 1.0 to 1.1 times as
+fast as one on LeNet-5, while two processes were 1.8 to 1.9 times as fast.
 
-A forked rank sees all data that was loaded before (images, say) without a copy, and may run any function, a closure
-too. The price is that a fork is not safe everywhere: `run` refuses it, or warns, where it is not. Memory that the ranks
-share is anonymous, and ranks end with rank 0, so nothing is left behind however they end.
+A forked rank sees all data that was loaded before, such as images, without a copy, and may run any function, including
+closures. The price is that forking is not safe everywhere: where it is not, `run` refuses or warns. The ranks share
+anonymous memory and end with rank 0, so they leave nothing behind, however they end.
 """
 
 import ctypes
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from .graph import note_write
 from .shapes import integer
 from .tensor import Tensor, wrap
 
@@ -36,21 +37,21 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-_METRICS = 256  # numbers that can be added at a time, beside gradients
-_POLLS = 2000  # before a waiting rank sleeps: a rank that is about to arrive on another core is met without a wake-up
-_MOST = 16  # workers for each core; none gains from more than one, and thousands bring a machine down
-_PATIENCE = 0.2  # seconds of sleep between looks at whether the others are still there
+_METRICS = 256  # numbers that can be summed at a time, besides gradients
+_POLLS = 2000  # checks before a waiting rank sleeps: one about to arrive on another core is met without a wake-up
+_MOST = 16  # workers per core; more than one per core gains nothing, and thousands bring a machine down
+_PATIENCE = 0.2  # seconds of sleep between checks that the other ranks are still there
 _BLAS_LIMITS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 class WorkerError(RuntimeError):
-    """A rank could not be started, ended before its work was done, or did not come; the message says which and how."""
+    """A rank could not be started, ended too early, or kept the others waiting; the message says which and how."""
 
 
 class Group:
-    """The ranks that train together, as one of them sees it: its ``rank`` from 0, and how many there are, ``size``.
+    """The ranks that train together, as seen by one of them: its ``rank``, from 0, and their number, ``size``.
 
-    By itself it is a program that trains alone; `run` makes those of several ranks.
+    A `Group` that you make yourself has a single rank; `run` makes those with several.
 
     >>> alone = Group([Tensor([1.0], requires_grad=True)])
     >>> alone.rank, alone.size, alone.share(10)
@@ -64,7 +65,7 @@ class Group:
         self._parameters = list(parameters)
 
     def share(self, count: int) -> slice:
-        """This rank's stretch of ``count`` things: as equal as can be, in rank order.
+        """This rank's slice of ``count`` items; slices are as equal as possible and in rank order.
 
         >>> Group([]).share(3)
         slice(0, 3, None)
@@ -74,22 +75,21 @@ class Group:
     def sum_gradients(self, values: Sequence[float] = ()) -> list[float]:
         """Replace each parameter's gradient by its sum over all ranks; a rank's missing gradient counts as 0.
 
-        A parameter that has none on any rank keeps none.
-
-        Returns the sum of each of ``values``, as `sum` does, without a meeting of its own.
+        A parameter without a gradient on any rank keeps none. Return the sum of each of ``values``, like `sum` but
+        without another round of communication.
         """
         return self.sum(values)
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """The sum of each number over all ranks; every rank must call it with as many."""
+        """The sum of each number over all ranks; every rank must call it with equally many."""
         _check_room(values)
         return [float(value) for value in values]
 
     def average(self, tensors: Iterable[Tensor], weight: float = 1.0) -> None:
-        """Replace each tensor, in place, by its mean over all ranks, a rank counting ``weight`` times.
+        """Replace each tensor, in place, by its mean over all ranks, weighted by each rank's ``weight``.
 
-        For what ranks gather on their own, such as batch normalisation's running statistics. At least one weight must
-        be above 0.
+        For values that each rank accumulates by itself, such as batch normalisation's running statistics. At least one
+        weight must be above 0.
         """
         arrays = [tensor.data for tensor in tensors]
         if self.size == 1 or not arrays:
@@ -103,6 +103,7 @@ class Group:
         for array in arrays:
             array[...] = (weighted[start : start + array.size] / total).reshape(array.shape)
             start += array.size
+        note_write(*arrays)
 
 
 class _ForkGroup(Group):
@@ -120,17 +121,17 @@ class _ForkGroup(Group):
         self._timeout = timeout
         self._polls = range(_POLLS if size <= _cores() else 1)
         self._parent = os.getpid()
-        self._workers: list[BaseProcess] = []  # ranks 1, 2, ..., of which only rank 0 knows
+        self._workers: list[BaseProcess] = []  # ranks 1, 2, ..., known only to rank 0
         self._places = _places(self._parameters)
-        # Each rank writes into its row and reads all rows. Two sets of rows take turns, so that one meeting of all
-        # ranks a sum is enough: nobody can come round to a row while another still reads it.
-        self._metrics = _METRICS + len(self._parameters)  # the latter say which gradients there are
+        # Each rank writes its own row and reads all rows. Two sets of rows are used in turn, so a sum needs only one
+        # meeting of all ranks: no rank can reach a row again while another still reads it.
+        self._metrics = _METRICS + len(self._parameters)  # the latter say which gradients exist
         room = sum(count * dtype.itemsize for dtype, count, _ in self._places) + self._metrics * 8
         self._turn = 0
         needed = size * (3 * 8 + 2 * room)
         try:
             self._shared = mmap.mmap(-1, needed)
-            # For each rank how many others have come to a meeting.
+            # For each rank, how many others have arrived at a meeting.
             self._arrivals = [[self._context.Semaphore(0) for _ in range(size)] for _ in range(2)]
         except (OSError, OverflowError, MemoryError) as error:
             raise WorkerError(
@@ -138,12 +139,12 @@ class _ForkGroup(Group):
                 f"{2 * size} semaphores (on Linux in /dev/shm, which must be writable); use fewer workers"
             ) from error
         self._rows = [self._views(size * (3 * 8 + turn * room), room) for turn in (0, 1)]
-        # Of each rank: how many meetings it has come to, when it came to the last, whether its work is done.
+        # For each rank: how many meetings it has reached, when it reached the last, whether its work is done.
         self._seen = np.ndarray((size, 3), np.float64, self._shared)
         self._seen[:, 1] = time.monotonic()
 
     def _views(self, start: int, room: int) -> list[np.ndarray]:
-        """One array (rank, number) for each dtype of the parameters, and a last one for metrics."""
+        """An array (rank, number) for each dtype of the parameters, and a last one for metrics."""
         views = []
         for dtype, count, _ in [*self._places, (np.dtype(np.float64), self._metrics, [])]:
             views.append(
@@ -185,7 +186,7 @@ class _ForkGroup(Group):
         seen, arrivals = self._seen[self.rank], self._arrivals[self._turn]
         seen[0] += 1
         seen[1] = time.monotonic()
-        for rank in reversed(range(self.size)):  # rank 0 last: once it is through, everybody has been let through
+        for rank in reversed(range(self.size)):  # rank 0 last: once it continues, all others may continue
             if rank != self.rank:
                 arrivals[rank].release()
         arrived = arrivals[self.rank]
@@ -198,24 +199,24 @@ class _ForkGroup(Group):
                     returned = bool(self._seen[0, 2])
 
     def _look_round(self, returned: bool, looks: int) -> None:
-        """End, with a sentence, if another rank has ended or does not come, or rank 0 had ``returned`` a while ago."""
+        """End with a sentence if another rank has ended or does not arrive, or rank 0 ``returned`` a while ago."""
         if self.rank and os.getppid() != self._parent:
-            os._exit(1)  # rank 0 is gone, and with it whoever could be told
+            os._exit(1)  # rank 0 is gone, so there is nobody to tell
         if returned:
             raise WorkerError(
-                f"worker {self.rank} waits for rank 0, which has returned; every rank must sum equally often"
+                f"worker {self.rank} waits for rank 0, which has returned; every rank must call sum equally often"
             )
         meeting = self._seen[self.rank, 0]
         for rank, worker in enumerate(self._workers, start=1):
             if _has_ended(worker) and not (self._seen[rank, 2] and self._seen[rank, 0] == meeting):
                 raise WorkerError(self._how_it_ended(rank))
-        # Rank 0, which ends the others, is the first to lose patience.
+        # Rank 0, which ends the others, loses patience first.
         self._end_if_late(looks / (2 if self.rank else 1), self._seen[:, 0] < meeting)
 
     def _end_if_late(self, looks: float, late: np.ndarray) -> None:
-        """WorkerError if the ranks that are ``late`` have been waited for too long; says where each was last seen.
+        """WorkerError, with where each was last seen, if this rank has waited too long for those that are ``late``.
 
-        Looks are counted, and no clock is read, so that a program that was stopped for an hour may go on.
+        It counts checks and reads no clock, so a program that was suspended for an hour may continue.
         """
         waited = looks * _PATIENCE
         if waited < self._timeout:
@@ -226,21 +227,21 @@ class _ForkGroup(Group):
             place = f"at its meeting {meetings:.0f}" if meetings else "when it was started"
             places.append(f"rank {rank} was last seen {place}, {time.monotonic() - when:.0f} s ago")
             if self._workers and (pid := self._workers[rank - 1].pid):
-                os.kill(pid, signal.SIGUSR1)  # it writes to standard error where it is now
+                os.kill(pid, signal.SIGUSR1)  # makes it write its current stack to standard error
         time.sleep(0.5)
         raise WorkerError(
             f"rank {self.rank} has waited for {waited:.1f} s: {'; '.join(places)}; the run has been stopped. If a rank "
-            "computes for so long, give parallel.run a longer timeout; if it hangs, see its warning about threads"
+            "computes for that long, give parallel.run a longer timeout; if it hangs, see its warning about threads"
         )
 
     def _start(self, function: Callable[..., Any], arguments: Any, options: Any) -> None:
-        """Start all ranks but this one."""
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a Ctrl-C would find half of the ranks
+        """Start all other ranks."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C would find half of the ranks
         try:
             for rank in range(1, self.size):
                 worker = self._context.Process(target=self._work, args=(rank, mask, function, arguments, options))
                 with warnings.catch_warnings():
-                    # Python 3.12 warns of OpenBLAS's threads too, which survive a fork; _check_fork warns of others.
+                    # Python 3.12 also warns of OpenBLAS's threads, which survive a fork; _check_fork warns of others.
                     warnings.simplefilter("ignore", DeprecationWarning)
                     worker.start()
                 self._workers.append(worker)
@@ -252,12 +253,12 @@ class _ForkGroup(Group):
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _work(self, rank: int, mask: Any, function: Callable[..., Any], arguments: Any, options: Any) -> None:
-        """What a forked process does."""
-        if sys.platform == "linux":  # has the system end it when rank 0 ends; elsewhere it notices at its next meeting
+        """Run a forked rank to its end."""
+        if sys.platform == "linux":  # the system ends it when rank 0 ends; elsewhere it notices at its next meeting
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of prctl.h
             if os.getppid() != self._parent:
                 os._exit(1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; rank 0 decides for the others
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all ranks; rank 0 decides for the others
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         faulthandler.register(signal.SIGUSR1, file=2)
         self.rank, self._workers = rank, []
@@ -265,7 +266,7 @@ class _ForkGroup(Group):
         self._seen[rank, 2] = True
 
     def _join(self) -> None:
-        """Wait until the other ranks have ended; WorkerError if one of them did not end well."""
+        """Wait until the other ranks have ended; WorkerError if one of them failed."""
         self._seen[0, 2] = True
         for rank, worker in enumerate(self._workers, start=1):
             looks = 0
@@ -290,7 +291,7 @@ class _ForkGroup(Group):
         return f"worker {rank} ended {how} before its work was done; the run has been stopped"
 
     def _kill(self) -> None:
-        """End the ranks that have not ended."""
+        """End the ranks that are still running."""
         for worker in self._workers:
             if not _has_ended(worker):
                 worker.kill()
@@ -308,14 +309,14 @@ def run(
 ) -> Result:
     """Call ``function(group, *arguments, **options)`` in ``workers`` processes and return what rank 0 returns.
 
-    ``parameters`` are those whose gradients `Group.sum_gradients` adds up. Whatever ends rank 0, Ctrl-C or SIGKILL too,
-    ends the others. While several ranks are at work each has one BLAS thread, if threadpoolctl is installed; without it
-    a RuntimeWarning says so, unless OPENBLAS_NUM_THREADS or its like is set.
+    ``parameters`` are those whose gradients `Group.sum_gradients` adds up. Whatever ends rank 0, including Ctrl-C and
+    SIGKILL, ends the others. While several ranks are working, each uses one BLAS thread if threadpoolctl is installed;
+    otherwise there is a RuntimeWarning unless OPENBLAS_NUM_THREADS or its like is set.
 
-    ValueError if more than 16 workers are asked for each core, or more than one where processes cannot be forked, crash
-    when they have been (with Accelerate on macOS), or would hang (other threads run, and BLAS has threads of its own).
-    RuntimeWarning if other threads run at all: a lock that one of them holds stays locked in the workers. WorkerError
-    if a rank cannot be started, ends before its time, or lets others wait for ``timeout`` seconds.
+    ValueError for more than 16 workers per core, and for more than one worker where processes cannot be forked, crash
+    after a fork (with Accelerate on macOS) or would hang (other threads are running, and BLAS has its own threads).
+    RuntimeWarning if other threads are running at all: a lock that one of them holds stays locked in the workers.
+    WorkerError if a rank cannot be started, ends too early, or keeps others waiting for ``timeout`` seconds.
 
     >>> run(lambda group: group.sum([group.rank + 1]), 1, [])
     [1.0]
@@ -336,11 +337,11 @@ def run(
             group._join()
             return result
         finally:
-            group._kill()  # nobody, if all went well
+            group._kill()  # none if all went well
 
 
 def default_workers() -> int:
-    """How many workers suit LeNet-5 on this machine: one a core, at most 2, and 1 where a fork is not safe.
+    """The number of workers that suits LeNet-5 on this machine: one per core, at most 2; 1 if forking is not safe.
 
     >>> default_workers() in (1, 2)
     True
@@ -349,30 +350,30 @@ def default_workers() -> int:
 
 
 def _cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_fork(count: int) -> None:
-    """ValueError if this process cannot be forked into so many, RuntimeWarning if that may go wrong."""
+    """ValueError if this process cannot be forked into ``count``, RuntimeWarning if that may go wrong."""
     if not hasattr(os, "fork"):
         raise ValueError(f"parallel.run: {count} workers need os.fork, which {platform.system()} lacks; use 1 worker")
     built_with: Any = np.show_config(mode="dicts")
     if built_with["Build Dependencies"].get("blas", {}).get("name") == "accelerate":
         raise ValueError(
-            f"parallel.run: {count} workers would be forked, in which Apple's Accelerate, NumPy's BLAS here, crashes; "
-            "use 1 worker"
+            f"parallel.run: {count} workers would be forked, but Apple's Accelerate, NumPy's BLAS here, crashes after "
+            "a fork; use 1 worker"
         )
     others = ", ".join(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
     if others and not _blas_has_one_thread():
         raise ValueError(
-            f"parallel.run: other threads run ({others}), and NumPy's BLAS may have threads of its own, with which a "
-            "fork can hang for ever; start threads afterwards, or set OPENBLAS_NUM_THREADS=1 before NumPy is imported, "
+            f"parallel.run: other threads are running ({others}), and NumPy's BLAS may have its own, with which a "
+            "fork can hang forever; start threads afterwards, or set OPENBLAS_NUM_THREADS=1 before NumPy is imported, "
             "or use 1 worker"
         )
     if others:
         warnings.warn(
-            f"parallel.run: other threads run ({others}); a lock that one of them holds at this moment stays locked in "
+            f"parallel.run: other threads are running ({others}); a lock that one of them holds now stays locked in "
             "the workers, which would hang; start threads afterwards",
             RuntimeWarning,
             stacklevel=3,
@@ -389,13 +390,13 @@ def _blas_has_one_thread() -> bool:
 
 
 def _one_blas_thread(count: int) -> AbstractContextManager[Any]:
-    """Within it this process and those that it forks use one BLAS thread each; RuntimeWarning if nobody knows."""
+    """A context in which this process and its forks use one BLAS thread each; RuntimeWarning if it cannot tell."""
     try:
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError:
         if not _blas_has_one_thread():
             warnings.warn(
-                f"parallel.run: NumPy's BLAS may start a thread a core in each of {count} workers, which makes them "
+                f"parallel.run: NumPy's BLAS may start a thread per core in each of {count} workers, making them "
                 "several times slower; set OPENBLAS_NUM_THREADS=1 before NumPy is imported, or install threadpoolctl",
                 RuntimeWarning,
                 stacklevel=3,
@@ -405,14 +406,14 @@ def _one_blas_thread(count: int) -> AbstractContextManager[Any]:
 
 
 def _has_ended(worker: "BaseProcess", timeout: float = 0.0) -> bool:
-    """Whether a process has ended or does so in time; also where somebody else has taken its exit code."""
+    """Whether a process has ended or ends in time, even if somebody else has collected its exit code."""
     sentinel = select.poll()
     sentinel.register(worker.sentinel)
     return worker.exitcode is not None or bool(sentinel.poll(1000 * timeout))
 
 
 def _places(parameters: list[Tensor]) -> list[tuple[np.dtype[Any], int, list[tuple[Tensor, slice]]]]:
-    """For each dtype: how many numbers the parameters have, and the stretch of each parameter among them."""
+    """For each dtype: how many numbers the parameters have, and each parameter's slice of them."""
     places: dict[np.dtype[Any], list[tuple[Tensor, slice]]] = {}
     for p in parameters:
         parts = places.setdefault(p.dtype, [])
@@ -427,7 +428,7 @@ def _check_room(values: Sequence[float]) -> None:
 
 
 def _sum_rows(rows: np.ndarray) -> np.ndarray:
-    """The sum over ranks, in rank order."""
+    """The sum over the ranks, in rank order."""
     total = rows[0] + rows[1]
     for row in rows[2:]:
         total += row
@@ -435,13 +436,13 @@ def _sum_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def tune_process() -> bool:
-    """Have freed memory stay in the process, as a program that trains wants it; whether that could be done.
+    """Keep freed memory in the process, for programs that train; return whether that was possible.
 
-    A tensor's memory is freed and asked for again in every step. glibc hands large blocks back to the system, and each
-    comes back with a page fault every 4 KB, half of the time of a training step of LeNet-5. Call it once, at the start
-    of a program; the price is that the process keeps the most memory that it ever used. Only glibc (Linux) has the
-    setting; elsewhere nothing happens. (OpenBLAS is tuned from outside, by OPENBLAS_NUM_THREADS=1 before NumPy is
-    imported: LeNet-5's matrices are too small to share.)
+    Every step frees the memory of its tensors and allocates it again. glibc returns large blocks to the system, and a
+    new one costs a page fault every 4 KB, half of the time of a training step of LeNet-5. Call this once, at the start
+    of a program; the price is that the process keeps its peak memory. Only glibc (Linux) has this setting; elsewhere
+    nothing happens. (OpenBLAS is set up from outside, by OPENBLAS_NUM_THREADS=1 before NumPy is imported: LeNet-5's
+    matrices are too small to share among threads.)
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,12 +1,12 @@
-"""Axis signatures, and the rules for what an op's parameters may be: said once, checked before anything is computed.
+"""Axis signatures and the rules for parameters, each stated once and checked before anything is computed.
 
 A signature reads like a declaration::
 
     conv2d(x[N C H W], weight[F C/groups KH KW], bias[F]?) -> y[N F OH OW]
 
-An axis is a name; the same name has the same size everywhere. ``C/groups`` is an axis of size C divided by the op's
-parameter ``groups``. ``...`` stands for any leading axes, which broadcast as NumPy's do. ``?`` marks an input that may
-be left out; ``*`` marks the last one as one that may be repeated, or absent if it is not the only one.
+An axis is a name, and the same name has the same size everywhere. ``C/groups`` is an axis of size C divided by the op's
+parameter ``groups``. ``...`` stands for any leading axes, which broadcast as in NumPy. ``?`` marks an input that may be
+left out. ``*`` marks the last input as repeatable; unless it is the only input, it may also be absent.
 """
 
 import math
@@ -22,7 +22,7 @@ import numpy as np
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
-PairLike = Any  # one integer for both axes, or a Pair, which is what an op's parameter is once the op has been made
+PairLike = Any  # one integer for both axes, or a Pair, which it becomes in the op
 
 
 class ShapeError(ValueError):
@@ -31,7 +31,7 @@ class ShapeError(ValueError):
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One input or the output of a signature: its name, its axes, and whether it may be left out or repeated."""
+    """One input, or the output, of a signature: its name, its axes, and whether it may be left out or repeated."""
 
     name: str
     axes: tuple[str, ...]
@@ -43,15 +43,16 @@ class ArraySpec:
 
     @property
     def any_rank(self) -> bool:
+        """Whether ``...`` is among the axes: any number of them, first."""
         return "..." in self.axes
 
     @property
     def fixed_axes(self) -> tuple[str, ...]:
-        """The axes that have a name; they come after the ``...``, if there is one."""
+        """The named axes, which come after ``...`` if that is present."""
         return tuple(axis for axis in self.axes if axis != "...")
 
 
-@dataclass(frozen=True, eq=False)  # parsed once per text, so identity will do, and it hashes fast
+@dataclass(frozen=True, eq=False)  # parsed once per text, so comparing by identity suffices and hashes fast
 class Signature:
     """A parsed signature: ``op(inputs) -> output``."""
 
@@ -80,7 +81,7 @@ class Signature:
         return Signature(whole[1], inputs, ArraySpec(whole[3], tuple(whole[4].split())))
 
     def specs(self, count: int) -> tuple[ArraySpec, ...]:
-        """What is declared for each of ``count`` inputs; ShapeError if there are too few or too many."""
+        """The declaration of each of ``count`` inputs; ShapeError if there are too few or too many."""
         if count == len(self.inputs):
             return self.inputs
         last = self.inputs[-1]
@@ -90,10 +91,10 @@ class Signature:
         return self.inputs[:count] + (last,) * (count - len(self.inputs))
 
     def bind(self, shapes: Sequence[Shape], divisors: Mapping[str, int]) -> tuple[Shape, dict[str, int]]:
-        """Match shapes to axes: what ``...`` stands for, and the size of each named axis.
+        """Match shapes to axes: return what ``...`` stands for, and the size of each named axis.
 
-        ``divisors`` are the parameters that axes such as ``C/groups`` are divided by. ShapeError names the axis and the
-        inputs that disagree.
+        ``divisors`` are the parameters by which axes such as ``C/groups`` are divided. ShapeError names the axis and
+        the inputs that disagree.
 
         >>> Signature.parse("linear(x[... I], weight[O I]) -> y[... O]").bind([(2, 3), (4, 3)], {})
         ((2,), {'I': 3, 'O': 4})
@@ -137,7 +138,7 @@ def broadcast_shape(op: str, shapes: Iterable[Shape]) -> Shape:
 
 
 def window_positions(op: str, axis: str, size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
-    """How many positions a window takes along an axis: floor((W + 2P - D(K - 1) - 1) / S) + 1; ShapeError if none.
+    """The number of window positions along an axis: floor((W + 2P - D(K - 1) - 1) / S) + 1; ShapeError if none.
 
     >>> window_positions("conv2d", "H", 32, kernel=5, stride=1, padding=0)
     28
@@ -154,8 +155,8 @@ def window_positions(op: str, axis: str, size: int, kernel: int, stride: int, pa
     return (size + 2 * padding - reach) // stride + 1
 
 
-# Rules for parameters. Each takes the op's (or the layer's) name, the parameter's name and its value, and returns the
-# value in the one form that the op works with; TypeError or ValueError says what was expected.
+# Rules for parameters. Each takes the name of the op (or layer), the parameter's name and its value, and returns the
+# value in the form that the op works with; TypeError or ValueError says what was expected.
 
 
 def integer(op: str, name: str, value: Any, minimum: int) -> int:
@@ -164,7 +165,7 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
     >>> integer("conv2d", "groups", 2, minimum=1)
     2
     """
-    if type(value) is int and value >= minimum:
+    if type(value) is int and minimum <= value < 2**63:
         return value
     try:
         if isinstance(value, bool):
@@ -204,7 +205,7 @@ def _interval(text: str) -> tuple[str, float, float, str]:
 
 
 def _short(value: Any) -> str:
-    """A number in words that fit on a line."""
+    """A number, described briefly if it is too long for a line."""
     return repr(value) if not isinstance(value, int) or abs(value) < 2**64 else f"a number of {value.bit_length()} bits"
 
 
@@ -223,19 +224,19 @@ def pair(op: str, name: str, value: Any, minimum: int) -> Pair:
 
 
 def integers(op: str, name: str, value: Any, minimum: int) -> tuple[int, ...]:
-    """``value`` as a tuple of integers of at least ``minimum``: a sequence of them, or one by itself.
+    """``value``, a sequence of integers of at least ``minimum`` or a single one, as a tuple.
 
     >>> integers("reshape", "shape", [2, -1], minimum=-1)
     (2, -1)
     """
     given = value if isinstance(value, (tuple, list)) else (value,)
     return tuple(
-        [each if type(each) is int and each >= minimum else integer(op, name, each, minimum) for each in given]
+        [each if type(each) is int and minimum <= each < 2**63 else integer(op, name, each, minimum) for each in given]
     )
 
 
 def axes(op: str, name: str, value: Any) -> tuple[int, ...] | None:
-    """``value`` as a tuple of axes, which may count from the end; None, for all axes, stays None.
+    """``value`` as a tuple of axes, which may be counted from the end; None, for all axes, stays None.
 
     >>> axes("sum", "axis", -1)
     (-1,)
@@ -244,7 +245,7 @@ def axes(op: str, name: str, value: Any) -> tuple[int, ...] | None:
 
 
 def one_axis(op: str, name: str, value: Any) -> int:
-    """``value`` as one axis, which may count from the end.
+    """``value`` as one axis, which may be counted from the end.
 
     >>> one_axis("softmax", "axis", -1)
     -1
@@ -253,7 +254,7 @@ def one_axis(op: str, name: str, value: Any) -> int:
 
 
 def flag(op: str, name: str, value: Any) -> bool:
-    """``value`` as True or False, which it must be.
+    """``value``, which must be True or False.
 
     >>> flag("sum", "keepdims", True)
     True
@@ -264,7 +265,7 @@ def flag(op: str, name: str, value: Any) -> bool:
 
 
 def generator(op: str, name: str, value: Any) -> np.random.Generator:
-    """``value`` as a NumPy generator: one itself, an integer seed, or None for fresh numbers.
+    """``value`` as a NumPy generator: a generator, an integer seed, or None for a fresh one.
 
     >>> generator("dropout", "rng", 3).integers(10)
     np.int64(8)
@@ -278,7 +279,7 @@ def generator(op: str, name: str, value: Any) -> np.random.Generator:
 
 
 def normalize_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
-    """``axis`` as a tuple of different axes from 0 to ndim - 1, all of them if it is None; ShapeError if out of range.
+    """``axis`` as a tuple of distinct axes from 0 to ndim - 1, all of them for None; ShapeError if out of range.
 
     >>> normalize_axes("sum", -1, 3)
     (2,)
@@ -296,7 +297,7 @@ def normalize_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> tupl
 
 
 def normalize_axis(op: str, axis: Any, ndim: int) -> int:
-    """One axis as an integer from 0 to ndim - 1; TypeError if it is not one integer, ShapeError if it is out of range.
+    """One axis as an integer from 0 to ndim - 1; TypeError if it is not an integer, ShapeError if out of range.
 
     >>> normalize_axis("softmax", -1, 3)
     2
@@ -305,7 +306,7 @@ def normalize_axis(op: str, axis: Any, ndim: int) -> int:
 
 
 def reduced_shape(op: str, shape: Shape, axis: int | Sequence[int] | None, keepdims: bool) -> Shape:
-    """``shape`` without the axes that a reduction joins, or, with ``keepdims``, with these at size 1.
+    """``shape`` without the axes that are reduced or, with ``keepdims``, with these at size 1.
 
     >>> reduced_shape("sum", (2, 3, 4), axis=1, keepdims=False)
     (2, 4)

@@ -1,24 +1,22 @@
-"""The tensor: an array, its operators and its methods, each of which applies an op of the same name.
+"""The tensor: an array with operators and methods, each of which applies the op of the same name.
 
-The ops themselves stand in ops/, below this file, and are found in the registry (`graph.op`).
+The ops themselves are in ops/, which imports this file; they are found through the registry (`graph.op`).
 """
 
 import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Union
+from typing import Any, Self
 
 import numpy as np
 
-from .backend import Array, backend_of, backend_of_type, default_device, transfer
+from .backend import Array, backend_of, backend_of_type, default_device, is_writable, transfer
 from .graph import REGISTRY, Node, Path, backpropagate, mode, op
 from .index import parse
 from .shapes import Shape, ShapeError, integers, normalize_axes
 
 Number = int | float
-TensorLike = Union["Tensor", Array, Number]
-Hook = Callable[["Tensor"], "Tensor | None"]
 Axis = int | Sequence[int] | None
 
 _BOOLEAN_UFUNCS = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "invert": "logical_not"}
@@ -26,14 +24,14 @@ numpy_functions: dict[str, Callable[..., Any]] = {}  # NumPy's functions on tens
 
 
 class Tensor(Node):
-    """An array that gradients can be computed for.
+    """An array for which gradients can be computed.
 
-    ``data`` is anything that NumPy turns into numbers. Python numbers, also in lists, become float32; arrays keep their
-    dtype and are not copied, unless they have to move to ``device``, to change to ``dtype`` or to the machine's byte
-    order. ``device`` is "cpu" or "cuda" (default: where the array lies, or `tinygrad_lenet.backend.use`). TypeError for
-    what is not numbers; ValueError for a ragged list, for a tensor that requires a gradient, which would be lost, and
-    for ``requires_grad`` on anything but floats. Writing into ``.data`` itself between forward and backward is not
-    noticed and makes gradients wrong; operators such as ``t += 1`` and ``t[i] = 1`` are noticed.
+    ``data`` is anything that NumPy can convert to numbers. Python numbers, also in lists, become float32; arrays keep
+    their dtype and are not copied, unless they must move to ``device`` or change to ``dtype`` or native byte order.
+    ``device`` is "cpu" or "cuda" (default: where the array is, or `tinygrad_lenet.backend.use`). TypeError for anything
+    but numbers; ValueError for a ragged list, for a tensor that requires a gradient, since that would be lost, and for
+    ``requires_grad`` on anything but floats. Operators such as ``t += 1`` and ``t[i] = 1`` never make a gradient wrong;
+    writing into ``.data`` between forward and backward does, unnoticed.
 
     >>> x = Tensor([1.0, 2.0], requires_grad=True)
     >>> (x * x).sum().backward()
@@ -45,6 +43,7 @@ class Tensor(Node):
 
     data: Array
     _grad: "Tensor | None"
+    hooks: "dict[int, Hook] | None"
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> None:
         if isinstance(data, Tensor):
@@ -73,12 +72,12 @@ class Tensor(Node):
 
     @property
     def ndim(self) -> int:
-        """How many axes there are."""
+        """The number of axes."""
         return self.data.ndim
 
     @property
     def size(self) -> int:
-        """How many elements there are."""
+        """The number of elements."""
         return self.data.size
 
     @property
@@ -88,7 +87,7 @@ class Tensor(Node):
 
     @property
     def device(self) -> str:
-        """Where the array lies: "cpu", "cuda" or, for instance, "cuda:1"."""
+        """Where the array is: "cpu", "cuda" or, for instance, "cuda:1"."""
         return backend_of(self.data).device_of(self.data)
 
     @property
@@ -110,7 +109,7 @@ class Tensor(Node):
 
     @property
     def grad(self) -> "Tensor | None":
-        """The gradient that `backward` has added up here; None if there is none. It may be set to a tensor or None."""
+        """The gradient that `backward` has accumulated, or None; it may be set to a tensor or None."""
         return self._grad
 
     @grad.setter
@@ -134,30 +133,30 @@ class Tensor(Node):
         return self.data.item()
 
     def detach(self) -> "Tensor":
-        """A tensor on the same memory that is cut off from the graph."""
+        """A tensor that shares the memory but not the graph."""
         return wrap(self.data)
 
     def to(self, device: str) -> "Tensor":
-        """The tensor on ``device``; its gradient comes back to where this one lies."""
+        """The tensor on ``device``; its gradient comes back to this tensor's device."""
         return op("transfer", device)(self)
 
     def copy(self) -> "Tensor":
-        """The same values in memory of their own."""
+        """A tensor with the same values in its own memory."""
         return op("copy")(self)
 
     def zero_grad(self) -> None:
-        """Forget the gradient."""
+        """Drop the gradient."""
         self._grad = None
 
     def backward(
-        self, gradient: TensorLike | None = None, retain_graph: bool = False, create_graph: bool = False
+        self, gradient: "TensorLike | None" = None, retain_graph: bool = False, create_graph: bool = False
     ) -> None:
-        """Add d(self)/d(leaf) to ``.grad`` of every leaf that requires it.
+        """Add d(self)/d(leaf) to the ``.grad`` of every leaf that requires a gradient.
 
-        ``gradient`` is d(loss)/d(self), of self's shape; it may be left out if self has one element. The graph is
+        ``gradient`` is d(loss)/d(self), with self's shape; it may be left out if self has one element. The graph is
         freed unless ``retain_graph``; with ``create_graph`` the gradients can themselves be differentiated.
-        ValueError if self requires no gradient, if ``gradient`` is missing or misshapen, if the graph was freed, or if
-        a value in it was written to.
+        ValueError if self requires no gradient, if ``gradient`` is missing or has another shape, if the graph was
+        freed, or if a value in it was overwritten.
         """
         given = check_start("backward", self, gradient)
         path = Path("backward", self, None)
@@ -169,11 +168,11 @@ class Tensor(Node):
             taken.add(id(gx.data))
             _accumulate(leaf, gx)
 
-    def register_hook(self, hook: Hook) -> "HookHandle":
+    def register_hook(self, hook: "Hook") -> "HookHandle":
         """Call ``hook(gradient)`` in every backward pass, once this tensor's gradient is complete.
 
-        What it returns, unless None, takes the gradient's place. ``handle.remove()`` ends it. ValueError if the tensor
-        requires no gradient, TypeError if ``hook`` cannot be called.
+        If it returns anything but None, that replaces the gradient. ``handle.remove()`` removes the hook. ValueError if
+        the tensor requires no gradient, TypeError if ``hook`` cannot be called.
 
         >>> x = Tensor(3.0, requires_grad=True)
         >>> handle = x.register_hook(lambda gx: 10.0 * gx)
@@ -188,40 +187,40 @@ class Tensor(Node):
 
     # Operators
 
-    def __add__(self, other: TensorLike) -> "Tensor":
+    def __add__(self, other: "TensorLike") -> "Tensor":
         return _apply("add", self, other)
 
-    def __radd__(self, other: TensorLike) -> "Tensor":
+    def __radd__(self, other: "TensorLike") -> "Tensor":
         return _apply("add", other, self)
 
-    def __sub__(self, other: TensorLike) -> "Tensor":
+    def __sub__(self, other: "TensorLike") -> "Tensor":
         return _apply("subtract", self, other)
 
-    def __rsub__(self, other: TensorLike) -> "Tensor":
+    def __rsub__(self, other: "TensorLike") -> "Tensor":
         return _apply("subtract", other, self)
 
-    def __mul__(self, other: TensorLike) -> "Tensor":
+    def __mul__(self, other: "TensorLike") -> "Tensor":
         return _apply("multiply", self, other)
 
-    def __rmul__(self, other: TensorLike) -> "Tensor":
+    def __rmul__(self, other: "TensorLike") -> "Tensor":
         return _apply("multiply", other, self)
 
-    def __truediv__(self, other: TensorLike) -> "Tensor":
+    def __truediv__(self, other: "TensorLike") -> "Tensor":
         return _apply("divide", self, other)
 
-    def __rtruediv__(self, other: TensorLike) -> "Tensor":
+    def __rtruediv__(self, other: "TensorLike") -> "Tensor":
         return _apply("divide", other, self)
 
-    def __pow__(self, other: TensorLike) -> "Tensor":
+    def __pow__(self, other: "TensorLike") -> "Tensor":
         return _apply("power", self, other)
 
-    def __rpow__(self, other: TensorLike) -> "Tensor":
+    def __rpow__(self, other: "TensorLike") -> "Tensor":
         return _apply("power", other, self)
 
-    def __matmul__(self, other: TensorLike) -> "Tensor":
+    def __matmul__(self, other: "TensorLike") -> "Tensor":
         return _matmul(self, as_tensor(other)) if _is_operand(other) else NotImplemented
 
-    def __rmatmul__(self, other: TensorLike) -> "Tensor":
+    def __rmatmul__(self, other: "TensorLike") -> "Tensor":
         return _matmul(as_tensor(other), self) if _is_operand(other) else NotImplemented
 
     def __pos__(self) -> "Tensor":
@@ -233,22 +232,22 @@ class Tensor(Node):
     def __abs__(self) -> "Tensor":
         return op("absolute")(self)
 
-    # In place: into this tensor's memory where nothing is recorded. While a gradient is, ``t += v`` makes a new tensor,
-    # as ``t = t + v`` does, since an op may have kept the old values.
+    # In place: these write into this tensor's memory if no gradient is recorded. Otherwise ``t += v`` makes a new
+    # tensor, as ``t = t + v`` does, since an op may have kept the old values.
 
-    def __iadd__(self, other: TensorLike) -> "Tensor":
+    def __iadd__(self, other: "TensorLike") -> Self:
         return _in_place("add", self, other)
 
-    def __isub__(self, other: TensorLike) -> "Tensor":
+    def __isub__(self, other: "TensorLike") -> Self:
         return _in_place("subtract", self, other)
 
-    def __imul__(self, other: TensorLike) -> "Tensor":
+    def __imul__(self, other: "TensorLike") -> Self:
         return _in_place("multiply", self, other)
 
-    def __itruediv__(self, other: TensorLike) -> "Tensor":
+    def __itruediv__(self, other: "TensorLike") -> Self:
         return _in_place("divide", self, other)
 
-    def __ipow__(self, other: TensorLike) -> "Tensor":
+    def __ipow__(self, other: "TensorLike") -> Self:
         return _in_place("power", self, other)
 
     def __getitem__(self, index: Any) -> "Tensor":
@@ -256,16 +255,16 @@ class Tensor(Node):
         pattern, arrays = _parsed_index("getitem", self, index)
         return REGISTRY["getitem"](pattern)(self, *arrays)
 
-    def __setitem__(self, index: Any, value: TensorLike) -> None:
+    def __setitem__(self, index: Any, value: "TensorLike") -> None:
         """Write ``value`` into the elements at ``index``; ValueError where that would falsify a gradient."""
         if mode.get().recording and (self.requires_grad or getattr(value, "requires_grad", False)):
             raise ValueError(
-                "t[index] = value: a gradient is recorded for t or for the value, and writing would falsify it; write "
+                "t[index] = value: a gradient is recorded for t or the value, and writing would make it wrong; write "
                 "under no_grad(), or make a new tensor with functional.where or functional.concatenate"
             )
         _write(self, index, value)
 
-    # Comparisons give boolean tensors, which have no gradient; & | ~ combine them.
+    # Comparisons return boolean tensors, which have no gradient; & | ~ combine them.
 
     def __eq__(self, other: object) -> "Tensor":  # type: ignore[override]
         return _apply("equal", self, other)
@@ -273,22 +272,22 @@ class Tensor(Node):
     def __ne__(self, other: object) -> "Tensor":  # type: ignore[override]
         return _apply("not_equal", self, other)
 
-    def __lt__(self, other: TensorLike) -> "Tensor":
+    def __lt__(self, other: "TensorLike") -> "Tensor":
         return _apply("less", self, other)
 
-    def __le__(self, other: TensorLike) -> "Tensor":
+    def __le__(self, other: "TensorLike") -> "Tensor":
         return _apply("less_equal", self, other)
 
-    def __gt__(self, other: TensorLike) -> "Tensor":
+    def __gt__(self, other: "TensorLike") -> "Tensor":
         return _apply("greater", self, other)
 
-    def __ge__(self, other: TensorLike) -> "Tensor":
+    def __ge__(self, other: "TensorLike") -> "Tensor":
         return _apply("greater_equal", self, other)
 
-    def __and__(self, other: TensorLike) -> "Tensor":
+    def __and__(self, other: "TensorLike") -> "Tensor":
         return _apply("logical_and", self, other)
 
-    def __or__(self, other: TensorLike) -> "Tensor":
+    def __or__(self, other: "TensorLike") -> "Tensor":
         return _apply("logical_or", self, other)
 
     __rand__ = __and__
@@ -297,16 +296,17 @@ class Tensor(Node):
     def __invert__(self) -> "Tensor":
         return op("logical_not")(self)
 
-    __hash__ = object.__hash__  # by identity: == compares elements
+    def __hash__(self) -> int:  # by identity: == compares elements
+        return object.__hash__(self)
 
     # Reductions, with NumPy's names and arguments. axis: an integer, a tuple of integers, or None for all.
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
-        """The sum along ``axis``; that of integers and booleans is an int64."""
+        """The sum along ``axis``; for integers and booleans it is an int64."""
         return op("sum", axis, keepdims)(self)
 
     def mean(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
-        """The mean along ``axis``; that of integers is a float32."""
+        """The mean along ``axis``; for integers and booleans it is a float32."""
         return op("mean", axis, keepdims)(self)
 
     def var(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
@@ -335,11 +335,11 @@ class Tensor(Node):
     # Shapes
 
     def reshape(self, *shape: int | Sequence[int]) -> "Tensor":
-        """The same elements in another shape; one axis may be -1."""
+        """The same elements in another shape; one axis may be -1, which fills in its size."""
         return op("reshape", _flat(shape))(self)
 
     def transpose(self, *axes: int | Sequence[int]) -> "Tensor":
-        """The axes in another order; reversed if none is given."""
+        """The axes in another order, by default reversed."""
         order = _flat(axes) if axes else tuple(range(self.ndim))[::-1]
         return op("transpose", order)(self)
 
@@ -349,7 +349,7 @@ class Tensor(Node):
         return self.transpose()
 
     def squeeze(self, axis: Axis = None) -> "Tensor":
-        """Without the axes of size 1, or without those named; ValueError if a named one has another size."""
+        """The tensor without all axes of size 1, or without those in ``axis``; ValueError if one has another size."""
         drop = normalize_axes("squeeze", axis, self.ndim)
         if axis is None:
             drop = tuple(a for a in drop if self.shape[a] == 1)
@@ -359,18 +359,18 @@ class Tensor(Node):
         return self.reshape(tuple(size for a, size in enumerate(self.shape) if a not in drop))
 
     def expand_dims(self, axis: int | Sequence[int]) -> "Tensor":
-        """With new axes of size 1 at the places ``axis`` of the result."""
+        """The tensor with new axes of size 1, whose positions in the result are ``axis``."""
         ndim = self.ndim + len(integers("expand_dims", "axis", axis, -(2**31)))
         new = normalize_axes("expand_dims", axis, ndim)
         sizes = iter(self.shape)
         return self.reshape(tuple(1 if a in new else next(sizes) for a in range(ndim)))
 
     def broadcast_to(self, shape: int | Sequence[int]) -> "Tensor":
-        """Repeated along new axes and axes of size 1 until it has ``shape``."""
+        """The tensor repeated along new axes and axes of size 1 to have ``shape``."""
         return op("broadcast_to", shape)(self)
 
     def astype(self, dtype: Any) -> "Tensor":
-        """The values in another dtype; the gradient comes back in this one."""
+        """The values in another dtype; the gradient comes back in this tensor's dtype."""
         return op("astype", real_dtype("astype", dtype).name)(self)
 
     # Elementwise functions
@@ -413,9 +413,11 @@ class Tensor(Node):
 
     # Python's protocols and NumPy's
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    # For type checkers an array of objects: what `ndarray * tensor` gives would else be taken for an array of numbers,
+    # while it is a tensor. The values are numbers all the same.
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, np.dtype[np.object_]]:
         if type(self.data) is not np.ndarray:
-            raise TypeError(f"a tensor on {self.device!r} does not become a NumPy array by itself; use .numpy()")
+            raise TypeError(f"a tensor on {self.device!r} is not converted to a NumPy array implicitly; use .numpy()")
         return np.array(self.data, dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
@@ -437,7 +439,8 @@ class Tensor(Node):
                 f"this tensor was computed by {self.op.name}, and its graph can be neither copied nor pickled; "
                 "detach() it first"
             )
-        return _rebuilt, (type(self), self.numpy(), self.requires_grad, self._grad, self.device)
+        attributes = getattr(self, "__dict__", None)  # of a subclass
+        return _rebuilt, (type(self), self.numpy(), self.requires_grad, self._grad, self.device), attributes or None
 
     def __len__(self) -> int:
         if not self.ndim:
@@ -447,11 +450,11 @@ class Tensor(Node):
     def __iter__(self) -> Iterator["Tensor"]:
         """The parts along the first axis.
 
-        They are cut from halves of halves, so that each level of these writes the gradient once, where rows that were
-        cut from the whole would write all of it once a row.
+        They are taken from halves of halves: each level of halves then writes the gradient once, whereas rows taken
+        from the whole tensor would each write all of it.
         """
-        if len(self) <= 8 or not self.requires_grad:
-            return (self[i] for i in range(len(self)))
+        if len(self) <= 16 or not self.requires_grad:
+            return (REGISTRY["getitem"]((i,))(self) for i in range(len(self)))
         middle = len(self) // 2
         return itertools.chain.from_iterable(iter(self[part]) for part in (slice(middle), slice(middle, None)))
 
@@ -466,7 +469,7 @@ class Tensor(Node):
 
     def __index__(self) -> int:
         if self.dtype.kind not in "iu":
-            raise TypeError(f"a tensor of {self.dtype} is no index; expected integers")
+            raise TypeError(f"a tensor of {self.dtype} is not an index; expected integers")
         return int(self.item())
 
     def __format__(self, spec: str) -> str:
@@ -479,10 +482,14 @@ class Tensor(Node):
         return f"Tensor({values}{dtype}{device}{', requires_grad=True' if self.requires_grad else ''})"
 
 
-class HookHandle:
-    """A hook that was registered; ``remove()`` takes it away."""
+TensorLike = Tensor | Array | Number
+Hook = Callable[[Tensor], Tensor | None]
 
-    _keys = itertools.count()  # never used again, so a handle cannot remove a later hook
+
+class HookHandle:
+    """A registered hook; ``remove()`` removes it."""
+
+    _keys = itertools.count()  # never reused, so a handle cannot remove a later hook
 
     def __init__(self, caller: str, hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
         if not callable(hook):
@@ -492,14 +499,14 @@ class HookHandle:
         hooks[self._key] = hook
 
     def remove(self) -> None:
-        """Take the hook away; a second time does nothing."""
+        """Remove the hook; a second call does nothing."""
         self._hooks.pop(self._key, None)
 
 
 def wrap(array: Array) -> Tensor:
     """A leaf tensor around an array of a known backend, without a copy or a check."""
     if type(array) is not np.ndarray and backend_of_type(type(array)) is None:
-        array = np.asarray(array)  # of a NumPy scalar, which NumPy returns where an array would have no axes
+        array = np.asarray(array)  # a NumPy scalar, which NumPy returns instead of an array without axes
     tensor = Tensor.__new__(Tensor)
     _fill(tensor, array)
     return tensor
@@ -529,7 +536,7 @@ def as_tensor(x: Any) -> Tensor:
 
 
 def real_dtype(caller: str, dtype: Any) -> np.dtype[Any]:
-    """``dtype`` in native byte order; TypeError if it is not one of real numbers or booleans."""
+    """``dtype`` in native byte order; TypeError unless it is for real numbers or booleans."""
     found = np.dtype(dtype)
     if found.kind not in "fiub":
         raise TypeError(f"{caller}: dtype {found} is not a real number; expected floats, integers or booleans")
@@ -538,27 +545,31 @@ def real_dtype(caller: str, dtype: Any) -> np.dtype[Any]:
 
 def _host_array(data: Any) -> np.ndarray:
     """Python numbers, lists of them, NumPy scalars and anything with ``__array__`` as a NumPy array."""
-    if isinstance(data, np.ma.MaskedArray):
-        raise TypeError("Tensor: the data is a masked array, whose mask would be lost; use its filled()")
-    if isinstance(data, (list, tuple)) and _holds_tensors(data):
-        raise TypeError("Tensor: a list of tensors would lose their gradients; join them with functional.stack")
+    _refuse_loss(data)
     try:
         array = np.asarray(data)
     except ValueError as error:
         raise ValueError(f"Tensor: the data is not a rectangular array of numbers ({error})") from None
-    if type(array) is not np.ndarray:  # a subclass that asarray let through
+    if type(array) is not np.ndarray:  # a subclass that asarray kept
         array = array.view(np.ndarray)
     if not hasattr(data, "dtype") and array.dtype.kind in "fiu":
         array = array.astype(np.float32)
     return array
 
 
-def _holds_tensors(data: Sequence[Any]) -> bool:
-    return any(isinstance(each, Tensor) or (isinstance(each, (list, tuple)) and _holds_tensors(each)) for each in data)
+def _refuse_loss(data: Any) -> None:
+    """TypeError for masked arrays, also in lists, and for lists of tensors."""
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("Tensor: the data is a masked array, whose mask would be lost; use its filled()")
+    if isinstance(data, (list, tuple)):
+        for each in data:
+            if isinstance(each, Tensor):
+                raise TypeError("Tensor: a list of tensors would lose their gradients; join them with functional.stack")
+            _refuse_loss(each)
 
 
 def _well_formed(array: Array) -> Array:
-    """The array in native byte order and, if it holds booleans, with 0 and 1 for bytes, as all ops expect."""
+    """The array in native byte order and, if it is boolean, with bytes of 0 and 1, as all ops expect."""
     dtype = real_dtype("Tensor", array.dtype)
     if array.dtype != dtype or array.dtype.byteorder == ">":
         return array.astype(dtype)
@@ -573,7 +584,9 @@ def _same_place(value: Any, t: Tensor) -> Tensor:
 
 def _is_operand(x: object) -> bool:
     """Whether x can be an op's input: a tensor, a number, an array or a list; others may bring operators."""
-    return isinstance(x, (Tensor, int, float, np.generic, list, tuple)) or backend_of_type(type(x)) is not None
+    if isinstance(x, np.generic):
+        return x.dtype.kind in "fiub"
+    return isinstance(x, (Tensor, int, float, list, tuple)) or backend_of_type(type(x)) is not None
 
 
 def _apply(name: str, a: Any, b: Any) -> Any:
@@ -581,13 +594,13 @@ def _apply(name: str, a: Any, b: Any) -> Any:
 
 
 def _in_place(name: str, t: Tensor, other: Any) -> Any:
-    """``t`` with the op's result written into its memory, or, if a gradient is recorded, the result."""
+    """``t`` with the op's result written into its memory or, if a gradient is recorded, just the result."""
     if not _is_operand(other):
         return NotImplemented
     if mode.get().recording and t.requires_grad and t.op is None:
         raise ValueError(
-            f"{name} in place: this leaf requires a gradient, and writing would falsify it; write under no_grad(), or "
-            "give the result a new name"
+            f"{name} in place: this leaf requires a gradient, which writing would make wrong; write under no_grad(), "
+            "or give the result a new name"
         )
     y = op(name)(t, other)
     if y.requires_grad:
@@ -599,7 +612,7 @@ def _in_place(name: str, t: Tensor, other: Any) -> Any:
 
 
 def _write(t: Tensor, index: Any, value: Any) -> None:
-    """t[index] = value; TypeError or ValueError if t's dtype or its memory cannot take it."""
+    """t[index] = value; TypeError or ValueError if t's dtype or memory cannot take it."""
     pattern, arrays = _parsed_index("assign", t, index)
     if isinstance(value, (bool, int, float, np.generic)):
         value = np.asarray(value)
@@ -609,17 +622,23 @@ def _write(t: Tensor, index: Any, value: Any) -> None:
             and not np.iinfo(t.dtype).min <= value <= np.iinfo(t.dtype).max
         ):
             raise ValueError(f"assign: {value} does not fit into {t.dtype}")
-        value = value.astype(t.dtype) if t.dtype.kind == "f" or value.dtype.kind in "iub" else value
+        if value.dtype.kind in ("fiub" if t.dtype.kind == "f" else "iub"):
+            value = value.astype(t.dtype)
     value = value if isinstance(value, Tensor) else _same_place(value, t)
     if t.dtype.kind != "f" and not np.can_cast(value.dtype, t.dtype, "safe"):
         raise TypeError(f"assign: the value is {value.dtype}, which {t.dtype} cannot hold; use astype first")
-    if not getattr(getattr(t.data, "flags", None), "writeable", True):
-        raise ValueError("assign: the tensor lies in read-only memory; write into a copy() of it")
+    check_writable("assign", "the tensor", t)
     REGISTRY["assign"](pattern)(t, value, *arrays)
 
 
+def check_writable(caller: str, name: str, t: Tensor) -> None:
+    """ValueError if t lies in read-only memory."""
+    if not is_writable(t.data):
+        raise ValueError(f"{caller}: {name} lies in read-only memory; use a copy() of it")
+
+
 def _parsed_index(name: str, x: Tensor, index: Any) -> tuple[Any, list[Tensor]]:
-    """The pattern of an index into x, and its arrays as tensors of integers; a mask as the places where it is True."""
+    """The pattern of an index into x, and its arrays as integer tensors; a mask as the positions of True."""
     pattern, found = parse(name, index, x.shape)
     arrays = []
     for each in found:
@@ -640,7 +659,7 @@ def _no_function(name: str) -> str:
 
 
 def _flat(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The tuple that was given either as one sequence or as separate arguments."""
+    """The values as a tuple, whether given as one sequence or as separate arguments."""
     return tuple(values[0]) if len(values) == 1 and isinstance(values[0], (tuple, list)) else values
 
 
@@ -652,7 +671,7 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def check_start(caller: str, output: Any, gradient: TensorLike | None) -> Tensor | None:
-    """The gradient that a backward pass from ``output`` was given; TypeError or ValueError if it cannot start there."""
+    """The given gradient as a tensor, or None; TypeError or ValueError if a pass cannot start at ``output``."""
     if not isinstance(output, Tensor):
         raise TypeError(f"{caller}: output is {type(output).__name__}, not a Tensor")
     if not output.requires_grad:
@@ -660,8 +679,8 @@ def check_start(caller: str, output: Any, gradient: TensorLike | None) -> Tensor
     if gradient is None:
         if output.size != 1:
             raise ValueError(
-                f"{caller}: the output has shape {output.shape}; only one element can go without a gradient "
-                "to start from: reduce it, with .sum() say, or pass one of that shape"
+                f"{caller}: the output has shape {output.shape}; only a single element needs no gradient "
+                "to start from: reduce it, for instance with .sum(), or pass a gradient of that shape"
             )
         return None
     gy = gradient if isinstance(gradient, Tensor) else _same_place(gradient, output)
@@ -672,14 +691,14 @@ def check_start(caller: str, output: Any, gradient: TensorLike | None) -> Tensor
 
 
 def start_of(output: Tensor, gradient: Tensor | None) -> Tensor:
-    """The gradient that the pass starts with: the one that was given, in the output's dtype, else 1."""
+    """The gradient to start with: the given one in the output's dtype, or else 1."""
     if gradient is None:
         return op("full_like", 1.0)(output)
     return gradient if gradient.dtype == output.dtype else gradient.astype(output.dtype)
 
 
-# Adding to a leaf's gradient is reading and writing. The sum is computed outside the lock and stored if nobody else was
-# faster. A signal handler that runs backward passes through the lock, and a forked process gets a new one.
+# Adding to a leaf's gradient reads and writes it. The sum is computed outside the lock and stored if nobody else was
+# faster. The lock is reentrant for the sake of signal handlers that run backward, and a forked process gets a new one.
 _storing = threading.RLock()
 
 
@@ -714,7 +733,7 @@ def targets_of(caller: str, inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def unused(caller: str, path: Path, targets: Sequence[Tensor]) -> list[int]:
-    """Which of the targets were not used to compute the output."""
+    """The positions of targets that were not used to compute the output."""
     return [i for i, x in enumerate(targets) if id(x) not in path.leading]
 
 
@@ -724,13 +743,13 @@ def grad(
     grad_output: TensorLike | None = None,
     create_graph: bool = False,
     allow_unused: bool = False,
-) -> tuple[Any, ...]:
+) -> tuple[Tensor | Any, ...]:  # Any, since only who allows unused inputs has to look for None
     """d(output)/d(input) for each of ``inputs``, without touching any ``.grad``.
 
-    ``grad_output`` is d(loss)/d(output), of output's shape; it may be left out if output has one element. The graph
+    ``grad_output`` is d(loss)/d(output), with output's shape; it may be left out if output has one element. The graph
     is freed unless ``create_graph``, which makes the gradients differentiable. ValueError if an input requires no
-    gradient, or was not used, for which the gradient is None with ``allow_unused``; and for the reasons that
-    `Tensor.backward` has. No two results share memory.
+    gradient or was not used (with ``allow_unused`` its gradient is None), and for the same reasons as in
+    `Tensor.backward`. No two results share memory.
 
     >>> x = Tensor(3.0, requires_grad=True)
     >>> (gx,) = grad(x * x * x, [x], create_graph=True)

@@ -1,7 +1,7 @@
-"""Checking gradients: of any function, and of an op together with everything else that an op promises.
+"""Checking the gradients of any function, and everything that an op promises.
 
-`check_gradients` compares derivatives with central differences; `cases` draws inputs for an op from what the op
-declares; `check_op` tries one such case. A test of an op of your own is then three lines::
+`check_gradients` compares derivatives with central differences; `cases` draws inputs for an op from its declarations;
+`check_op` checks one such case. A test of your own op then takes three lines::
 
     @given(testing.cases(MyOp))
     def test_my_op(case):
@@ -29,13 +29,18 @@ if TYPE_CHECKING:
 
 __all__ = ["cases", "check_gradients", "check_op"]
 
+
+def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+    return __all__
+
+
 Function = Callable[..., Tensor]
 Case = tuple[Op, list[np.ndarray]]
 
 _ELEMENTWISE = 12  # inputs of up to this many elements are checked element by element, larger ones in directions
 _DIRECTIONS = 3
-_SEARCHED = 1000  # elements looked at to find the worst one, once a check has failed
-_ROUNDING = 30 * float(np.finfo(np.float64).eps)  # relative error that a function may have from rounding
+_SEARCHED = 1000  # elements searched for the worst one once a check has failed
+_ROUNDING = 30 * float(np.finfo(np.float64).eps)  # relative error that rounding may cause in a function
 
 
 def check_gradients(
@@ -48,7 +53,7 @@ def check_gradients(
     seed: int = 0,
     device: str = "cpu",
 ) -> None:
-    """Check the derivatives of ``fn``, up to ``order`` times differentiated, against central differences in float64.
+    """Check the derivatives of ``fn``, up to the given order, against central differences in float64.
 
     ``fn`` takes as many tensors as there are ``arrays`` and returns a tensor of any shape. Floats are cast to float64;
     integers and booleans are passed on as constants. At each order the vector-Jacobian product with a random cotangent
@@ -56,11 +61,11 @@ def check_gradients(
     and along random directions d of a large one; h is ``eps`` times the largest |x|, or ``eps`` if that is below 1.
     The next order does the same with g as a function of x and c.
 
-    AssertionError if they differ by more than ``atol`` + ``rtol`` times the largest of the differences + what rounding
-    can explain; it shows the worst element. As the tolerance is relative, a gradient that is wrong by 1% is refused
-    however small it is, unless it is below about 1e-6 of the output: differences of the output cannot tell that from 0.
-    (Give ``atol`` for an output that is itself nothing but rounding error.) AssertionError, too, if the output is not
-    finite, not float64 or not reproducible.
+    AssertionError, which shows the worst element, if they differ by more than ``atol`` plus ``rtol`` times the largest
+    difference quotient plus what rounding can explain. Since the tolerance is relative, a gradient that is wrong by 1%
+    is refused however small it is, unless it is below about 1e-6 of the output, where difference quotients cannot tell
+    it from 0. (Give ``atol`` for an output that is nothing but rounding error.) AssertionError also if the output is
+    not finite, not float64 or not reproducible.
 
     >>> check_gradients(lambda x: x.tanh(), np.array([0.5, -1.0]))
     >>> check_gradients(lambda x: x * x.detach(), np.array([2.0, 3.0]))  # doctest: +ELLIPSIS
@@ -94,7 +99,8 @@ class _Checker:
     ) -> None:
         """Check d(fn)/d(each value), then the functions that compute it, up to order ``last``.
 
-        ``scale`` is the size of what fn was derived from: where a gradient cancels to 0, rounding is relative to it.
+        ``scale`` is the size of the values that fn was derived from: if a gradient cancels to 0, its rounding error is
+        relative to them.
         """
         real = [i for i, value in enumerate(values) if value.dtype.kind == "f"]
         tensors = [Tensor(value.copy(), i in real, device=self.device) for i, value in enumerate(values)]
@@ -112,7 +118,7 @@ class _Checker:
                 raise AssertionError(f"{label} is {g.dtype} of shape {g.shape}; expected float64, {values[i].shape}")
             self.compare(fn, values, i, c, g, scale, f"{label}, {names[i]} of shape {values[i].shape}")
         if order < last:
-            # Some zeros: a rule that treats a gradient of 0 as "not used" shows only there.
+            # Some zeros expose rules that treat a gradient of 0 as "not used".
             c = np.where(self.rng.random(c.shape) < 0.25, 0.0, c)
             for i in real:
                 if id(tensors[i]) in found:
@@ -127,14 +133,14 @@ class _Checker:
                     )
 
     def refuse_bad_output(self, fn: Function, values: list[np.ndarray], y: Any, label: str) -> np.ndarray:
-        """The output's values; an error if no differences can be formed from them."""
+        """The output's values; an error if difference quotients cannot be computed from them."""
         if not isinstance(y, Tensor):
             raise TypeError(f"check_gradients: fn returned {type(y).__name__}; expected a Tensor")
         output = y.numpy()
         if output.dtype != np.float64:
             raise AssertionError(f"check_gradients: {label} is {output.dtype} for float64 inputs; expected float64")
         if not np.isfinite(output).all():
-            raise AssertionError(f"check_gradients: {label} is not finite, so that no differences can be formed")
+            raise AssertionError(f"check_gradients: {label} is not finite, so it has no difference quotients")
         if not np.array_equal(self.evaluate(fn, values), output):
             raise AssertionError(f"check_gradients: {label} differs from call to call; fix its random generator")
         return output
@@ -178,7 +184,7 @@ class _Checker:
 
 
 def _elements(shape: Shape, positions: Any) -> Iterator[np.ndarray]:
-    """For each position the direction in which only that element moves."""
+    """For each position, the direction that changes only that element."""
     for position in positions:
         d = np.zeros(shape)
         d.flat[position] = 1.0
@@ -186,18 +192,18 @@ def _elements(shape: Shape, positions: Any) -> Iterator[np.ndarray]:
 
 
 def _used(y: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Those of the inputs that y was computed from, in a way that is recorded; the others have a gradient of 0."""
+    """Those inputs that y was computed from, as far as recorded; the others have a gradient of 0."""
     found = {id(x) for x in ancestors(y)}
     return [x for x in inputs if y.requires_grad and id(x) in found]
 
 
 def _gradient_function(fn: Function, i: int) -> Function:
-    """The function of fn's inputs and a cotangent that computes fn's gradient for input i."""
+    """The function that computes fn's gradient for input i from fn's inputs and a cotangent."""
 
     def gradient(*inputs: Tensor) -> Tensor:
         *xs, c = inputs
         recorded = any(x.requires_grad for x in inputs)
-        if not xs[i].requires_grad:  # nobody differentiates with respect to it but this function itself
+        if not xs[i].requires_grad:  # only this function itself differentiates by it
             xs[i] = Tensor(xs[i], requires_grad=True)
         y = fn(*xs)
         return grad(y, xs[i], c if c.device == y.device else c.to(y.device), create_graph=recorded)[0]
@@ -206,13 +212,13 @@ def _gradient_function(fn: Function, i: int) -> Function:
 
 
 def cases(op_class: type[Op]) -> "SearchStrategy[Case]":
-    """A Hypothesis strategy of (op, arrays): parameters, shapes and float64 inputs that ``op_class`` says it takes.
+    """A Hypothesis strategy of (op, arrays): parameters, shapes and float64 inputs that ``op_class`` declares.
 
-    Parameters have the op's ``parameters``, axes its ``sizes`` (default 0 to 3); ``...`` stands for up to three axes,
-    of which an input may lack some or have them at size 1, or for the shapes that ``sizes`` gives for it; optional
-    inputs come and go, repeated ones number up to 3. What the op refuses is drawn again. Values keep clear of the kinks
-    of their `Domain`, and those that are ``distinct`` of each other (inputs that must differ from each other share a
-    domain). ImportError if Hypothesis is not installed.
+    Parameters are drawn from the op's ``parameters`` and axis sizes from its ``sizes`` (by default 0 to 3). ``...``
+    stands for up to three axes, which an input may lack or have at size 1, or for one of the shapes that ``sizes``
+    gives for it. Optional inputs are given or left out; repeated inputs number up to 3. Anything that the op refuses is
+    drawn again. Values keep away from the kinks of their `Domain`, and those of ``distinct`` domains from each other,
+    also between inputs. ImportError if Hypothesis is not installed.
 
     >>> from tinygrad_lenet.ops.linalg import MatMul
     >>> op, (a, b) = cases(MatMul).example()  # doctest: +SKIP
@@ -225,7 +231,7 @@ def cases(op_class: type[Op]) -> "SearchStrategy[Case]":
 
 
 def _case(op_class: type[Op], seed: int) -> Case:
-    """The case that a seed stands for."""
+    """The case drawn from a seed."""
     choose = random.Random(seed).choice
     for _ in range(10_000):
         try:
@@ -268,7 +274,7 @@ def _draw_shapes(op: Op, choose: Callable[[Sequence[Any]], Any]) -> tuple[Shape,
 def _draw_values(domains: Sequence[Domain], shapes: Sequence[Shape], rng: np.random.Generator) -> list[np.ndarray]:
     """An array for each input, by its domain."""
     total = sum(math.prod(shape) for domain, shape in zip(domains, shapes, strict=True) if domain.distinct)
-    steps = rng.permutation(total)  # a grid on [0, 1] of which each distinct element takes one step
+    steps = rng.permutation(total)  # a grid on [0, 1] in which each distinct element gets its own step
     arrays = []
     for domain, shape in zip(domains, shapes, strict=True):
         u = rng.random(shape)
@@ -292,14 +298,14 @@ def _draw_values(domains: Sequence[Domain], shapes: Sequence[Shape], rng: np.ran
 def check_op(
     op: Op, arrays: Sequence[np.ndarray], oracle: Callable[..., Any] | None = None, device: str = "cpu"
 ) -> None:
-    """Check on one case everything that an op promises; AssertionError names the op and the promise it breaks.
+    """Check one case of everything that an op promises; AssertionError names the op and the broken promise.
 
-    - The output equals ``oracle(*arrays, **parameters)``, where that is given: a NumPy function, or plain loops.
-    - The output's axes have the sizes that the signature and ``output_shape`` say.
+    - The output equals ``oracle(*arrays, **parameters)``, if given: a NumPy function or plain loops.
+    - The output's axes have the sizes that the signature and ``output_shape`` give.
     - The gradients agree with central differences, to second order (`check_gradients`).
     - float32 stays float32, in the output (unless a parameter ``dtype`` says otherwise) and in the gradients.
-    - Inputs are not changed, but for the first one of an op that ``writes``.
-    - Inputs that are views, with gaps, reversed, transposed or batch-last in memory, give the same.
+    - Inputs are not changed, except for the first one of an op that ``writes``.
+    - Views that are strided, reversed, transposed or batch-last in memory give the same results.
 
     >>> from tinygrad_lenet.ops.elementwise import Add
     >>> check_op(Add(), [np.array([1.0, 2.0]), np.array(0.5)], oracle=np.add)
@@ -358,10 +364,10 @@ def _parameters(op: Op) -> dict[str, Any]:
 def _run(
     op: Op, arrays: list[Array], real: list[int], c: Any, named: str, layout: str = "contiguous"
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """The output, the cotangent (drawn, if ``c`` is a generator) and each real input's gradient, as host arrays."""
+    """The output, the cotangent (drawn if ``c`` is a generator) and the gradient of each real input, as host arrays."""
     before = [Tensor(a).numpy().copy() for a in arrays]
     inputs = [Tensor(a, requires_grad=i in real) for i, a in enumerate(arrays)]
-    y = copy.deepcopy(op)(*inputs)  # so that a random op draws the same each time
+    y = copy.deepcopy(op)(*inputs)  # a random op then draws the same numbers each time
     if isinstance(c, np.random.Generator):
         c = c.choice([-1.0, 1.0], y.shape) * c.uniform(0.5, 1.5, y.shape)
     gradients: list[np.ndarray] = []
@@ -386,7 +392,7 @@ _LAYOUTS = ("gapped", "reversed", "transposed", "batch-last")
 
 
 def _on_device(array: np.ndarray, device: str, layout: str) -> Array:
-    """A copy of the array on a device, whose elements lie in memory as ``layout`` says."""
+    """A copy of the array on a device, laid out in memory as ``layout`` says."""
     backend, index = parse_device(device)
     n = array.ndim
     if layout == "contiguous" or not n:

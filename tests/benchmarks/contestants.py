@@ -1,12 +1,12 @@
-"""The contestants: LeNet-5 in each framework, one process each, told what to do by lines of JSON.
+"""The contestants: LeNet-5 in each framework, one process each, controlled by lines of JSON.
 
 `tests.benchmarks.lenet5` starts `python -m tests.benchmarks.contestants NAME CORES FOLDER`, writes requests to its
 standard input and reads one line of answer to each from its standard output. The process ends when its input does.
 
 All train the same model (tanh, average pooling, 61,706 parameters) in float32 from the same initial weights with the
-same Adam, and read the loss of every step. Peers find their images in memory as float32, 32x32, and gather a batch by
-index; ours draws its batches as a user's program does, from uint8 images of 28x28, which costs it more. A framework
-that can do the same thing in several ways is measured in the way that is fastest here (`choose`).
+same Adam, and read the loss of every step. Peers have their images in memory as float32, 32x32, and gather each batch
+by index; ours draws its batches like a user's program, from uint8 images of 28x28, which costs more. A framework that
+can do the same thing in several ways is measured in the way that is fastest here (`choose`).
 """
 
 import json
@@ -60,14 +60,14 @@ class Contestant(ABC):
 
     @abstractmethod
     def infer(self, batch: int, count: int) -> int:
-        """Classify ``count`` test images; how many are taken for a 0, so that no work can be left out."""
+        """Classify ``count`` test images; return how many are taken for a 0, so that no work can be skipped."""
 
     @abstractmethod
     def single(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        """What classifies one image, and what takes one training step on it; both end when the work is done."""
+        """Functions that classify one image and take one training step on it; both return when the work is done."""
 
-    def choose(self, batch: int) -> None:  # noqa: B027 - most have but one way
-        """Settle on the fastest way of training at this batch size, where there are several."""
+    def choose(self, batch: int) -> None:  # noqa: B027 - most have only one way
+        """Choose the fastest way to train at this batch size, if there are several."""
 
 
 class Ours(Contestant):
@@ -212,7 +212,7 @@ class Peer(Contestant):
         return (order[i : i + batch] for i in range(0, count, batch))
 
     def fastest(self, ways: dict[str, Callable[[], None]], batch: int) -> str:
-        """The way, among those that the functions switch to, in which a few steps take the least time."""
+        """The fastest, for a few steps, of the ways that the functions switch to."""
         count = batch * max(2, 64 // batch)
         times: dict[str, list[float]] = {name: [] for name in ways}
         for lap in range(5):
@@ -231,7 +231,7 @@ class Peer(Contestant):
 
 
 def levels() -> tuple[float, float]:
-    """What background and foreground, 0 and 255, are as ours presents them to the network."""
+    """The values of background and foreground, 0 and 255, after our scaling."""
     import numpy as np
 
     from tinygrad_lenet import data

@@ -1,7 +1,7 @@
 """LeNet-5 against its peers: `python -m tests.benchmarks.lenet5 --help`.
 
-Every contestant runs in a process of its own, on the same cores, and stays alive while all are measured turn about
-(A B C, B C A, ...), so that drift of the machine hits all alike. Before each measurement all must show that they
+Every contestant runs in its own process, on the same cores, and stays alive while all are measured in turn (A B C,
+B C A, ...), so any drift of the machine affects all of them. Before each measurement all must show that they
 compute the same: ten training steps from the same weights on the same images, with losses that agree within 0.001.
 """
 
@@ -56,7 +56,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.lenet5", description="Compare training and using LeNet-5 with PyTorch and JAX."
     )
-    parser.add_argument("--quick", action="store_true", help="a few hundred images: does it run, not how fast")
+    parser.add_argument("--quick", action="store_true", help="a few hundred images, to show that it runs, not how fast")
     parser.add_argument("--rounds", type=int, default=5, help="how many times each is measured (default 5)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64, 256, 1024], help="batch sizes")
     parser.add_argument("--cores", type=int, nargs="+", default=[1, 2], help="numbers of cores")
@@ -68,14 +68,14 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
         type=float,
         default=0,
         metavar="SECONDS",
-        help="most time, over all, to wait for other programs to be idle and to repeat what they disturbed",
+        help="longest total time to wait for other programs to be idle and to repeat what they disturbed",
     )
     parser.add_argument("--json", type=Path, help="file for all rounds, the machine and the settings")
     parser.add_argument("--table", type=Path, help="file for the table, in Markdown")
     args = parser.parse_args(given)
     available = len(machine.cores())
     if min([args.rounds, *args.batch, *args.cores]) < 1 or max(args.batch) > WHOLE["infer"]:
-        parser.error("--rounds, --batch and --cores are numbers from 1, batches up to 10,000")
+        parser.error("--rounds, --batch and --cores must be at least 1, batches at most 10,000")
     if max(args.cores) > available:
         args.cores = [count for count in args.cores if count <= available]
         print(f"only {available} core(s) can be used here")
@@ -128,7 +128,7 @@ def main(given: list[str] | None = None) -> None:
 
 
 class Bench:
-    """One run of the command: what was asked for, and the report that it fills."""
+    """One run of the command: its arguments, and the report that it fills."""
 
     folder: Path
 
@@ -172,7 +172,7 @@ class Bench:
     # Contestants that stay alive
 
     def contest(self, cores: int) -> None:
-        """All measurements that are taken turn about, on this many cores."""
+        """All measurements for which the contestants take turns, on this many cores."""
         timed = [what for what in ("train", "infer", "forward", "step") if what in self.args.measure]
         if not timed:
             return
@@ -203,9 +203,9 @@ class Bench:
     def prepare(
         self, children: dict[str, Child], cores: int, what: str, batch: int
     ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-        """Warm everybody up and leave out who does not compute what the first one computes.
+        """Warm up all contestants and leave out those that do not compute the same as the first.
 
-        Returns the request to each contestant that takes part, and in which way it does the work.
+        Return the request for each contestant that takes part, and the way in which it works.
         """
         requests: dict[str, dict[str, Any]] = {}
         chosen: dict[str, str] = {}
@@ -232,7 +232,7 @@ class Bench:
         return requests, chosen
 
     def rounds(self, children: dict[str, Child], cores: int, what: str, batch: int) -> None:
-        """Measure turn about."""
+        """Measure the contestants in turn."""
         requests, chosen = self.prepare(children, cores, what, batch)
         live = list(requests)
         seconds: dict[str, list[float]] = {name: [] for name in live}
@@ -257,7 +257,7 @@ class Bench:
         )
 
     def undisturbed(self, child: Child, request: dict[str, Any]) -> tuple[dict[str, Any], float]:
-        """The answer, asked for again if others disturbed it and patience is left; and how many cores others used."""
+        """The answer, repeated if other programs disturbed it and time is left, and how many cores these used."""
         while True:
             quiet = False
             while self.patience > 0 and not quiet:
@@ -273,7 +273,7 @@ class Bench:
             self.patience -= watch.seconds()
 
     def count(self, name: str, what: str, batch: int) -> int:
-        """How many images (or calls) are measured: whole batches, and at batch 1 or for the slow only a slice."""
+        """How many images (or calls) to measure: whole batches; at batch 1, or for slow contestants, only some."""
         if what not in WHOLE:
             return 20 if self.args.quick else 200 if name in SLOW else 1000
         most = self.most[what]
@@ -346,7 +346,7 @@ class Bench:
         )
 
     def measure_cold(self) -> None:
-        """The recipe of the example, from the start of the process to its end."""
+        """The example's recipe, timed from the start of the process to its end."""
         who = "cold start"
         if self.args.data_dir is None or self.args.quick:
             return self.fail(who, "needs the real MNIST: --data-dir, and not --quick")
@@ -413,7 +413,7 @@ class Bench:
             {"of": "files of the package and of what it requires, without compiled Python"},
         )
 
-    # What comes of it
+    # The report
 
     def add(self, place: dict[str, Any], values: dict[str, list[float]], more: dict[str, Any]) -> None:
         """Put one measurement into the report and print it."""
@@ -495,11 +495,11 @@ def heading(report: dict[str, Any]) -> str:
 
 
 def conditions(report: dict[str, Any]) -> list[str]:
-    """What a reader has to know to judge the numbers."""
+    """What a reader needs to know to judge the numbers."""
     settings = report["settings"]
     return [
         f"LeNet-5 with tanh and average pooling (61,706 parameters) on {settings['data']}, float32, Adam, "
-        f"{settings['rounds']} rounds turn about.",
+        f"{settings['rounds']} rounds in which the contestants take turns.",
         f"Environment: {' and '.join(machine.REMOVED)} removed for all; BLAS and OpenMP threads as many as cores, "
         "for tinygrad_lenet 1 and workers as many as cores (never more than images in a batch).",
         "tinygrad_lenet draws its batches from uint8 images; the peers gather theirs from float32 images in memory.",
@@ -556,7 +556,7 @@ def table(report: dict[str, Any]) -> str:
             remarks.append(f"Test accuracy after the cold start ({result['recipe']}): {parts}.")
     others = max((result.get("cores_used_by_others", 0) for result in report["results"]), default=0)
     if others > BUSY:
-        remarks.append(f"{SHARED} Not to be relied on: other programs used more than {BUSY} cores, up to {others}.")
+        remarks.append(f"{SHARED} Unreliable: other programs used more than {BUSY} cores, up to {others}.")
     failures = [f"Not measured: {who}: {why}." for who, why in report["failed"].items()]
     return "\n".join([*lines, "", *remarks, *failures]).rstrip() + "\n"
 

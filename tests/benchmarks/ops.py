@@ -1,7 +1,7 @@
-"""How far each op is from what this machine can do: `python -m tests.benchmarks.ops --help`.
+"""How close each op comes to the machine's limits: `python -m tests.benchmarks.ops --help`.
 
-One core, float32. An op that multiplies is compared with the fastest matrix product; one that moves memory with a copy
-that reads and writes as many bytes, so that both meet the same cache. Bytes are those of the inputs and the output.
+One core, float32. An op that multiplies is compared with the fastest matrix product, an op that moves memory with a
+copy that reads and writes as many bytes, which uses the same cache. Bytes are those of the inputs and the output.
 """
 
 import os
@@ -180,7 +180,7 @@ def print_ops(batch: int, span: float) -> None:
 
 
 def print_growth(quick: bool) -> None:
-    """Whether twice the work takes twice the time, over images, batch sizes and sizes of an image."""
+    """Show whether twice the work takes twice the time, for numbers of images, batch sizes and image sizes."""
     counts, batches = ((320, 640), (64, 128)) if quick else ((1000, 4000, 15_000, 60_000), (64, 256, 1024, 4096))
     most = max(*counts, 2 * max(batches))
     model = LeNet5(rng=0)
@@ -266,7 +266,7 @@ def main(given: list[str] | None = None) -> None:
         prog="python -m tests.benchmarks.ops", description="Time each op of LeNet-5 and compare it with the machine."
     )
     parser.add_argument("--batch", type=int, default=64, help="images (default 64)")
-    parser.add_argument("--quick", action="store_true", help="a few calls each: does it run, not how fast")
+    parser.add_argument("--quick", action="store_true", help="a few calls each, to show that it runs, not how fast")
     parser.add_argument("--growth", action="store_true", help="how time grows with images, batch and image size")
     parser.add_argument("--large", help=argparse.SUPPRESS)
     parser.add_argument("--side", type=int, default=224, help=argparse.SUPPRESS)

@@ -15,3 +15,7 @@ __all__ = [
     "Affine", "DataError", "DataLoader",
     "digits", "fashion_mnist", "idx", "mnist", "read_idx", "to_input", "write_idx",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:  # what completion offers: no helpers, no imports
+    return __all__

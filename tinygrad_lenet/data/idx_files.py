@@ -22,23 +22,23 @@ Stream = IO[bytes] | gzip.GzipFile
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
-_MAX_AXES = 8  # images in colour need 4; a corrupt header asks for up to 255
+_MAX_AXES = 8  # colour images need 4; a corrupt header may ask for up to 255
 _CHUNK = 1 << 20
-_DEFLATE_LIMIT = 1032  # one compressed byte stands for at most this many (zlib's technical notes)
+_DEFLATE_LIMIT = 1032  # one compressed byte expands to at most this many (zlib's technical notes)
 
 
 class DataError(ValueError):
-    """A data file is missing, damaged, or not what it should be; the sentence says which, and what to do."""
+    """A data file is missing, damaged or of the wrong kind; the message says which, and what to do."""
 
 
 def read_idx(path: PathLike, max_bytes: int = 2**30) -> npt.NDArray[Any]:
     """Return the array in an IDX file, plain or gzipped (told apart by the first bytes, not by the name).
 
-    The array has the shape of the header, native byte order and memory of its own. Memory grows with the bytes
-    that the file really holds, never with what its header promises.
+    The array has the header's shape, native byte order and its own memory. Memory use grows with the bytes that the
+    file really holds, never with what its header promises.
 
-    Raises DataError where the file is missing, no regular file, empty, damaged, shorter or longer than its header
-    says, or has more than ``max_bytes``, unpacked.
+    Raises DataError if the file is missing, not a regular file, empty, damaged, shorter or longer than its header says,
+    or larger than ``max_bytes`` when unpacked.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +58,7 @@ def read_idx(path: PathLike, max_bytes: int = 2**30) -> npt.NDArray[Any]:
                 return _parse(stream, name, smallest=0, largest=size * _DEFLATE_LIMIT, limit=max_bytes)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            f"read_idx: {name} is a damaged gzip file ({error}), expected a whole one; fetch it again"
+            f"read_idx: {name} is a damaged gzip file ({error}), expected a complete one; download it again"
         ) from error
     except OSError as error:
         raise DataError(
@@ -67,10 +67,10 @@ def read_idx(path: PathLike, max_bytes: int = 2**30) -> npt.NDArray[Any]:
 
 
 def _parse(stream: Stream, name: str, smallest: int, largest: int, limit: int) -> npt.NDArray[Any]:
-    """Read one IDX array of at most limit bytes from stream, which is known to hold from smallest to largest bytes."""
+    """Read an IDX array of at most limit bytes from stream, which holds between smallest and largest bytes."""
 
     def refuse(found: str, expected: str) -> DataError:
-        return DataError(f"read_idx: {name} {found}, expected {expected}; fetch the file again or check the path")
+        return DataError(f"read_idx: {name} {found}, expected {expected}; download the file again, or check the path")
 
     magic = _read(stream, 4)
     if not magic:
@@ -105,7 +105,7 @@ def _parse(stream: Stream, name: str, smallest: int, largest: int, limit: int) -
 
 
 def _read(stream: Stream, count: int) -> bytearray:
-    """Read count bytes, or fewer where the stream ends, in pieces: memory follows the data, not the promise."""
+    """Read count bytes, or fewer if the stream ends, in pieces: memory use follows the data, not the header."""
     data = bytearray()
     while len(data) < count:
         piece = stream.read(min(_CHUNK, count - len(data)))
@@ -116,10 +116,10 @@ def _read(stream: Stream, count: int) -> bytearray:
 
 
 def write_idx(path: PathLike, array: npt.NDArray[Any]) -> None:
-    """Write an array of any shape as an IDX file, gzipped if the name ends in .gz; the same array, the same bytes.
+    """Write an array as an IDX file, gzipped if the name ends in .gz; equal arrays give equal bytes.
 
-    Raises TypeError for a dtype that IDX has no code for, ValueError for no axes, too many, or no elements, DataError
-    if the file cannot be written; whatever was there before is intact then.
+    Raises TypeError for a dtype that IDX has no code for, ValueError for no axes, too many axes or no elements, and
+    DataError if the file cannot be written; a file that was there before then stays intact.
     """
     dtype = array.dtype.newbyteorder(">")
     if dtype not in _CODES:
@@ -130,7 +130,7 @@ def write_idx(path: PathLike, array: npt.NDArray[Any]) -> None:
     data = struct.pack(f">4B{array.ndim}I", 0, 0, _CODES[dtype], array.ndim, *array.shape)
     data += np.ascontiguousarray(array, dtype).tobytes()
     if name.endswith(".gz"):
-        data = gzip.compress(data, mtime=0)  # without the time, the bytes depend on the array alone
+        data = gzip.compress(data, mtime=0)  # without the time, the bytes depend only on the array
     try:
         files.replace({name: data})
     except OSError as error:

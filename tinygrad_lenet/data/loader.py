@@ -1,4 +1,4 @@
-"""From uint8 images to LeNet-5's input: scaling, random distortions, and batches that can be resumed anywhere."""
+"""From uint8 images to LeNet-5's input: scaling, random distortions, and batches that can resume at any point."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +15,7 @@ Augment = Callable[[Images, int, int], Images]
 
 _SIDE = 32  # of LeNet-5's input
 _MEAN, _DEVIATION = 0.1307, 0.3081  # of MNIST's training pixels, black 0 and white 1
-_PIECE = 16  # images distorted at a time: the temporaries stay in cache, which is twice as fast as 64 at once
+_PIECE = 16  # images distorted at a time: the temporaries fit in the cache, which is twice as fast as 64 at a time
 
 
 def to_input(
@@ -24,9 +24,9 @@ def to_input(
     """Return uint8 images (N, H, W), 28x28 or 32x32, as float32 (N, 1, 32, 32): 0 is background, 255 foreground.
 
     28x28 images get a border of background. By default MNIST's pixels, without the border, get mean 0 and variance 1;
-    LeCun et al. (1998, Section II.B) had background -0.1 and foreground 1.175. The result is a transposed view of a
-    C-contiguous (1, 32, 32, N) array, the order in which convolutions run fastest. Raises TypeError for another dtype,
-    ValueError for another shape.
+    LeCun et al. (1998, Section II.B) used -0.1 for the background and 1.175 for the foreground. The result is a
+    transposed view of a C-contiguous (1, 32, 32, N) array, the order in which convolutions run fastest. Raises
+    TypeError for another dtype, ValueError for another shape.
 
     >>> x = to_input(np.full((2, 28, 28), 255, np.uint8), background=-0.1, foreground=1.175)
     >>> x.shape, round(float(x[0, 0, 0, 0]), 3), round(float(x[0, 0, 2, 2]), 3)
@@ -35,7 +35,7 @@ def to_input(
     _require_images("to_input", images, (28, _SIDE))
     N, H, W = images.shape
     border = (_SIDE - H) // 2
-    # Transposing bytes and widening them afterwards moves a quarter of the memory in the slow, strided copy.
+    # Transposing bytes first and converting them afterwards moves a quarter of the memory in the slow, strided copy.
     pixels = np.zeros((_SIDE, _SIDE, N), np.uint8)
     pixels[border : border + H, border : border + W] = images.transpose(1, 2, 0)  # [N H W] -> [H W N]
     x = np.multiply(pixels, np.float32((foreground - background) / 255))
@@ -44,20 +44,20 @@ def to_input(
 
 
 class DataLoader:
-    """Yield batches (x, labels) of images uint8 (N, H, W) with labels (N,) as NumPy arrays, once an epoch each.
+    """Yield batches (x, labels) of images uint8 (N, H, W) with labels (N,) as NumPy arrays, each image once per epoch.
 
     x is `transform(batch)`, by default `to_input(batch)`: float32 (n, 1, 32, 32); labels are int64 (n,). Images stay
-    uint8, and are never copied as a whole. The order of an epoch depends on seed and epoch alone. `augment(batch,
-    epoch, position)`, for example an `Affine`, distorts the uint8 batch first; before the default transform it sees
-    images that already have their border to 32x32, so that ink may move into it.
+    uint8 and are never copied as a whole. The order within an epoch depends only on seed and epoch. `augment(batch,
+    epoch, position)`, for example an `Affine`, distorts the uint8 batch first; with the default transform it receives
+    images that already have their border to 32x32, into which ink may move.
 
-    Where several processes train together, `share(n)` gives the slice of a batch of n that this one draws, for example
-    `parallel.Group.share`; `drawn` is the size of the whole batch that the latest one was a share of.
+    If several processes train together, `share(n)` gives the slice of a batch of n that this process draws, for example
+    `parallel.Group.share`; `drawn` is the size of the whole batch from which the latest share was taken.
 
-    A `for` over the loader runs through the epoch that `epoch` counts; leaving it early gives the epoch up, so that
-    the next `for` begins the next epoch, unless `load_state_dict` put the loader in the middle of one.
+    A `for` over the loader runs through the epoch that `epoch` counts. Leaving it early abandons the epoch: the next
+    `for` begins the next one, unless `load_state_dict` put the loader in the middle of an epoch.
 
-    Raises TypeError or ValueError for arrays that do not fit each other or a batch_size below 1.
+    Raises TypeError or ValueError for arrays that do not fit together or a batch_size below 1.
 
     >>> loader = DataLoader(np.zeros((5, 28, 28), np.uint8), np.arange(5), batch_size=2, shuffle=False)
     >>> [labels.tolist() for x, labels in loader]
@@ -88,17 +88,17 @@ class DataLoader:
             if function is not None and not callable(function):
                 raise TypeError(f"DataLoader: {name} is {function!r}, expected a function or None")
         self.images = images
-        self.labels = labels.astype(np.int64, copy=False)
-        self.batch_size = integer("DataLoader", "batch_size", batch_size, 1)
-        self.shuffle = bool(shuffle)
-        self.seed = integer("DataLoader", "seed", seed, 0)
+        self.labels: Labels = labels.astype(np.int64, copy=False)
+        self.batch_size: int = integer("DataLoader", "batch_size", batch_size, 1)
+        self.shuffle: bool = bool(shuffle)
+        self.seed: int = integer("DataLoader", "seed", seed, 0)
         self.transform = transform
-        self.drop_last = bool(drop_last)
+        self.drop_last: bool = bool(drop_last)
         self.augment = augment
         self.share = share
-        self.drawn = 0
-        self.epoch = 0
-        self.position = 0  # how many samples of this epoch have been handed out
+        self.drawn: int = 0
+        self.epoch: int = 0
+        self.position: int = 0  # how many samples of this epoch have been handed out
         self._resumed = False
         self._drawn: tuple[tuple[int, int], npt.NDArray[np.intp]] | None = None  # the latest order, and its key
 
@@ -108,7 +108,7 @@ class DataLoader:
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[Any], Labels]]:
-        """Yield what is left of the current epoch, or the next one if the last loop was left early."""
+        """Yield the rest of the current epoch, or the next epoch if the last loop was left early."""
         if self.position > 0 and not self._resumed:
             self.epoch, self.position = self.epoch + 1, 0
         self._resumed = False
@@ -122,7 +122,7 @@ class DataLoader:
         self.epoch, self.position = epoch + 1, 0
 
     def batch(self, epoch: int, position: int) -> tuple[npt.NDArray[Any], Labels]:
-        """Return this share of the batch from sample `position` of `epoch` on, a function of seed and arguments."""
+        """Return this process's share of the batch that begins at sample `position` of `epoch`."""
         epoch = integer("DataLoader.batch", "epoch", epoch, 0)
         position = integer("DataLoader.batch", "position", position, 0)
         if position >= len(self.images):
@@ -139,13 +139,13 @@ class DataLoader:
         return (to_input if self.transform is None else self.transform)(images), labels
 
     def state_dict(self) -> dict[str, int]:
-        """Return the place in the run as plain numbers: seed, epoch, and samples handed out in this epoch."""
+        """Return the position in the run as plain numbers: seed, epoch, and samples yielded in this epoch."""
         return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to the place that `state_dict` returned: the next `for` yields exactly the batches that were left.
+        """Go to the position that `state_dict` returned: the next `for` yields exactly the remaining batches.
 
-        Raises ValueError or TypeError for a state of another form or of a larger set; the loader is then unchanged.
+        Raises ValueError or TypeError for a state that does not fit; the loader is then unchanged.
         """
         expected = {"seed", "epoch", "position"}
         if set(state) != expected:
@@ -171,17 +171,17 @@ class DataLoader:
 class Affine:
     """Distort uint8 images (N, H, W) by random planar affine maps about their centre; returns uint8 (N, H, W).
 
-    For each image are drawn, uniformly: a horizontal and a vertical shift in -translation..translation pixels; a factor
-    in 1-scale..1+scale for both axes; a squeeze in 1-squeeze..1+squeeze, by which the horizontal axis is multiplied
-    and the vertical one divided, so that one is compressed while the other is elongated; a horizontal shear in
-    -shear..shear, by which a row moves to the right for each row that it lies below the centre. With (u, v) measured
+    These are drawn uniformly for each image: a horizontal and a vertical shift in -translation..translation pixels; a
+    factor in 1-scale..1+scale for both axes; a squeeze in 1-squeeze..1+squeeze, by which the horizontal axis is
+    multiplied and the vertical one divided, so one is compressed while the other is stretched; and a horizontal shear
+    in -shear..shear, by which a row moves to the right for each row that it lies below the centre. With (u, v) measured
     to the right and downwards from the centre, w = scale / squeeze * v, v' = w + shift_v and
     u' = scale * squeeze * u + shear * w + shift_u.
-    Values are interpolated bilinearly; outside is background 0. All ranges 0 return the images unchanged.
+    Values are interpolated bilinearly; outside is background, 0. If all ranges are 0, the images stay unchanged.
 
-    The maps depend on seed, epoch and the sample's position in the epoch alone, however the batches are cut.
-    The kinds of distortion are those of LeCun et al., 1998, Section III; the paper gives no ranges, these are ours.
-    Raises TypeError or ValueError for a range that is no finite number >= 0, or scale or squeeze that reach 1.
+    The maps depend only on seed, epoch and the sample's position in the epoch, not on how batches are split.
+    The kinds of distortion are those of LeCun et al. (1998), Section III.A; the paper gives no ranges, these are ours.
+    Raises TypeError or ValueError for a range that is not a finite number >= 0, or a scale or squeeze of 1 or more.
 
     >>> image = np.zeros((1, 5, 5), np.uint8); image[0, 2, 2] = 255
     >>> moved = Affine(translation=1.0, scale=0.0, squeeze=0.0, shear=0.0)(image)
@@ -197,11 +197,11 @@ class Affine:
         shear: float = 0.2,
         seed: int = 0,
     ) -> None:
-        self.translation = number("Affine", "translation", translation, "[0, inf)")
-        self.scale = number("Affine", "scale", scale, "[0, 1)")
-        self.squeeze = number("Affine", "squeeze", squeeze, "[0, 1)")
-        self.shear = number("Affine", "shear", shear, "[0, inf)")
-        self.seed = integer("Affine", "seed", seed, 0)
+        self.translation: float = number("Affine", "translation", translation, "[0, inf)")
+        self.scale: float = number("Affine", "scale", scale, "[0, 1)")
+        self.squeeze: float = number("Affine", "squeeze", squeeze, "[0, 1)")
+        self.shear: float = number("Affine", "shear", shear, "[0, inf)")
+        self.seed: int = integer("Affine", "seed", seed, 0)
 
     def __call__(self, images: Images, epoch: int = 0, position: int = 0) -> Images:
         """Distort images, the first of which is sample `position` of `epoch`."""
@@ -219,8 +219,8 @@ class Affine:
 
 
 def _uniform(seed: int, epoch: int, position: int, N: int) -> npt.NDArray[np.float64]:
-    """Return (N, 8) numbers in -1..1, row i being a function of (seed, epoch, position + i) alone."""
-    # A counter-based generator can be entered anywhere: Philox makes 4 numbers a step, so 2 steps serve a sample.
+    """Return (N, 8) numbers in -1..1, of which row i depends only on (seed, epoch, position + i)."""
+    # A counter-based generator can start anywhere: Philox makes 4 numbers per step, so a sample takes 2 steps.
     key = np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
     rows = np.random.Generator(np.random.Philox(key=key).advance(2 * position)).random((N, 8))
     return rows * 2 - 1
@@ -234,17 +234,17 @@ def _warp(
     squeeze: npt.NDArray[np.float32],
     shear: npt.NDArray[np.float32],
 ) -> Images:
-    """Apply one map an image; scale and squeeze are deviations from 1, all parameters float32 (N,)."""
+    """Apply one map per image; scale and squeeze are deviations from 1, all parameters float32 (N,)."""
     N, H, W = images.shape
     v = np.arange(H, dtype=np.float32) - np.float32((H - 1) / 2) - shift_v[:, None]  # [N H] output rows, unshifted
     u = np.arange(W, dtype=np.float32) - np.float32((W - 1) / 2)  # [W]
     factor_v, factor_u = (1 + scale) / (1 + squeeze), (1 + scale) * (1 + squeeze)
-    # Where each output pixel comes from. No vertical shear: a whole output row comes from one height, so the
+    # Where each output pixel comes from. Without vertical shear, a whole output row comes from one height, so the
     # bilinear interpolation splits into one over whole rows and one within each row.
     row = v / factor_v[:, None] + np.float32((H - 1) / 2)  # [N H]
     column = (u - (shift_u[:, None] + shear[:, None] * v)[..., None]) / factor_u[:, None, None]  # [N H W]
     column += np.float32((W - 1) / 2)
-    # Background around the image, one pixel before and two after, takes all that lies outside.
+    # A frame of background, one pixel before and two after, stands for everything outside the image.
     framed = np.zeros((N, H + 3, W + 3), np.float32)
     framed[:, 1 : H + 1, 1 : W + 1] = images
     top, part = _split(row, H)
@@ -258,7 +258,7 @@ def _warp(
 
 
 def _split(place: npt.NDArray[np.float32], length: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    """Return the index of the pixel before each place, in an array framed by one pixel, and the way to the next one."""
+    """Return the index of the pixel before each place, in an array framed by one pixel, and the fraction beyond it."""
     place = np.clip(place, -1, length)
     before = np.floor(place)
     return before.astype(np.intp) + 1, place - before
@@ -275,7 +275,7 @@ def _blend(
 
 
 def _pad(images: Images) -> Images:
-    """Give 28x28 images their border to 32x32."""
+    """Pad 28x28 images to 32x32."""
     N, H, W = images.shape
     if H == _SIDE:
         return images
@@ -286,7 +286,7 @@ def _pad(images: Images) -> Images:
 
 
 def _require_images(function: str, images: object, sides: tuple[int, ...] | None) -> None:
-    """Refuse what is not a uint8 array (N, H, W), square with one of these sides where any are given."""
+    """Refuse anything but a uint8 array (N, H, W) or, if sides are given, one of squares with such sides."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
         raise TypeError(f"{function}: images are {found}, expected a NumPy array of uint8")

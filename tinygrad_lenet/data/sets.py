@@ -52,7 +52,7 @@ _SHA256 = {
     },
 }
 
-# MD5 of what these files hold, unpacked: whoever packed them again, the images are the same.
+# MD5 of the unpacked contents: the same images if they are packed differently.
 _MD5 = {
     "mnist": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -72,11 +72,11 @@ _MD5 = {
 def mnist(root: PathLike | None = None, split: str = "train", download: bool = False) -> tuple[Images, Labels]:
     """Return MNIST's handwritten digits, white on black: images uint8 (N, H, W) = (N, 28, 28), labels int64 (N,).
 
-    split "train" has 60,000 images, "test" 10,000. The IDX files, gzipped or not, are looked for in root's
-    subfolders mnist and MNIST/raw and in root itself; root=None means the folder named by the environment variable
-    TINYGRAD_LENET_DATA, else the user's cache. download=True fetches files that are missing or wrong with pooch into
-    root's mnist, each verified by SHA-256. Raises DataError for files that are missing, damaged or not MNIST's, by
-    their MD5; `idx` reads other sets.
+    Split "train" has 60,000 images, "test" 10,000. The IDX files, gzipped or not, are looked up in root's subfolders
+    mnist and MNIST/raw and in root itself; root=None means the folder named by the environment variable
+    TINYGRAD_LENET_DATA, or else the user's cache. download=True downloads missing or wrong files with pooch into root's
+    subfolder mnist and verifies each by SHA-256. Raises DataError for files that are missing, damaged or, by their MD5,
+    not MNIST's; `idx` reads other sets.
     Source: LeCun, Cortes, Burges, The MNIST database of handwritten digits.
     """
     return _load("mnist", root, split, download)
@@ -94,10 +94,10 @@ def fashion_mnist(root: PathLike | None = None, split: str = "train", download: 
 def idx(root: PathLike, split: str = "train") -> tuple[Images, Labels]:
     """Return any set in MNIST's format, such as KMNIST or EMNIST: images uint8 (N, H, W), labels int64 (N,).
 
-    root is the folder of its IDX files, gzipped or not, whose names end in train-images-idx3-ubyte and
-    train-labels-idx1-ubyte, with t10k or test instead of train for split "test". Where several sets share a folder,
-    root is what the names of one begin with, say "data/emnist-letters". EMNIST's images lie transposed in files
-    called emnist-...; these are turned. Raises DataError for files that are missing, damaged, or do not fit each other.
+    root is the folder of the set's IDX files, gzipped or not, whose names end in train-images-idx3-ubyte and
+    train-labels-idx1-ubyte, with t10k or test instead of train for split "test". If several sets share a folder, append
+    the beginning of the file names, for example "data/emnist-letters". Files called emnist-... hold transposed images,
+    which are transposed back. Raises DataError for files that are missing, damaged or do not fit together.
     Source: Cohen, Afshar, Tapson, van Schaik, EMNIST, arXiv:1702.05373.
 
     >>> import tempfile
@@ -137,8 +137,8 @@ def idx(root: PathLike, split: str = "train") -> tuple[Images, Labels]:
             )
     if len(images) != len(labels):
         raise DataError(
-            f"idx: {paths[0]} holds {len(images)} images and {paths[1]} {len(labels)} labels, expected one label an "
-            "image; check that the files were not mixed up"
+            f"idx: {paths[0]} holds {len(images)} images and {paths[1]} {len(labels)} labels, expected one label "
+            "per image; check that the files were not mixed up"
         )
     if stem.startswith("emnist-"):
         images = np.ascontiguousarray(images.transpose(0, 2, 1))
@@ -148,10 +148,9 @@ def idx(root: PathLike, split: str = "train") -> tuple[Images, Labels]:
 def digits(split: str = "train") -> tuple[Images, Labels]:
     """Return 1,797 small handwritten digits that come with the package: images uint8 (N, 28, 28), labels int64 (N,).
 
-    Every fifth image belongs to split "test" (360 images), the others to "train" (1,437): the writers of one are those
-    of the other, as in MNIST they are not, so expect fewer errors here (nearest neighbour makes 0.8%). The 8x8
-    originals, values 0..16, are brought to MNIST's format: 20x20 by cubic interpolation, contrast raised, centred on
-    28x28, white on black.
+    Every fifth image belongs to split "test" (360 images), the others to "train" (1,437). Unlike in MNIST, both splits
+    share their writers, so expect fewer errors (nearest neighbour has 0.8%). The 8x8 originals, with values 0..16, are
+    converted to MNIST's format: 20x20 by cubic interpolation, with more contrast, centred on 28x28, white on black.
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository,
     https://doi.org/10.24432/C50P49, CC BY 4.0.
 
@@ -177,16 +176,16 @@ def _embedded(name: str) -> npt.NDArray[Any]:
 
 
 def _enlarge(small: Images) -> Images:
-    """Bring (N, 8, 8) values 0..16 to (N, 28, 28) values 0..255: cubic convolution to 20x20, contrast, a border of 4.
+    """Convert (N, 8, 8) values 0..16 to (N, 28, 28) values 0..255: cubic convolution to 20x20, contrast, a border of 4.
 
-    The kernel is that of Keys, Cubic convolution interpolation for digital image processing, 1981, with a = -1/2.
+    The kernel is by Keys, Cubic convolution interpolation for digital image processing, 1981, with a = -1/2.
     """
     centre = (np.arange(20) + 0.5) * 8 / 20 - 0.5  # of each new pixel, in old pixels
     t = np.abs(centre[:, None] - np.arange(8))
     near, far = 1.5 * t**3 - 2.5 * t**2 + 1, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
     weight = np.where(t < 1, near, np.where(t < 2, far, 0.0))  # [20 8]
     ink = weight @ (small / 16) @ weight.T
-    ink = np.clip((ink - 0.15) * 1.6, 0, 1)  # strokes as white, and edges as steep, as MNIST's
+    ink = np.clip((ink - 0.15) * 1.6, 0, 1)  # makes strokes as white and edges as steep as MNIST's
     large = np.zeros((len(small), 28, 28), np.uint8)
     large[:, 4:24, 4:24] = np.rint(ink * 255)
     return large
@@ -200,7 +199,7 @@ def _load(name: str, root: PathLike | None, split: str, download: bool) -> tuple
 
 
 def _find(name: str, folder: Path, file: str, download: bool) -> Images:
-    """What one of a set's files holds, from the first place where it lies and is what it should be."""
+    """The contents of one of a set's files, from the first folder that has the right file."""
     wrong = []
     for place in _FOLDERS[name]:
         for path in (folder / place / file, folder / place / f"{file}.gz"):
@@ -220,7 +219,7 @@ def _find(name: str, folder: Path, file: str, download: bool) -> Images:
 
 
 def _verified(name: str, path: Path, file: str) -> Images:
-    """The array in ``path``, of which `_MD5` says that it is this one of a set's files."""
+    """The array in ``path``; DataError unless `_MD5` says that it is this file of the set."""
     array: Images = read_idx(path, max_bytes=2**26)
     header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
     digest = hashlib.md5(header, usedforsecurity=False)
@@ -230,13 +229,13 @@ def _verified(name: str, path: Path, file: str) -> Images:
     if found != f"{name}'s {file}":
         raise DataError(
             f"{name}: {path} is {found}, expected {name}'s {file}; "
-            f"data.{name}(download=True) or --download fetches that one, data.idx or --dataset idx reads other sets"
+            f"data.{name}(download=True) or --download gets that one; data.idx or --dataset idx reads other sets"
         )
     return array
 
 
 def _cache() -> Path:
-    """Where pooch.os_cache("tinygrad_lenet") would point, unless the environment says otherwise; needs no pooch."""
+    """The folder named in the environment, or else what pooch.os_cache("tinygrad_lenet") would give, without pooch."""
     chosen = os.environ.get("TINYGRAD_LENET_DATA")
     if chosen:
         return Path(chosen)
@@ -262,7 +261,7 @@ def _fetch(name: str, file: str, folder: Path) -> Path:
     except OSError as error:
         raise DataError(
             f"{name}: {folder} cannot be written to ({error.strerror or error}), expected a folder for {file}; "
-            "give another one, or put the file there by hand"
+            "choose another one, or put the file there by hand"
         ) from error
     failures = []
     for mirror in _MIRRORS[name]:
@@ -274,6 +273,6 @@ def _fetch(name: str, file: str, folder: Path) -> Path:
         else:
             return folder / file
     raise DataError(
-        f"{name}: {file} came intact from no mirror: {'; '.join(failures)}; check the connection, "
+        f"{name}: no mirror delivered {file} intact: {'; '.join(failures)}; check the connection, "
         f"or put the file into {folder} by hand"
     )

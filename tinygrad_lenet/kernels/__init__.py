@@ -1,6 +1,6 @@
-"""Faster array kernels behind single ops, one file a backend; importing this package registers them.
+"""Faster array kernels behind single ops, one file per backend; importing this package registers them.
 
-No derivative is stated here.
+Derivatives are stated in ops only.
 """
 
 from . import cpu

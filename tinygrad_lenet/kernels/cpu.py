@@ -1,23 +1,23 @@
 """Faster forwards on NumPy arrays, for the ops in which LeNet-5 spends its time.
 
-Everything here computes what the op's own `forward` computes, and the same tests run over both; a kernel returns
-NotImplemented for parameters that it does not cover. All of them work on batch-last memory, m[C H W N], so that the
-innermost runs are N floats or more. What each trick buys is given in microseconds, one core with AVX-512, float32, for
-the second convolution of LeNet-5 (6 maps of 14 x 14 to 16 maps of 10 x 10) on 32 images, unless said otherwise.
+Every kernel computes what the op's own `forward` computes, and the same tests run over both; a kernel returns
+NotImplemented for parameters that it does not cover. Image kernels work on batch-last memory, m[C H W N], in which
+contiguous runs are at least N floats long. The gain of each trick is given in microseconds, on one core with AVX-512 in
+float32, for LeNet-5's second convolution (6 maps of 14 x 14 to 16 maps of 10 x 10) on 32 images, unless noted.
 
 1. Columns along W only. A matrix product needs the pixels under each window as a column. Copying all 5 x 5 of them
-   writes every pixel 25 times; copying the 5 along W writes it 5 times, cols[H C KW OW*N], and the rows that a window
-   covers, oh to oh + KH, then lie one after the other: a view with overlapping rows serves as the matrix, one product
-   for each output row. 24 us become 7.
-2. Products that stay small. OpenBLAS has kernels without packing for products of up to about 10^6 multiplications, at
-   twice the speed of the others, so wide outputs are cut into blocks (forward on 64 images: 230 us become 163). The
-   blocks also keep cols in the second-level cache.
-3. Sums over kernel rows inside the product. The input gradient sums over kh and kw. With the gradient's rows framed by
-   KH - 1 rows of zeros, the sum over kh is part of the product (276 us become 112, in all).
-4. Sums over kernel columns by one product with ones. The KW shifted rows are laid out at such a pitch that a view
-   whose row stride is one pixel short shifts each row by one pixel more than the last: adding the rows is then a
-   vector-matrix product over that view, 12 us instead of 41 for slice-wise additions.
-5. Scratch buffers that are kept between calls, and temporaries written in place: fresh memory costs a page fault every
+   writes every pixel 25 times; copying only the 5 along W, into cols[H C KW OW*N], writes it 5 times. The rows that a
+   window covers, oh to oh + KH, then follow one another in memory, so a view with overlapping rows serves as the matrix
+   of one product per output row: 7 us instead of 24.
+2. Small products. Up to about 10^6 multiplications, OpenBLAS has kernels that do not pack their operands and are twice
+   as fast as the others, so wide outputs are split into blocks (forward on 64 images: 163 us instead of 230). Blocks
+   also keep cols in the second-level cache.
+3. Sums over kernel rows inside the product. The input gradient sums over kh and kw. Once the gradient's rows are framed
+   by KH - 1 rows of zeros, the product itself sums over kh (112 us in all instead of 276).
+4. Sums over kernel columns by a product with ones. The KW shifted rows are laid out so that a view whose row stride is
+   one pixel short shifts each row by one pixel more than the last: a vector-matrix product over that view adds the
+   rows, in 12 us instead of 41 for additions of slices.
+5. Scratch buffers that are kept between calls, and temporaries written in place: new memory costs a page fault every
    4 KB, up to half of a training step. (For the tensors themselves see `tinygrad_lenet.parallel.tune_process`.)
 """
 
@@ -39,24 +39,24 @@ from ..ops.reduction import Sum
 from ..ops.windows import empty_images, pad_images, window_pixels
 from ..tensor import Number
 
-_SMALL_PRODUCT = 1_000_000  # multiplications: up to here OpenBLAS does not pack (its AVX-512 kernels)
-_CACHED = 140_000  # numbers of a column block that stay in a second-level cache of 1 MB, as float32
-_FEW = 400_000  # multiplications: up to here one product for each kernel row beats one for each output row
-_NARROWEST = 64  # columns: below this a block is not worth its call
+_SMALL_PRODUCT = 1_000_000  # multiplications up to which OpenBLAS does not pack (its AVX-512 kernels)
+_CACHED = 140_000  # float32 numbers of a column block that fit in a second-level cache of 1 MB
+_FEW = 400_000  # multiplications up to which one product per kernel row beats one per output row
+_NARROWEST = 64  # columns below which a block is not worth a call
 
 
-_KEPT = 2**25  # bytes of scratch that a thread keeps
+_KEPT = 2**25  # bytes of scratch memory that a thread keeps
 
 
 class _Scratch(threading.local):
-    """Buffers that one call takes and gives back, so that a call within it, by a signal handler say, gets others."""
+    """Buffers that a call takes and gives back; a call inside it, such as from a signal handler, gets others."""
 
     def __init__(self) -> None:
         self.free: dict[Any, np.ndarray] = {}
         self.bytes = 0
 
     def take(self, use: str, shape: tuple[int, ...], dtype: Any, *layout: int) -> np.ndarray:
-        """A buffer that was zero when it was made; what a use with the same layout never writes is still zero."""
+        """A buffer that was zeroed when it was made; elements that no use with this layout writes are still zero."""
         buffer = self.free.pop((use, shape, dtype, layout), None)
         if buffer is None:
             return np.zeros(shape, dtype)
@@ -64,11 +64,11 @@ class _Scratch(threading.local):
         return buffer
 
     def give(self, buffer: np.ndarray, use: str, *layout: int) -> None:
-        """Keep a buffer for the next call. (After an error it is not given back, since it may be half written.)"""
+        """Keep a buffer for the next call. (After an error it is not given back, since it may be half-written.)"""
         key = (use, buffer.shape, buffer.dtype, layout)
         if key in self.free or buffer.nbytes > _KEPT:
             return
-        if self.bytes + buffer.nbytes > _KEPT:  # shapes change all the time
+        if self.bytes + buffer.nbytes > _KEPT:  # shapes keep changing
             self.free.clear()
             self.bytes = 0
         self.free[key] = buffer
@@ -79,18 +79,18 @@ _scratch = _Scratch()
 
 
 def _batch_last(x: Array) -> np.ndarray:
-    """x[N C H W] as m[C H W N], contiguous; no copy if it lies so."""
+    """x[N C H W] as contiguous m[C H W N], without a copy if it already lies in memory like that."""
     return np.ascontiguousarray(x.transpose(1, 2, 3, 0))
 
 
 def _view(a: np.ndarray, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> np.ndarray:
-    """A strided view on a contiguous array, strides and offset counted in numbers; checked against a's bounds."""
+    """A strided view of a contiguous array, with strides and offset in elements, checked against a's bounds."""
     item = a.itemsize
     return np.ndarray(shape, a.dtype, a, offset * item, tuple([step * item for step in strides]))
 
 
 def _covered(op: Conv2d | Conv2dWeightGrad | ConvTranspose2d, *arrays: Array) -> bool:
-    """Whether the kernels of this file cover the op's parameters and its inputs' kind."""
+    """Whether the kernels in this file cover the op's parameters and its inputs' dtypes."""
     dtype = arrays[0].dtype
     return (
         op.dilation == (1, 1)
@@ -105,8 +105,8 @@ def _column_blocks(
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Blocks of cols[H C KW q]: pixel (h, ow * stride_w + kw) of m[C H W N] for q of the OW * N pairs (ow, n).
 
-    Yields the first pair and q with each block. All blocks share one buffer. ``width`` is the widest that the product
-    wants; a stride above 1 takes whole ow only.
+    Yields the first pair and q with each block. All blocks share one buffer. ``width`` is the largest q that suits the
+    product; with a stride above 1, blocks hold whole ow.
     """
     c, h, w, n = m.shape
     pairs = positions * n
@@ -140,7 +140,7 @@ def conv2d(op: Conv2d, xp: Any, x: Array, weight: Array, bias: Array | None = No
     (c, h, w, n), (f, _, kh, kw), (sh, sw) = m.shape, weight.shape, op.stride
     oh, ow = (h - kh) // sh + 1, (w - kw) // sw + 1
     y = np.empty((f, oh, ow, n), m.dtype)
-    if (kh, kw) == (h, w):  # one window, the whole map: a full layer
+    if (kh, kw) == (h, w):  # one window that covers the whole map: a full layer
         np.matmul(weight.reshape(f, c * h * w), m.reshape(c * h * w, n), out=y.reshape(f, n))
     else:
         row, k = c * kw, kh * c * kw
@@ -160,10 +160,10 @@ def conv2d_weight_grad(op: Conv2dWeightGrad, xp: Any, x: Array, gy: Array) -> Ar
         return NotImplemented
     m, g = _batch_last(pad_images(np, x, op.padding)), _batch_last(gy)
     (c, h, w, n), (f, oh, ow, _), (kh, kw), (sh, sw) = m.shape, g.shape, op.kernel_size, op.stride
-    if (kh, kw) == (h, w):  # one window, the whole map
+    if (kh, kw) == (h, w):  # one window that covers the whole map
         a, b = g.reshape(f, n), m.reshape(c * h * w, n).T
         gw = np.empty((f, c, kh, kw), m.dtype)
-        product = np.multiply if n == 1 else np.matmul  # OpenBLAS is slow at the product of two vectors
+        product = np.multiply if n == 1 else np.matmul  # OpenBLAS is slow for products of two vectors
         product(a, b, out=gw.reshape(f, c * h * w))
         return gw
     if sh == sw == 1 and f * c * kw * oh * ow * n <= _FEW:
@@ -176,7 +176,7 @@ def conv2d_weight_grad(op: Conv2dWeightGrad, xp: Any, x: Array, gy: Array) -> Ar
         _scratch.give(cols, "cols")
         return np.array(gw.reshape(kh, f, c, kw).transpose(1, 2, 0, 3), order="C")
     row = c * kw
-    merged = kh * row <= 32  # few rows: one product for all kernel rows
+    merged = kh * row <= 32  # few rows: a single product for all kernel rows
     rows, products = (kh * row, 1) if merged else (row, kh)
     total: np.ndarray | None = None
     for start, q, cols in _column_blocks(m, kw, ow, sw, _SMALL_PRODUCT // (f * rows)):
@@ -206,7 +206,7 @@ def conv_transpose2d(op: ConvTranspose2d, xp: Any, x: Array, weight: Array, bias
     if h == w == 1:
         np.matmul(weight.reshape(f, c * kh * kw).T, m.reshape(f, n), out=y.reshape(c * kh * kw, n))
     elif not math.isfinite(_sum_of_squares(weight)):
-        return NotImplemented  # the frame's zeros times these would be NaN, where there is no pixel at all
+        return NotImplemented  # the frame's zeros times these would be NaN where there is no pixel at all
     else:
         pairs = w * n
         # Row (c, kw) of a product goes to (c * KW + kw) * pitch + (KW - 1) * n. Read at a row stride of pitch - n, row
@@ -238,7 +238,7 @@ def conv_transpose2d(op: ConvTranspose2d, xp: Any, x: Array, weight: Array, bias
 
 
 def _parts(multiplications: int, columns: int) -> int:
-    """The fewest equal parts of ``columns`` that make each product small, or 1 where only slivers would."""
+    """The fewest equal parts of ``columns`` that make each product small; 1 if the parts would be slivers."""
     for parts in range(1, max(2, columns // _NARROWEST + 1)):
         if columns % parts == 0 and multiplications * (columns // parts) <= _SMALL_PRODUCT:
             return parts
@@ -274,7 +274,7 @@ def subsample2d(op: Subsample2d, xp: Any, x: Array, weight: Array, bias: Array |
 
 @kernel("cpu", "subsample2d_weight_grad")
 def subsample2d_weight_grad(op: Subsample2dWeightGrad, xp: Any, x: Array, gy: Array) -> Array:
-    """As above; then one product with ones for each channel."""
+    """As above, then one product with ones per channel."""
     if not _alike(x, gy):
         return NotImplemented
     s = _window_sums(x, op.kernel_size)
@@ -304,7 +304,7 @@ def _alike(*arrays: Array) -> bool:
 
 
 def _window_sums(x: Array, kernel_size: tuple[int, int]) -> np.ndarray:
-    """s[C OH OW N]: the sum of x[N C H W] over windows that touch; what fills no window is left out."""
+    """s[C OH OW N]: the sums of x[N C H W] over adjacent windows; pixels that fill no window are left out."""
     m, (kh, kw) = _batch_last(x), kernel_size
     oh, ow = m.shape[1] // kh, m.shape[2] // kw
     rows = m[:, : oh * kh : kh] + m[:, 1 : oh * kh : kh] if kh > 1 else m
@@ -318,7 +318,7 @@ def _window_sums(x: Array, kernel_size: tuple[int, int]) -> np.ndarray:
 
 @kernel("cpu", "max_pool2d_grad")
 def max_pool2d_grad(op: MaxPool2dGrad, xp: Any, x: Array, gy: Array) -> Array:
-    """Without overlaps: each pixel of the window takes the bits of gy where it is the first to equal the maximum."""
+    """Without overlaps: each pixel takes the bits of gy if it is the first in its window to equal the maximum."""
     (kh, kw), (n, c, h, w), (_, _, oh, ow) = op.kernel_size, x.shape, gy.shape
     if op.stride != op.kernel_size or op.padding != (0, 0) or (oh * kh, ow * kw) != (h, w) or not gy.size:
         return NotImplemented
@@ -331,7 +331,7 @@ def max_pool2d_grad(op: MaxPool2dGrad, xp: Any, x: Array, gy: Array) -> Array:
     if np.isnan(np.max(y)):  # a NaN equals nothing
         return NotImplemented
     gx = empty_images(np, n, c, h, w, gy.dtype)
-    free = np.ones_like(y, bool)  # windows whose maximum has not come yet
+    free = np.ones_like(y, bool)  # windows whose maximum has not been found yet
     for window in pixels:
         first = np.equal(x[window], y)
         first &= free
@@ -342,7 +342,7 @@ def max_pool2d_grad(op: MaxPool2dGrad, xp: Any, x: Array, gy: Array) -> Array:
 
 @kernel("cpu", "where")
 def where(op: Where, xp: Any, condition: Array, a: Array | Number, b: Array | Number) -> Array:
-    """One branch an array, the other 0, as in ReLU's gradient: 84 us for C1's maps of 64 images instead of 1,200."""
+    """One branch is an array, the other 0, as in ReLU's gradient: 84 us instead of 1,200 for C1's maps of 64 images."""
     x, other, taken = (a, b, condition) if isinstance(a, np.ndarray) else (b, a, ~condition)
     if not isinstance(x, np.ndarray) or type(other) is not float or other or x.dtype.char not in "fd" or not x.ndim:
         return NotImplemented
@@ -352,7 +352,7 @@ def where(op: Where, xp: Any, condition: Array, a: Array | Number, b: Array | Nu
 def _masked(x: np.ndarray, condition: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """x where the condition holds, else 0: x's bits AND a mask of all ones or all zeros.
 
-    np.where branches on every element; x times the condition would make NaN of inf times 0.
+    np.where branches on every element, and multiplying x by the condition would turn inf times 0 into NaN.
     """
     bits = np.dtype(f"i{x.itemsize}")
     mask = np.negative(condition.view(np.int8)).astype(bits)  # all ones or all zeros
@@ -363,7 +363,7 @@ def _masked(x: np.ndarray, condition: np.ndarray, out: np.ndarray | None = None)
 
 @kernel("cpu", "chain")
 def chain(op: Chain, xp: Any, g: Array, s: Array) -> Array:
-    """The product, looked through for NaN, which is what 0 times a slope that is not finite makes."""
+    """The product, searched for NaN, which 0 times a non-finite slope would give."""
     if g.dtype != s.dtype or not g.ndim or g.dtype.kind != "f":
         return NotImplemented
     with np.errstate(invalid="ignore"):
@@ -383,7 +383,7 @@ def _sum_of_squares(x: np.ndarray) -> float:
 
 @kernel("cpu", "matmul")
 def matmul(op: MatMul, xp: Any, a: Array, b: Array) -> Array:
-    """A column times a row, a full layer's weight gradient at batch 1: NumPy's product, 3 us instead of 11."""
+    """A column times a row, a full layer's weight gradient at batch 1: NumPy's multiply, 3 us instead of 11."""
     return np.multiply(a, b) if a.ndim == b.ndim == 2 and a.shape[1] == 1 else NotImplemented
 
 
@@ -402,7 +402,7 @@ def tanh_grad(op: TanhGrad, xp: Any, gy: Array, y: Array) -> Array:
 
 @kernel("cpu", "broadcast_to")
 def broadcast_to(op: BroadcastTo, xp: Any, x: Array) -> Array:
-    """One number to few, as in the gradient of a mean: filling them takes 1 us, NumPy's view of one number 8."""
+    """A single number to few elements, as in the gradient of a mean: filling takes 1 us, a broadcast view 8."""
     if x.size != 1 or math.prod(op.shape) > 4096:
         return NotImplemented
     y = np.empty(op.shape, x.dtype)
@@ -412,10 +412,10 @@ def broadcast_to(op: BroadcastTo, xp: Any, x: Array) -> Array:
 
 @kernel("cpu", "sum")
 def sum_rows(op: Sum, xp: Any, x: Array) -> Array:
-    """Long sums by products with ones, in stretches whose sums NumPy then adds pairwise.
+    """Long sums by products with ones over short stretches, whose sums NumPy then adds pairwise.
 
-    They serve the gradients of biases: a convolution's, for each channel over n, h, w (10 us instead of 23), and a full
-    layer's, over the rows.
+    They serve the gradients of biases: of a convolution, per channel over n, h, w (10 us instead of 23), and of a full
+    layer, over the rows.
     """
     axis = op.axis
     if op.keepdims or x.dtype.char not in "fd" or axis is None:
@@ -428,11 +428,11 @@ def sum_rows(op: Sum, xp: Any, x: Array) -> Array:
     return NotImplemented
 
 
-_STRETCH = 2048  # a product adds so many with an error that stays small
+_STRETCH = 2048  # a product adds this many with a small error
 
 
 def _stretches(x: np.ndarray, contiguous: int) -> np.ndarray:
-    """The sum of x[R K] over R, of which axis 0 or 1 is contiguous in memory."""
+    """The sum of x[R K] over R; axis 0 or 1 of x is contiguous in memory."""
     r, k = x.shape
     whole = r - r % _STRETCH
     if not whole:

@@ -1,4 +1,4 @@
-"""The LeNets. Their folder is `models` at the top of the checkout; a wheel has that folder here, and not this file."""
+"""The LeNets. Their folder is `models` at the top of the checkout; in a wheel, that folder replaces this file."""
 
 import importlib.util
 import sys
@@ -11,9 +11,9 @@ else:
     _file = Path(__file__).parents[2] / "models" / "__init__.py"
     if not _file.is_file():
         raise ModuleNotFoundError(
-            f"tinygrad_lenet: {_file.parent} is missing; expected it, as in a checkout, so copy that folder too"
+            f"tinygrad_lenet: {_file.parent} is missing; it belongs to a checkout, so copy that folder, too"
         )
-    # This module becomes the one in that folder, found by its place: somebody else's package may be called `models`.
+    # This module becomes the one in that folder, found by its path, since another package may be called `models`.
     _spec = importlib.util.spec_from_file_location(__name__, _file)
     sys.modules[__name__] = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules[__name__])

@@ -1,12 +1,12 @@
-"""The layers. Arguments, weight layouts and initial values are PyTorch's; the formulas stand with the functions.
+"""The layers. Arguments, weight layouts and initial values are PyTorch's; `functional` documents the formulas.
 
-A layer holds its op, which has checked the settings, and its parameters, of ``dtype``, float32 unless said otherwise.
-It takes inputs of that dtype, or integers.
+A layer holds its op, which has checked the settings, and its parameters in ``dtype``, by default float32. It takes
+inputs of that dtype or integers.
 
-Weights and biases start uniform in +-1/sqrt(fan_in), where fan_in is how many inputs one output sums over (for the
-transposed convolution, as in PyTorch, how many outputs of one channel an input reaches). They are drawn with NumPy on
-the host, in float64, so every device and dtype starts from the same values. ``rng`` is a NumPy generator, a seed, or
-None for fresh values.
+Weights and biases start uniform in +-1/sqrt(fan_in), where fan_in is the number of inputs that one output sums over
+(for the transposed convolution, as in PyTorch, the number of outputs of one channel that an input reaches). They are
+drawn with NumPy on the host, in float64, so every device and dtype starts from the same values. ``rng`` is a NumPy
+generator, a seed, or None for fresh values.
 """
 
 import math
@@ -26,7 +26,7 @@ from ..ops.lenet_1998 import Subsample2d as Subsample2dOp
 from ..ops.pool import AvgPool2d as AvgPool2dOp
 from ..ops.pool import MaxPool2d as MaxPool2dOp
 from ..shapes import Pair, ShapeError, generator, integer, number, pair
-from ..tensor import Tensor, TensorLike, as_tensor
+from ..tensor import Tensor, TensorLike, as_tensor, check_writable
 from .module import Activation, Module, Parameter
 
 Random = np.random.Generator | int | None
@@ -36,15 +36,16 @@ OneOrTwo = int | tuple[int, int]  # the same for both axes, or (vertical, horizo
 class _Convolution(Module):
     """What convolution and its transpose share: their op, weight (rows, columns, KH, KW) and bias."""
 
+    weight: Parameter
     bias: Parameter | None
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: OneOrTwo, op: Conv2dOp | ConvTranspose2dOp
     ) -> None:
         layer = type(self).__name__
-        self.in_channels = integer(layer, "in_channels", in_channels, minimum=1)
-        self.out_channels = integer(layer, "out_channels", out_channels, minimum=1)
-        self.kernel_size = pair(layer, "kernel_size", kernel_size, minimum=1)
+        self.in_channels: int = integer(layer, "in_channels", in_channels, minimum=1)
+        self.out_channels: int = integer(layer, "out_channels", out_channels, minimum=1)
+        self.kernel_size: Pair = pair(layer, "kernel_size", kernel_size, minimum=1)
         self.op = op
         for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
             if channels % op.groups:
@@ -52,18 +53,22 @@ class _Convolution(Module):
 
     @property
     def stride(self) -> Pair:
+        """How far the window moves, (vertical, horizontal)."""
         return self.op.stride
 
     @property
     def padding(self) -> Pair:
+        """How many pixels are added on each side, (vertical, horizontal)."""
         return self.op.padding
 
     @property
     def dilation(self) -> Pair:
+        """The distance of neighbouring elements of the kernel, (vertical, horizontal)."""
         return self.op.dilation
 
     @property
     def groups(self) -> int:
+        """How many groups of channels are convolved apart from each other."""
         return self.op.groups
 
     def _draw(self, rows: int, columns: int, bias: bool, rng: Random, dtype: Any) -> None:
@@ -85,16 +90,19 @@ class _Convolution(Module):
 class Conv2d(_Convolution):
     """`functional.conv2d` with weight[F C/groups KH KW] and bias[F]: x[N C H W] -> y[N F OH OW].
 
-    F is ``out_channels``, C ``in_channels``. ``connections`` lists, for each output map, which input maps it sees, as
-    does Table I of LeCun et al. (1998); there are then kernels for these K pairs of maps only, weight[K KH KW], row by
-    row, and none for the others. TypeError or ValueError for sizes that are not integers in range, for channels that do
-    not split into ``groups``, and for a table with a missing map, without a row for each output map, or with groups.
+    F is ``out_channels``, C ``in_channels``. ``connections`` lists, for each output map, the input maps that it sees,
+    like Table I of LeCun et al. (1998); then only these K pairs of maps have kernels, weight[K KH KW], row by row.
+    TypeError or ValueError for sizes that are not integers in range, for channels that do not split into ``groups``,
+    and for connections that name a map that does not exist, lack a row for an output map, or come with groups.
 
     >>> Conv2d(1, 6, 5)
     Conv2d(1, 6, kernel_size=(5, 5), stride=(1, 1))
     >>> Conv2d(3, 2, 5, connections=[[0, 1], [1, 2]]).weight.shape
     (4, 5, 5)
     """
+
+    weight: Parameter
+    bias: Parameter | None
 
     def __init__(
         self,
@@ -111,7 +119,7 @@ class Conv2d(_Convolution):
         connections: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, Conv2dOp(stride, padding, dilation, groups))
-        self.connections = None
+        self.connections: tuple[tuple[int, ...], ...] | None = None
         if connections is None:
             self._draw(self.out_channels, self.in_channels // self.groups, bias, rng, dtype)
             return
@@ -124,7 +132,7 @@ class Conv2d(_Convolution):
         if self.groups != 1:
             raise ValueError(f"Conv2d: groups is {self.groups}, and connections are given; expected only one of them")
         self._scatter = ScatterKernels.of(self.connections, self.in_channels)
-        # Each output map has a fan-in of its own, so each is drawn as a layer of one map.
+        # Each output map has its own fan-in, so each is drawn like a layer with one map.
         rng = generator("Conv2d", "rng", rng)
         kernels = [(len(maps), *self.kernel_size) for maps in self.connections]
         drawn = [_initial("Conv2d", shape, math.prod(shape), 1 if bias else None, rng, dtype) for shape in kernels]
@@ -174,6 +182,7 @@ class ConvTranspose2d(_Convolution):
 
     @property
     def output_padding(self) -> Pair:
+        """How many pixels are added to the output at its lower and right edge, (vertical, horizontal)."""
         return getattr(self.op, "output_padding")  # noqa: B009 - which a convolution's op does not have
 
 
@@ -186,11 +195,14 @@ class Linear(Module):
     Linear(in_features=84, out_features=10, bias=True)
     """
 
+    weight: Parameter
+    bias: Parameter | None
+
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, rng: Random = None, dtype: Any = np.float32
     ) -> None:
-        self.in_features = integer("Linear", "in_features", in_features, minimum=1)
-        self.out_features = integer("Linear", "out_features", out_features, minimum=1)
+        self.in_features: int = integer("Linear", "in_features", in_features, minimum=1)
+        self.out_features: int = integer("Linear", "out_features", out_features, minimum=1)
         shape = (self.out_features, self.in_features)
         biases = self.out_features if bias else None
         self.weight, self.bias = _initial("Linear", shape, self.in_features, biases, rng, dtype)
@@ -210,14 +222,17 @@ class _Pool(Module):
 
     @property
     def kernel_size(self) -> Pair:
+        """The size of the window, (vertical, horizontal)."""
         return self.op.kernel_size
 
     @property
     def stride(self) -> Pair:
+        """How far the window moves, (vertical, horizontal)."""
         return self.op.stride
 
     @property
     def padding(self) -> Pair:
+        """How many pixels are added on each side, (vertical, horizontal)."""
         return self.op.padding
 
     def forward(self, x: TensorLike) -> Tensor:
@@ -264,14 +279,15 @@ class Subsample2d(Module):
     """
 
     def __init__(self, channels: int, kernel_size: OneOrTwo = 2, dtype: Any = np.float32) -> None:
-        self.channels = integer("Subsample2d", "channels", channels, minimum=1)
-        self.op = Subsample2dOp(kernel_size)
+        self.channels: int = integer("Subsample2d", "channels", channels, minimum=1)
+        self.op: Subsample2dOp = Subsample2dOp(kernel_size)
         dtype = _float_dtype("Subsample2d", dtype)
-        self.weight = Parameter(np.full(self.channels, 1 / math.prod(self.kernel_size)), dtype=dtype)
-        self.bias = Parameter(np.zeros(self.channels), dtype=dtype)
+        self.weight: Parameter = Parameter(np.full(self.channels, 1 / math.prod(self.kernel_size)), dtype=dtype)
+        self.bias: Parameter = Parameter(np.zeros(self.channels), dtype=dtype)
 
     @property
     def kernel_size(self) -> Pair:
+        """The size of the window, (vertical, horizontal)."""
         return self.op.kernel_size
 
     def forward(self, x: TensorLike) -> Tensor:
@@ -296,7 +312,7 @@ class RBF(Module):
     def __init__(self, centers: Any, trainable: bool = False, dtype: Any = np.float32) -> None:
         given = Tensor(centers, dtype=_float_dtype("RBF", dtype)).copy()
         if given.ndim != 2 or not given.size:
-            raise ValueError(f"RBF: centers have shape {given.shape}; expected a row for each class, [K J]")
+            raise ValueError(f"RBF: centers have shape {given.shape}; expected one row per class, [K J]")
         if trainable:
             self.centers = Parameter(given.data, dtype=given.dtype)
         else:
@@ -351,7 +367,7 @@ class ScaledTanh(Activation):
     """
 
     def __init__(self, amplitude: float = 1.7159, slope: float = 2 / 3) -> None:
-        self.op = ScaledTanhOp(amplitude, slope)
+        self.op: ScaledTanhOp = ScaledTanhOp(amplitude, slope)
 
     def forward(self, x: TensorLike) -> Tensor:
         return self.op(x)
@@ -361,7 +377,7 @@ class ScaledTanh(Activation):
 
 
 class Flatten(Module):
-    """The axes from ``start_axis`` on joined into one: x[N ...] -> y[N K], K the product of their sizes.
+    """The axes from ``start_axis`` on, merged into one: x[N ...] -> y[N K], where K is the product of their sizes.
 
     TypeError or ValueError if ``start_axis`` is not an integer of at least 0; ShapeError if x does not have that axis.
 
@@ -370,7 +386,7 @@ class Flatten(Module):
     """
 
     def __init__(self, start_axis: int = 1) -> None:
-        self.start_axis = integer("Flatten", "start_axis", start_axis, minimum=0)
+        self.start_axis: int = integer("Flatten", "start_axis", start_axis, minimum=0)
 
     def forward(self, x: TensorLike) -> Tensor:
         x = as_tensor(x)
@@ -393,8 +409,8 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, rng: Random = None) -> None:
-        self.p = number("Dropout", "p", p, "[0, 1)")
-        self.rng = generator("Dropout", "rng", rng)
+        self.p: float = number("Dropout", "p", p, "[0, 1)")
+        self.rng: np.random.Generator = generator("Dropout", "rng", rng)
 
     def forward(self, x: TensorLike) -> Tensor:
         return F.dropout(x, self.p, self.training, self.rng)
@@ -423,15 +439,16 @@ class _BatchNorm(Module):
         dtype: Any = np.float32,
     ) -> None:
         layer = type(self).__name__
-        self.num_features = channels = integer(layer, "num_features", num_features, minimum=1)
-        self.eps = number(layer, "eps", eps, "[0, inf)")
-        self.momentum = number(layer, "momentum", momentum, "[0, 1]")
+        self.num_features: int = integer(layer, "num_features", num_features, minimum=1)
+        channels = self.num_features
+        self.eps: float = number(layer, "eps", eps, "[0, inf)")
+        self.momentum: float = number(layer, "momentum", momentum, "[0, 1]")
         dtype = _float_dtype(layer, dtype)
         self.weight = Parameter(np.ones(channels), dtype=dtype) if affine else None
         self.bias = Parameter(np.zeros(channels), dtype=dtype) if affine else None
         self.register_buffer("running_mean", Tensor(np.zeros(channels, dtype)))
         self.register_buffer("running_var", Tensor(np.ones(channels, dtype)))
-        # Nothing here reads the count; it is kept so that states go from and to PyTorch, which expects it.
+        # Nothing here reads this count; it is kept because PyTorch's states have it.
         self.register_buffer("num_batches_tracked", Tensor(np.zeros((), np.int64)))
 
     def forward(self, x: TensorLike) -> Tensor:
@@ -439,6 +456,8 @@ class _BatchNorm(Module):
         if x.ndim not in map(len, map(str.split, self._inputs)):
             expected = " or ".join(f"[{axes}]" for axes in self._inputs)
             raise ShapeError(f"{type(self).__name__}: x has shape {x.shape}; expected {expected}")
+        if self.training:
+            check_writable(type(self).__name__, "num_batches_tracked", self.num_batches_tracked)
         y = F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
         )
@@ -454,8 +473,9 @@ class _BatchNorm(Module):
 class BatchNorm2d(_BatchNorm):
     """`functional.batch_norm` over N, H and W, with learned weight[C] and bias[C]: x[N C H W] -> y[N C H W].
 
-    C is ``num_features``. While training, statistics are those of the batch and the running ones follow them; else the
-    running ones are used. TypeError or ValueError for settings out of range, ShapeError for x without 4 axes.
+    C is ``num_features``. While training, the statistics are those of the batch, and the running ones follow them;
+    otherwise the running ones are used. TypeError or ValueError for settings out of range, ShapeError unless x has 4
+    axes.
 
     >>> BatchNorm2d(6)
     BatchNorm2d(6, eps=1e-05, momentum=0.1, affine=True)

@@ -2,24 +2,25 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, ParamSpec, Protocol, Self, TypeVar, overload
 
 import numpy as np
 
-from ..backend import transfer
+from ..backend import Array, transfer
 from ..graph import no_grad
 from ..shapes import Shape, ShapeError, integer
 from ..tensor import HookHandle, Tensor
 from .state import copy_values, fitting_values
 
-ForwardHook = Callable[["Module", tuple[Any, ...], Any], Any]
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
 
 
 class Parameter(Tensor):
-    """A tensor that a module learns: it requires a gradient and holds its own copy of ``data``, in float32.
+    """A tensor that a module learns: it requires a gradient and holds its own copy of ``data``.
 
-    Arguments and errors are those of `Tensor`, but for ``dtype``, which is float32 unless said otherwise, since NumPy
-    makes float64 of everything.
+    Arguments and errors are those of `Tensor`, except that ``dtype`` is float32 by default, also for arrays: NumPy
+    creates float64 unless told otherwise.
 
     >>> Parameter([1.0, 2.0])
     Tensor([1., 2.], requires_grad=True)
@@ -27,19 +28,30 @@ class Parameter(Tensor):
 
     __slots__ = ()
 
+    data: Array
+
     def __init__(
         self, data: Any, requires_grad: bool = True, dtype: Any = np.float32, device: str | None = None
     ) -> None:
         super().__init__(data, requires_grad, dtype, device)
-        self.data = self.data.copy()  # an optimiser writes into it
+        self.data = self.data.copy()  # optimisers write into it
+
+
+class _Forward(Protocol[P, R_co]):
+    """A module whose `forward` is known to type checkers, which then know what calling it takes and gives."""
+
+    _forward_hooks: Mapping[int, Any]
+
+    def forward(self, *inputs: P.args, **options: P.kwargs) -> R_co:
+        """Compute the output."""
 
 
 class Module:
     """A function with parameters. A subclass sets parameters and submodules as attributes and defines `forward`.
 
-    Attributes are looked through when they are asked for, so there is nothing to register and no ``__init__`` to call.
-    The exceptions are tensors that are saved but not learned (`register_buffer`), and modules in lists, which are
-    found in a `Sequential` only.
+    Parameters and submodules are found among the attributes whenever they are needed, so there is nothing to register
+    and no ``super().__init__()`` to call. There are two exceptions: tensors that are saved but not learned
+    (`register_buffer`), and modules in lists, which are only found in a `Sequential`.
 
     >>> class Scale(Module):
     ...     def __init__(self):
@@ -53,24 +65,25 @@ class Module:
 
     training: bool = True
     _buffers: tuple[str, ...] = ()
-    _forward_hooks: Mapping[int, ForwardHook] = MappingProxyType({})
+    _forward_hooks: Mapping[int, "ForwardHook"] = MappingProxyType({})
 
-    def forward(self, *inputs: Any) -> Any:
+    # A subclass may take and give what it likes. Where only a Module is known, its output is most likely a tensor.
+    def forward(self, *inputs: Any, **options: Any) -> Tensor | Any:
         """Compute the output; every module defines it."""
         raise TypeError(f"{type(self).__name__}: this module does not define forward")
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Compute the output from the inputs."""
+    def __call__(self: _Forward[P, R_co], *inputs: P.args, **options: P.kwargs) -> R_co:
+        """Compute the output from the inputs, which are those of `forward`."""
         y = self.forward(*inputs, **options)
         for hook in tuple(self._forward_hooks.values()):
             answer = hook(self, inputs, y)
             y = y if answer is None else answer
         return y
 
-    def register_forward_hook(self, hook: ForwardHook) -> HookHandle:
+    def register_forward_hook(self, hook: "ForwardHook") -> HookHandle:
         """Call ``hook(module, inputs, output)`` after every call; what it returns, unless None, is the output instead.
 
-        ``handle.remove()`` ends it.
+        ``handle.remove()`` removes the hook.
 
         >>> seen = []
         >>> handle = (layer := Activation()).register_forward_hook(lambda module, inputs, y: seen.append(y))
@@ -82,9 +95,9 @@ class Module:
         return HookHandle("register_forward_hook", self._forward_hooks, hook)
 
     def register_buffer(self, name: str, tensor: Tensor | None) -> None:
-        """Set attribute ``name`` to a tensor that is saved and moved with the module but not learned; None for none.
+        """Set attribute ``name`` to a tensor, or None, that is saved and moved with the module but not learned.
 
-        TypeError if it is anything else, or a Parameter; ValueError if the name cannot be an attribute of its own.
+        TypeError for anything else, including a Parameter; ValueError if the name is taken, empty or has a dot.
         """
         if tensor is not None and (not isinstance(tensor, Tensor) or isinstance(tensor, Parameter)):
             raise TypeError(f"register_buffer: {name} is {type(tensor).__name__}; expected a Tensor or None")
@@ -94,7 +107,7 @@ class Module:
             self._buffers = (*self._buffers, name)
         setattr(self, name, tensor)
 
-    # What the module holds. A tensor or module that is reached twice counts once, except in a state_dict.
+    # The module's contents. A tensor or module that is reached twice counts once, except in a state_dict.
 
     def _submodules(self) -> list[tuple[str, "Module"]]:
         return [(name, value) for name, value in vars(self).items() if isinstance(value, Module)]
@@ -111,7 +124,7 @@ class Module:
     def _state(self, prefix: str = "", within: tuple["Module", ...] = ()) -> Iterator[tuple[str, Tensor]]:
         """The name and tensor of all parameters and buffers, in PyTorch's order.
 
-        A module that refers to one that it lies ``within``, such as its parent, does not hold it.
+        References back to a module that this one is ``within``, such as its parent, are not followed.
         """
         for name, tensor in self._own_tensors():
             yield prefix + name, tensor
@@ -120,7 +133,7 @@ class Module:
                 yield from module._state(f"{prefix}{name}.", (*within, self))
 
     def named_modules(self) -> Iterator[tuple[str, "Module"]]:
-        """The module itself, named "", and all modules within it, with names such as "features.0"."""
+        """The module itself, named "", and all modules inside it, with names such as "features.0"."""
         seen: set[int] = set()
         stack: list[tuple[str, Module]] = [("", self)]
         while stack:
@@ -132,11 +145,11 @@ class Module:
                 stack.extend((f"{name}.{each}" if name else each, child) for each, child in reversed(inner))
 
     def children(self) -> Iterator["Module"]:
-        """The modules directly within this one."""
+        """The modules directly inside this one."""
         return iter({id(module): module for _, module in self._submodules()}.values())
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """All parameters with their names, such as "c1.weight", in the order in which they were set."""
+        """All parameters with their names, such as "c1.weight", in the order in which they were assigned."""
         seen: set[int] = set()
         for name, tensor in self._state():
             if isinstance(tensor, Parameter) and id(tensor) not in seen:
@@ -147,25 +160,25 @@ class Module:
         """All parameters, for an optimiser."""
         return (parameter for _, parameter in self.named_parameters())
 
-    # Modes, gradients, places
+    # Modes, gradients, devices
 
     def train(self, mode: bool = True) -> Self:
-        """Switch this module and all within it to training (or, if not ``mode``, to use); returns the module."""
+        """Switch this module and those inside it to training mode or, if not ``mode``, to eval mode; return self."""
         for _, module in self.named_modules():
             module.training = bool(mode)
         return self
 
     def eval(self) -> Self:
-        """Switch to use: dropout passes everything on, batch normalisation takes its running statistics."""
+        """Switch to eval mode: dropout does nothing, batch normalisation uses its running statistics; return self."""
         return self.train(False)
 
     def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+        """Drop the gradients of all parameters."""
         for parameter in self.parameters():
             parameter.grad = None
 
     def to(self, device: str) -> Self:
-        """Move all parameters, their gradients and buffers to ``device``, each staying the same object; returns self.
+        """Move all parameters, their gradients and all buffers to ``device``, keeping the same objects; return self.
 
         DeviceError if there is no such device.
         """
@@ -180,19 +193,19 @@ class Module:
     # Saving and loading
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All parameters and buffers by name, without gradients, on the module's own memory; PyTorch's names."""
+        """All parameters and buffers by PyTorch's names, without gradients; they share the module's memory."""
         return {name: tensor.detach() for name, tensor in self._state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy tensors or arrays into the parameters and buffers of the same names, in place.
 
-        Memory, dtypes and devices stay, so optimisers and shared memory notice nothing. ValueError names everything
-        that is missing, unexpected or misshapen; nothing has been changed then.
+        Memory, dtypes and devices stay the same, so optimisers and shared memory keep working. ValueError names
+        everything that is missing, unexpected or of the wrong shape; nothing has been changed then.
         """
         targets = {name: tensor.data for name, tensor in self._state()}
         copy_values(fitting_values("load_state_dict", type(self).__name__, targets, state))
 
-    # Looking at it
+    # Descriptions
 
     def extra_repr(self) -> str:
         """The settings of the module, for its ``repr``."""
@@ -213,11 +226,11 @@ class Module:
         return "\n  ".join([f"{type(self).__name__}(", *lines]) + "\n)"
 
     def summary(self, input_shape: Sequence[int]) -> str:
-        """A table of the layers that one image runs through, with sizes without the batch axis and parameter counts.
+        """A table of the layers that one image passes through: sizes, without the batch axis, and parameter counts.
 
-        ``input_shape`` is that of one image, such as (1, 32, 32), or of a batch, (N, 1, 32, 32). The images are all
-        zeros; the module runs in eval mode and keeps its modes and its buffers. Activations stand beside the layer
-        whose output they act on. Errors are those of `forward`.
+        ``input_shape`` is that of one image, such as (1, 32, 32), or of a batch, (N, 1, 32, 32). The module is run in
+        eval mode on images of zeros; its modes and buffers do not change. Activations are listed with the layer whose
+        output they act on. Errors are those of `forward`.
 
         >>> print(Sequential(Sequential(Activation()), Activation()).summary((3,)))
         layer  type                     input  output  parameters
@@ -237,6 +250,9 @@ class Module:
         return _table(*calls, total=sum(parameter.size for parameter in self.parameters()))
 
 
+ForwardHook = Callable[[Module, tuple[Any, ...], Any], Any]
+
+
 class Activation(Module):
     """A module without parameters that acts on each element; a summary folds it into the layer before it."""
 
@@ -245,7 +261,7 @@ class Activation(Module):
 
 
 class Sequential(Module):
-    """Modules one after the other, called "0", "1", ..., or by the keys of a dictionary.
+    """Modules applied one after the other, named "0", "1", ..., or by the keys of a dictionary.
 
     TypeError for anything that is not a module; ValueError for a name that is taken, empty or has a dot.
 
@@ -266,13 +282,19 @@ class Sequential(Module):
                 raise ValueError(f"Sequential: the name {name!r} is taken, empty or has a dot; expected another")
             setattr(self, name, module)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any) -> Tensor:
         for _, module in self._submodules():
             x = module(x)
         return x
 
     def __len__(self) -> int:
         return len(self._submodules())
+
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Sequential": ...
 
     def __getitem__(self, index: int | slice) -> Module:
         if isinstance(index, slice):
@@ -284,7 +306,7 @@ class Sequential(Module):
 
 
 def _calls(model: Module, shape: Shape) -> tuple[list[list[str]], int]:
-    """For each layer that ``model`` calls, its name, type, sizes and parameters; and how many these are in all."""
+    """The name, type, sizes and parameters of each layer that ``model`` calls, and the total number of parameters."""
     x = Tensor(np.zeros(shape, np.float32), device="cpu")
     for parameter in model.parameters():
         x = x.astype(parameter.dtype).to(parameter.device)
@@ -322,7 +344,7 @@ def _calls(model: Module, shape: Shape) -> tuple[list[list[str]], int]:
 
 
 def _table(rows: list[list[str]], listed: int, total: int) -> str:
-    """The rows under a heading and over a total; parameters that no listed layer holds get a row of their own."""
+    """The rows between a heading and a total; parameters that no listed layer holds get their own row."""
     if listed != total:
         rows.append(["", "(held outside these layers)", "", "", f"{total - listed:,}"])
     lines = [["layer", "type", "input", "output", "parameters"], *rows, ["total", "", "", "", f"{total:,}"]]

@@ -1,9 +1,9 @@
-"""Copying a saved state into arrays that are in use: all of it or, if anything does not fit, none."""
+"""Copying a saved state into arrays that are in use: all of it or, if anything does not fit, nothing."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from ..backend import Array, backend_of
+from ..backend import Array, backend_of, is_writable
 from ..graph import note_write
 from ..tensor import Tensor
 
@@ -13,8 +13,8 @@ def fitting_values(
 ) -> list[tuple[Array, Array]]:
     """Each array of ``targets`` with the tensor or array of that name in ``state``, as an array on the same device.
 
-    One ValueError names all that is missing, unexpected, of another shape, of floats for a target of integers, or for a
-    target in read-only memory. TypeError for what is not a mapping. Nothing is written.
+    A single ValueError names everything that is missing, unexpected, of another shape, of floats for a target of
+    integers, or for a target in read-only memory. TypeError if the state is not a mapping. Nothing is written.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"{caller}: the state is {type(state).__name__}; expected a mapping from names to tensors")
@@ -31,7 +31,7 @@ def fitting_values(
             misfits.append(f"{name} has shape {value.shape}, expected {target.shape}")
         elif value.dtype.kind == "f" and target.dtype.kind in "iu" and hasattr(state[name], "dtype"):
             misfits.append(f"{name} has dtype {value.dtype}, expected {target.dtype}")
-        if not getattr(getattr(target, "flags", None), "writeable", True):
+        if not is_writable(target):
             misfits.append(f"{name} lies in read-only memory")
     if misfits:
         raise ValueError(f"{caller}: the state does not fit {owner}: {'; '.join(misfits)}")
@@ -39,7 +39,7 @@ def fitting_values(
 
 
 def copy_values(pairs: list[tuple[Array, Array]]) -> None:
-    """Write each value into its target; values that lie in a target's memory are read before anything is written.
+    """Write each value into its target; values that share memory with a target are read before anything is written.
 
     >>> import numpy as np
     >>> weight = np.zeros(2)

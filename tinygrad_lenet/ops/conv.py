@@ -1,8 +1,8 @@
-"""Convolution and its two gradients, three ops that are each other's derivatives.
+"""Convolution and its two gradients: three ops, each of which is a derivative of the others.
 
 All three are linear in each input. With y = conv(x, w), the gradient for x is the transposed convolution of gy with w,
-the gradient for w correlates x with gy; the derivatives of these are again the three. Each is one matrix product with
-the columns of x: cols[c kh kw, oh ow n] holds, for each window position and image, the pixels under the window.
+and the gradient for w correlates x with gy; the derivatives of these are the same three ops. Each is a matrix product
+with the columns of x: cols[c kh kw, oh ow n] holds, for each window position and image, the pixels under the window.
 """
 
 from ..curvature import Multilinear
@@ -147,7 +147,7 @@ class ConvTranspose2d(Op):
         return y if bias is None else y + bias.reshape(g * c, 1, 1)
 
     def backward(self, gy, y, x, weight, *bias):
-        # Where output_padding holds whole strides, a convolution over gy finds more positions than x has.
+        # If output_padding is at least a stride, a convolution over gy has more positions than x.
         more_h, more_w = (extra // s for extra, s in zip(self.output_padding, self.stride, strict=True))
 
         def gx():
@@ -213,7 +213,7 @@ class Conv2dWeightGrad(Op):
 
 
 def _weight_grad(conv, weight):
-    """The op of a convolution's gradient for its weight."""
+    """The op that computes a convolution's gradient for its weight."""
     kernel = (weight.shape[2], weight.shape[3])
     return op("conv2d_weight_grad", kernel, conv.stride, conv.padding, conv.dilation, conv.groups)
 
@@ -234,7 +234,7 @@ def _columns(xp, x, kernel, conv):
 
 
 def _positions(conv, sizes, kernel):
-    """OH, OW: how many positions the window takes; ShapeError if none."""
+    """OH, OW, the numbers of window positions; ShapeError if there are none."""
     return tuple(
         window_positions(conv.name, axis, sizes[axis], k, s, p, d)
         for axis, k, s, p, d in zip("HW", kernel, conv.stride, conv.padding, conv.dilation, strict=True)

@@ -1,7 +1,7 @@
-"""Ops that act on each element by itself. Inputs broadcast; the engine sums gradients back to each input's shape.
+"""Ops that act on each element separately. Inputs broadcast; the engine sums gradients to each input's shape.
 
-Backward multiplies the gradient by the slope of each element (`Chain`). One rule holds for all: where the gradient is 0
-and the slope is infinite or NaN, the product is 0, so a branch that `Where` did not take sends nothing back.
+Backward multiplies the gradient by the slope of each element (`Chain`). One rule holds for all ops: where the gradient
+is 0 and the slope is infinite or NaN, the product is 0, so a branch that `Where` did not select sends nothing back.
 """
 
 from ..curvature import Elementwise, Multilinear
@@ -23,19 +23,19 @@ class Chain(Op):
 
     def backward(self, gy, y, g, s):
         def gg():
-            unused = (g == 0) & ((s - s) != 0)  # s - s is NaN, which equals nothing, where s is not finite
+            unused = (g == 0) & ((s - s) != 0)  # if s is not finite, s - s is NaN, which equals nothing
             return chain(gy, where(unused, 0.0, s))
 
         return gg, lambda: chain(gy, g)
 
 
 def chain(g, s):
-    """`Chain`, for the backward rules of elementwise ops; a slope that is a number is always meant."""
+    """`Chain`, for the backward rules of elementwise ops; a slope that is a number multiplies as it is."""
     return op("chain")(g, s) if isinstance(s, Tensor) else g * s
 
 
 def where(condition, a, b):
-    """`Where`, for the backward rules of all files."""
+    """`Where`, for backward rules."""
     return op("where")(condition, a, b)
 
 
@@ -111,7 +111,7 @@ class Power(Elementwise):
         def ga():
             if not isinstance(b, Tensor):
                 return chain(gy, b * a ** (b - 1) if b else FullLike(0.0)(y))
-            return chain(gy, b * a ** where(b == 0, 1.0, b - 1))  # b = 0: the slope is 0, also at a = 0
+            return chain(gy, b * a ** where(b == 0, 1.0, b - 1))  # for b = 0 the slope is 0, even at a = 0
 
         def gb():
             base = a if isinstance(a, Tensor) else FullLike(a)(y)
@@ -202,7 +202,7 @@ class Tanh(Elementwise):
 
 
 class TanhGrad(Op):
-    """gx = gy S (A - y^2 / A), the gradient of A tanh(S x), one op so that a kernel can fuse it.
+    """gx = gy S (A - y^2 / A), the gradient of A tanh(S x); a single op, which a kernel can fuse.
 
     d/dgy = S (A - y^2 / A), d/dy = -2 S / A gy y. Like `Chain`, it is 0 where gy is 0 and y is NaN.
     """
@@ -251,7 +251,7 @@ class ReLU(Elementwise):
 
 
 class _Extreme(Elementwise, kind=True):
-    """The gradient goes to the input that was taken, a NaN being taken always, and half to each where they tie."""
+    """The gradient goes to the selected input, which is always a NaN if there is one, and half to each at a tie."""
 
     domains = {"a": Domain(distinct=True), "b": Domain(distinct=True)}
     integers = "kept"
@@ -264,13 +264,13 @@ class _Extreme(Elementwise, kind=True):
 
 
 class Maximum(_Extreme):
-    """y = max(a, b); the gradient goes to the larger input, NaN being the largest, and half to each where they tie."""
+    """y = max(a, b); the gradient goes to the larger input, with NaN as largest, and half to each at a tie."""
 
     signature = "maximum(a[...], b[...]) -> y[...]"
 
 
 class Minimum(_Extreme):
-    """y = min(a, b); the gradient goes to the smaller input, NaN being smallest, and half to each where they tie."""
+    """y = min(a, b); the gradient goes to the smaller input, with NaN as smallest, and half to each at a tie."""
 
     signature = "minimum(a[...], b[...]) -> y[...]"
 
@@ -286,7 +286,7 @@ def _chosen(x, y):
 
 
 class Where(Elementwise):
-    """y = a where condition holds, else b; the gradient goes to the one that was taken and is 0 for the other."""
+    """y = a where condition holds, else b; the gradient goes to the selected one and is 0 for the other."""
 
     signature = "where(condition[...], a[...], b[...]) -> y[...]"
     domains = {"condition": BOOLEAN, "a": REAL, "b": REAL}
@@ -299,11 +299,11 @@ class Where(Elementwise):
         return None, lambda: where(condition, gy, 0.0), lambda: where(condition, 0.0, gy)
 
 
-# Without gradient: comparisons, logic, and constants.
+# Ops without a gradient: comparisons, logic and constants.
 
 
 class _Compare(Op, kind=True):
-    """Element by element, exact for any two dtypes, which NumPy sees to."""
+    """Compares element by element; NumPy makes this exact for any two dtypes."""
 
     domains = {"a": CONSTANT, "b": CONSTANT}
     integers = "native"
@@ -349,7 +349,7 @@ class GreaterEqual(_Compare):
 
 
 class _Logic(Op, kind=True):
-    """Of booleans, element by element."""
+    """Acts on booleans, element by element."""
 
     domains = {"a": BOOLEAN, "b": BOOLEAN}
 
@@ -377,7 +377,7 @@ class LogicalNot(_Logic):
 
 
 class FullLike(Op):
-    """y = value, in the shape, dtype and place of x, whose values do not matter."""
+    """y = value, with the shape, dtype and device of x, whose values do not matter."""
 
     value: float
 

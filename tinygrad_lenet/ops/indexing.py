@@ -23,7 +23,7 @@ _PATTERNS = (
 
 
 class GetItem(Movement):
-    """y = x[index], ``pattern`` with the arrays of ``index``, as in NumPy; the gradient is added where x was read."""
+    """y = x[index], ``pattern`` with the arrays of ``index``, as in NumPy; gradients add up where x was read."""
 
     pattern: tuple[Any, ...]
 
@@ -44,7 +44,7 @@ class GetItem(Movement):
 
 
 class AddAt(Movement):
-    """y = zeros of ``shape`` with x added at the index, as often as an element is named; the gradient is read there."""
+    """y = zeros of ``shape`` plus x at the index, added once per mention of an element; gx is gy at the index."""
 
     pattern: tuple[Any, ...]
     shape: tuple[int, ...]
@@ -73,9 +73,9 @@ class AddAt(Movement):
 
 
 class Assign(Op):
-    """x[index] = value in x's own memory, and y is x; there is no gradient, and where one is recorded it is refused.
+    """x[index] = value in x's own memory, and y is x; no gradient. `Tensor` refuses it where one is recorded.
 
-    Of several values for one element, which NumPy and CuPy write in any order, one is left.
+    If an element is written several times, which NumPy and CuPy do in any order, one of the values remains.
     """
 
     pattern: tuple[Any, ...]
@@ -99,7 +99,7 @@ class Assign(Op):
 
 
 class ArgWhere(Op):
-    """y[r] = the index of the r-th True in x, in row-major order, one number for each axis of x."""
+    """y[r] = the index of the r-th True of x in row-major order, one number per axis of x."""
 
     signature = "argwhere(x[...]) -> y[R D]"
     domains = {"x": Domain(kind="boolean")}
@@ -131,9 +131,9 @@ class OneHot(Op):
 
 
 class Bernoulli(Op):
-    """y = True with probability 1 - ``p``, drawn anew for each element of x whenever it is run; x gives the shape only.
+    """y = True with probability 1 - ``p``, drawn afresh for each element on every run; x only gives the shape.
 
-    The numbers come from ``rng``, a NumPy generator, on the host, so every device draws the same.
+    The numbers come from ``rng``, a NumPy generator on the host, so every device draws the same.
     """
 
     p: float
@@ -150,6 +150,6 @@ class Bernoulli(Op):
 
 
 def _with(pattern, arrays):
-    """The index that pattern and arrays make, as NumPy and CuPy take it."""
+    """The index made of pattern and arrays, in the form that NumPy and CuPy take."""
     rest = iter(arrays)
     return tuple([next(rest) if part == AT else part for part in pattern])

@@ -1,4 +1,4 @@
-"""Ops that move elements without changing them: shape, order, dtype, device, joining and padding."""
+"""Ops that move elements without changing their values: shape, order, dtype, device, joining and padding."""
 
 import math
 
@@ -6,10 +6,11 @@ from ..backend import transfer
 from ..curvature import Movement
 from ..op import CONSTANT, REAL
 from ..shapes import ShapeError, axes, broadcast_shape, integer, integers, normalize_axes, normalize_axis, one_axis
+from .indexing import GetItem
 
 
 class Reshape(Movement):
-    """The elements of x, in row-major order, in another shape; the gradient takes x's shape."""
+    """The elements of x, in row-major order, in another shape; the gradient is reshaped to x's shape."""
 
     shape: tuple[int, ...]
 
@@ -35,7 +36,7 @@ class Reshape(Movement):
 
 
 class Transpose(Movement):
-    """y[i_axes[0], i_axes[1], ...] = x[i_0, i_1, ...]; the gradient takes the axes back."""
+    """y[i_axes[0], i_axes[1], ...] = x[i_0, i_1, ...]; the gradient is transposed back."""
 
     axes: tuple[int, ...]
 
@@ -61,7 +62,7 @@ class Transpose(Movement):
 
 
 class BroadcastTo(Movement):
-    """x repeated along new axes and axes of size 1; the gradient is summed over the repetitions, by the engine."""
+    """x repeated along new axes and axes of size 1; the engine sums the gradient over the repetitions."""
 
     shape: tuple[int, ...]
 
@@ -85,7 +86,7 @@ class BroadcastTo(Movement):
 
 
 class Concatenate(Movement):
-    """The inputs one after the other along an axis; each gets its stretch of the gradient."""
+    """The inputs one after the other along an axis; each gets its part of the gradient."""
 
     axis: int
 
@@ -116,7 +117,7 @@ class Concatenate(Movement):
         start = 0
         for each in x:
             stretch = (slice(None),) * axis + (slice(start, start + each.shape[axis]),)
-            gradients.append(lambda stretch=stretch: gy[stretch])
+            gradients.append(lambda stretch=stretch: GetItem(stretch)(gy))
             start += each.shape[axis]
         return tuple(gradients)
 
@@ -126,7 +127,7 @@ def _widths(op, name, value):
 
 
 class Pad(Movement):
-    """x with ``value``, one number, before and after it along each axis; the gradient is cut out of the middle."""
+    """x with ``value``, a single number, before and after it along each axis; gx is the middle part of gy."""
 
     pad_width: tuple[tuple[int, int], ...]
 
@@ -157,7 +158,7 @@ class Pad(Movement):
 
 
 class Copy(Movement):
-    """y = x in memory of its own; dy/dx = 1."""
+    """y = x, in its own memory; dy/dx = 1."""
 
     signature = "copy(x[...]) -> y[...]"
     domains = {"x": REAL}
@@ -171,7 +172,7 @@ class Copy(Movement):
 
 
 class AsType(Movement):
-    """x in another dtype; the gradient returns in x's dtype, which the engine sees to."""
+    """x in another dtype; the engine converts the gradient back to x's dtype."""
 
     dtype: str
 
@@ -188,7 +189,7 @@ class AsType(Movement):
 
 
 class Transfer(Movement):
-    """x on another device; the gradient returns to x's."""
+    """x on another device; the gradient returns to x's device."""
 
     device: str
 

@@ -1,4 +1,4 @@
-"""The ops that only the LeNet-5 of 1998 has: scaled tanh, subsampling, tables of connections, radial basis functions.
+"""Ops that only the LeNet-5 of 1998 needs: scaled tanh, subsampling, connection tables, radial basis functions.
 
 LeCun, Bottou, Bengio, Haffner, Gradient-Based Learning Applied to Document Recognition, Proc. IEEE 86(11), 1998.
 """
@@ -43,11 +43,11 @@ class ScaledTanh(Elementwise):
 
 
 class Subsample2d(Op):
-    """y[n c oh ow] = weight[c] s[n c oh ow] + bias[c], s = sum of x over the window; windows touch and do not overlap.
+    """y[n c oh ow] = weight[c] s[n c oh ow] + bias[c], s = sum of x over the window; windows are adjacent.
 
     gx = weight gy at each pixel of the window (`Subsample2dTranspose`), gw = sum of gy s over n, oh, ow
-    (`Subsample2dWeightGrad`), gb = sum of gy. The three ops are each other's derivatives, as those of convolution are.
-    (Section II.B: a unit adds its inputs. It takes their mean where weight is 1 / (KH KW).)
+    (`Subsample2dWeightGrad`), gb = sum of gy. As with convolution, each of the three is a derivative of the others.
+    (Section II.B: a unit adds its inputs. With weight 1 / (KH KW) it takes their mean.)
     """
 
     kernel_size: PairLike
@@ -78,7 +78,7 @@ class Subsample2d(Op):
         hx, _, *hb = self.backward(hy, y, x, weight * weight, *bias)
 
         def hw():
-            # The slope is s. Eq. 22, read with a connection for each pixel, would have the sum of x^2 for s^2.
+            # The slope is s. Eq. 22, read with one connection per pixel, would have the sum of x^2 instead of s^2.
             s = self.kernel_size[0] * self.kernel_size[1] * op("avg_pool2d", self.kernel_size, self.kernel_size)(x)
             return (hy * (s * s)).sum((0, 2, 3))
 
@@ -157,7 +157,7 @@ class Subsample2dWeightGrad(Op):
 
 
 class ScatterKernels(Movement):
-    """y[f, c] = weight[k] where places[k] = f C + c, and 0 at all other f, c: kernels for some pairs of maps only.
+    """y[f, c] = weight[k] where places[k] = f C + c, and 0 elsewhere: kernels for some pairs of maps only.
 
     The gradient gathers (`GatherKernels`): gw[k] = gy[f, c]. (Table I.)
     """
@@ -173,7 +173,7 @@ class ScatterKernels(Movement):
 
     @classmethod
     def of(cls, connections: tuple[tuple[int, ...], ...], channels: int) -> "ScatterKernels":
-        """The op for a table that `connection_table` has checked, of so many input maps."""
+        """The op for a table that `connection_table` has checked, with this many input maps."""
         places = tuple(f * channels + c for f, row in enumerate(connections) for c in row)
         return cls(places, (len(connections), channels))
 
@@ -220,7 +220,7 @@ class GatherKernels(Movement):
 class RBF(Op):
     """y[n k] = sum_j (x[n j] - centers[k j])^2, the squared distance of each x from each centre.
 
-    gx[n j] = 2 sum_k gy[n k] (x[n j] - centers[k j]); for the centres the same with the sign turned and the sum over n.
+    gx[n j] = 2 sum_k gy[n k] (x[n j] - centers[k j]); for the centres the same, negated and summed over n.
     Both second derivatives are 2. (Eq. 7.)
     """
 
@@ -257,10 +257,10 @@ class RBF(Op):
 
 
 def connection_table(op: str, connections: Any, channels: int) -> tuple[tuple[int, ...], ...]:
-    """``connections`` as a tuple, for each output map, of the input maps that it sees, all from 0 to channels - 1.
+    """``connections`` as tuples: for each output map, the input maps that it sees, each from 0 to channels - 1.
 
-    TypeError for what is not rows of integers; ValueError for no row, a row without a map, a map that does not exist,
-    or one that a row names twice.
+    TypeError unless these are rows of integers; ValueError if there is no row, if a row is empty or names a map twice,
+    and for a map that does not exist.
 
     >>> connection_table("Conv2d", [[0], [0, 1]], channels=2)
     ((0,), (0, 1))
@@ -271,7 +271,7 @@ def connection_table(op: str, connections: Any, channels: int) -> tuple[tuple[in
             checked.append(tuple([integer(op, f"each map in row {f} of connections", c, minimum=0) for c in row]))
     except TypeError as error:
         raise TypeError(
-            f"{op}: connections are {connections!r}; expected for each output map a list of input maps, such as "
+            f"{op}: connections are {connections!r}; expected a list of input maps for each output map, such as "
             f"[[0], [0, 1]] ({error})"
         ) from None
     if not checked:
@@ -290,7 +290,7 @@ def connection_table(op: str, connections: Any, channels: int) -> tuple[tuple[in
 
 
 def _positions(subsample, x):
-    """OH, OW: how many windows fit below and beside each other; ShapeError if none does."""
+    """OH, OW: how many adjacent windows fit; ShapeError if none does."""
     return tuple(
         window_positions(subsample.name, axis, size, k, k, 0)
         for axis, size, k in zip("HW", x[2:], subsample.kernel_size, strict=True)

@@ -1,4 +1,4 @@
-"""Products of matrices; einsum is made of these (`tinygrad_lenet.einsum`)."""
+"""Matrix products, of which einsum is composed, too (`tinygrad_lenet.einsum`)."""
 
 import math
 
@@ -22,7 +22,7 @@ class MatMul(Multilinear):
 
 
 class Linear(Multilinear):
-    """y = x w^T + b; gx = gy w, gw = gy^T x and gb = sum of gy, the leading axes taken as one."""
+    """y = x w^T + b; gx = gy w, gw = gy^T x and gb = sum of gy, with the leading axes merged into one."""
 
     signature = "linear(x[... I], weight[O I], bias[O]?) -> y[... O]"
     domains = {"x": REAL, "weight": REAL, "bias": REAL}

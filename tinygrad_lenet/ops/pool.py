@@ -14,7 +14,7 @@ _DISTINCT = Domain(distinct=True)
 
 
 class _Pool(Op, kind=True):
-    """A window that moves, if nothing else is said, by its own size."""
+    """A window that by default moves by its own size."""
 
     def __post_init__(self):
         if self.stride is None:
@@ -23,7 +23,7 @@ class _Pool(Op, kind=True):
 
 
 class AvgPool2d(_Pool):
-    """y[n c oh ow] = mean of x over the window at (S oh - P, S ow - P); each pixel of it gets gy / (KH KW).
+    """y[n c oh ow] = mean of x over the window at (S oh - P, S ow - P); each of its pixels gets gy / (KH KW).
 
     Padding counts as pixels of value 0, also in the divisor.
     """
@@ -60,7 +60,7 @@ class AvgPool2d(_Pool):
 
 
 class AvgPool2dGrad(Op):
-    """The transpose of `AvgPool2d`: gx[n c h w] = sum of gy over the windows on (h, w), over KH KW; linear in gy."""
+    """The transpose of `AvgPool2d`: gx[n c h w] = sum of gy over the windows on (h, w), divided by KH KW."""
 
     kernel_size: PairLike
     stride: PairLike
@@ -93,7 +93,7 @@ class AvgPool2dGrad(Op):
 class MaxPool2d(_Pool, Movement):
     """y[n c oh ow] = largest x in the window; gy goes to the first pixel, row by row, that has this value.
 
-    Padding counts as -inf, so it is never the largest; a NaN is the largest of all.
+    Padding counts as -inf, so it is never the largest; NaN counts as larger than everything.
     """
 
     kernel_size: PairLike
@@ -113,7 +113,7 @@ class MaxPool2d(_Pool, Movement):
         if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
             raise ShapeError(
                 f"max_pool2d: padding is {self.padding}; expected at most half of kernel_size, {self.kernel_size}, "
-                "so that no window holds nothing but padding"
+                "so that every window holds a pixel"
             )
 
     def output_shape(self, x):
@@ -200,20 +200,20 @@ def _pooled(pool, x):
 
 
 def _unpooled(pool, gy, x):
-    """The shape x, once it is known that pooling makes gy of it; ShapeError if not."""
+    """The shape x; ShapeError unless pooling images of this shape gives gy."""
     if len(gy) != 4 or _pooled(pool, x) != gy:
-        raise ShapeError(f"{pool.name}: gy has shape {gy}; the windows on images of shape {x} do not make that")
+        raise ShapeError(f"{pool.name}: gy has shape {gy}; images of shape {x} give another one")
     return x
 
 
 def _pixels(pool, padded):
-    """`window_pixels` for a pooling op on padded images of that shape."""
+    """`window_pixels` for a pooling op on padded images of the given shape."""
     positions = tuple((padded[2 + a] - pool.kernel_size[a]) // pool.stride[a] + 1 for a in (0, 1))
     return window_pixels(pool.kernel_size, pool.stride, (1, 1), positions)
 
 
 def _winners(pool, xp, x):
-    """For each pixel of the window: its index, and where it is the first of its window to have the largest value."""
+    """For each pixel of the window: its index, and a mask of where it is the first with the largest value."""
     inside = pad_images(xp, xp.ones(x.shape, bool), pool.padding)
     x = pad_images(xp, x, pool.padding, -xp.inf)
     pixels = [window for _, _, window in _pixels(pool, x.shape)]

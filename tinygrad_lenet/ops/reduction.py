@@ -1,6 +1,6 @@
-"""Ops that join the elements along axes into one. ``axis`` is an integer, a tuple of integers, or None for all axes.
+"""Ops that reduce the elements along axes to one. ``axis`` is an integer, a tuple of integers, or None for all axes.
 
-Sums are added up so that their error does not grow with the number of elements (`total`), here and in all other ops.
+All ops add with `total`, whose error does not grow with the number of elements.
 """
 
 import math
@@ -12,11 +12,11 @@ from .elementwise import where
 
 _REDUCTION = {"axis": (axes,), "keepdims": (flag,)}
 _AXES = {"axis": (None, 0, -1, (0, 2), (0, -1), ()), "keepdims": (False, True)}
-_SHORT = 128  # elements: so many are added one after the other in any good sum
+_SHORT = 128  # elements, which may be added one after the other without harm
 
 
 def total(xp, x, axis, keepdims=False):
-    """The sum along axes in x's dtype: float16 and long sums of float32 are added up in the next wider dtype."""
+    """The sum along axes in x's dtype; float16, and float32 in long sums, accumulate in a wider dtype."""
     letter, count = x.dtype.char, math.prod([x.shape[a] for a in (range(x.ndim) if axis is None else axis)])
     if letter == "e" or (letter == "f" and count > _SHORT):
         wide = "float32" if letter == "e" and count < 2**16 else "float64"
@@ -25,7 +25,7 @@ def total(xp, x, axis, keepdims=False):
 
 
 def widened(x):
-    """x, or as float32 if it is float16, in which a sum soon is too large or too coarse."""
+    """x, converted to float32 if it is float16, in which sums soon overflow or lose their digits."""
     return x.astype("float32") if x.dtype.char == "e" else x
 
 
@@ -79,7 +79,7 @@ class Mean(Op):
 
 
 class _Extreme(Movement, kind=True):
-    """One of the elements along axes, chosen by its value; equal parts of the gradient go to those that tie."""
+    """Selects one of the elements along axes by its value; those that tie get equal parts of the gradient."""
 
     domains = {"x": Domain(distinct=True)}
     rules = _REDUCTION
@@ -100,7 +100,7 @@ class _Extreme(Movement, kind=True):
 
 
 class Max(_Extreme):
-    """y = largest x along axes, NaN being the largest; the gradient goes to it, in equal parts to those that tie."""
+    """y = largest x along axes, where NaN counts as largest; gy goes to it, in equal parts to those that tie."""
 
     axis: int | tuple[int, ...] | None
     keepdims: bool
@@ -109,7 +109,7 @@ class Max(_Extreme):
 
 
 class Min(_Extreme):
-    """y = smallest x along axes, NaN being the smallest; the gradient goes to it, in equal parts to those that tie."""
+    """y = smallest x along axes, where NaN counts as smallest; gy goes to it, in equal parts to those that tie."""
 
     axis: int | tuple[int, ...] | None
     keepdims: bool
@@ -118,7 +118,7 @@ class Min(_Extreme):
 
 
 class _ArgExtreme(Op, kind=True):
-    """The index of an element along an axis, or, without one, of all elements in row-major order."""
+    """The index of an element along an axis or, if that is None, among all elements in row-major order."""
 
     domains = {"x": CONSTANT}
     rules = {"axis": (lambda op, name, value: None if value is None else one_axis(op, name, value),)}
@@ -133,7 +133,7 @@ class _ArgExtreme(Op, kind=True):
 
 
 class ArgMax(_ArgExtreme):
-    """y = the index of the first largest x, NaN being the largest."""
+    """y = the index of the first largest x, where NaN counts as largest."""
 
     axis: int | None
 
@@ -141,7 +141,7 @@ class ArgMax(_ArgExtreme):
 
 
 class ArgMin(_ArgExtreme):
-    """y = the index of the first smallest x, NaN being the smallest."""
+    """y = the index of the first smallest x, where NaN counts as smallest."""
 
     axis: int | None
 
@@ -160,5 +160,5 @@ def _count(shape, axis):
 
 
 def _keep_axes(y, axis, shape):
-    """A reduced tensor with the axes that were joined put back at size 1, so that it broadcasts to ``shape``."""
+    """A reduced tensor with the reduced axes restored at size 1, so it broadcasts to ``shape``."""
     return y.reshape(reduced_shape("reduction", shape, axis, keepdims=True))

@@ -122,7 +122,7 @@ class CrossEntropy(Op):
 class CrossEntropyGrad(Op):
     """gx_nk = gy_n (p_nk sum_j target_nj - target_nk), p = softmax(logits): cross-entropy's gradient for the logits.
 
-    One op instead of six, which counts where a step has one image. With g the gradient of gx: for gy it is
+    It is one op instead of six, which makes steps on one image faster. With g the gradient of gx: for gy it is
     sum_k g_nk (p_nk sum_j target_nj - target_nk), for the logits gy_n sum_j target_nj p_nk (g_nk - m_n), for the target
     gy_n (m_n - g_nk), with m_n = sum_k g_nk p_nk.
     """
@@ -184,7 +184,7 @@ def _log_softmax(xp, x, axis):
 
 
 def _with_classes(op, shape, axis):
-    """``shape``, once it is known that the axis exists and is not empty; ShapeError otherwise."""
+    """``shape``; ShapeError unless the axis exists and is not empty."""
     a = normalize_axis(op.name, axis, len(shape))
     if not shape[a]:
         raise ShapeError(f"{op.name}: axis {axis} of the input is empty; expected at least one class")

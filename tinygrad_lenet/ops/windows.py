@@ -1,7 +1,7 @@
 """What convolution and pooling share: padded images and the windows on them.
 
-Images are x[N C H W] to the reader and lie in memory batch-last, as (C, H, W, N): whatever walks over a window then
-moves runs of N floats or more instead of runs as short as an image row. Nothing depends on it but speed.
+Images are written x[N C H W] but stored batch-last in memory, as (C, H, W, N): copies of windows then move runs of at
+least N floats instead of runs as short as an image row. Only speed depends on this.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def empty_images(xp: Any, n: int, c: int, h: int, w: int, dtype: Any) -> Array:
 
 
 def filled_images(xp: Any, n: int, c: int, h: int, w: int, dtype: Any, value: float = 0.0) -> Array:
-    """Images y[N C H W] in batch-last memory, every pixel ``value``."""
+    """Images y[N C H W] in batch-last memory, with every pixel ``value``."""
     return xp.full((c, h, w, n), value, dtype).transpose(3, 0, 1, 2)
 
 
