@@ -16,7 +16,7 @@ import pytest
 import tests.strict  # noqa: F401 - makes the device "strict" known
 from tinygrad_lenet import REAL, Op, ShapeError, Tensor, backend, grad
 from tinygrad_lenet import functional as F
-from tinygrad_lenet.op import REGISTRY
+from tinygrad_lenet.op import REGISTRY, op
 
 INF, NAN = float("inf"), float("nan")
 IMAGES = np.ones((2, 3, 8, 8))  # [N C H W]
@@ -309,7 +309,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "reshape", "x 6", lambda: MATRIX.reshape(4)),
     (ShapeError, "reshape", "", lambda: MATRIX.reshape(-1, -1)),
     (ShapeError, "reshape", "", lambda: MATRIX.reshape(-1, 4)),
-    (TypeError, "sum", "keepdims 1", lambda: MATRIX.sum(0, 1)),
+    (TypeError, "sum", "keepdims 1", lambda: (op("sum", 0, True), MATRIX.sum(0, 1))),  # 1 is not looked up as True
     (ShapeError, "transpose", "axes", lambda: MATRIX.transpose(0)),
     (ValueError, "squeeze", "axis 0", lambda: MATRIX.squeeze(0)),
     (ShapeError, "broadcast_to", "", lambda: MATRIX.broadcast_to((2, 4))),

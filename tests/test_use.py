@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import copy
+import gc
 import operator
 import os
 import pickle
@@ -23,7 +24,7 @@ from hypothesis.extra import numpy as hnp
 
 from tests.refusals import refused
 from tests.test_ops import OPS
-from tinygrad_lenet import Tensor, grad, nn, no_grad, optim, testing
+from tinygrad_lenet import Tensor, grad, graph, nn, no_grad, optim, testing
 from tinygrad_lenet import functional as F
 from tinygrad_lenet import tensor as tensor_file
 from tinygrad_lenet.kernels import cpu
@@ -180,6 +181,18 @@ def test_a_write_after_an_op_kept_the_value_is_noticed(door: str) -> None:
     x.grad = None
     (x * x).sum().backward()  # what is computed after the write is right
     np.testing.assert_array_equal(x.grad.numpy(), 2 * x.numpy())
+
+
+def test_writes_are_noticed_each_time_and_forgotten_with_their_memory() -> None:
+    x, known = leaf(1.0, 2.0), len(graph._writes)
+    for _ in range(2):
+        y = (x * x).sum()
+        no_grad_add(x)
+        with refused(ValueError, "multiply"):
+            y.backward()
+    del x, y
+    gc.collect()
+    assert len(graph._writes) <= known
 
 
 def test_a_second_backward_after_a_step_is_refused() -> None:
@@ -435,6 +448,10 @@ def test_no_grad_on_a_generator() -> None:
         g.send("end")
     assert seen == [7, error, "closed, recording: False"]
     assert records()
+    next(g := steps(seen))
+    g.close()
+    assert seen[3:] == ["closed, recording: False"]
+    assert records()
 
 
 def test_a_generator_may_be_closed_in_another_thread() -> None:
@@ -482,6 +499,11 @@ def test_no_grad_on_an_async_generator() -> None:
             yield sent, records()
         except KeyError:
             yield "caught", records()
+        finally:
+            await asyncio.sleep(0)
+            closed.append(records())
+
+    closed: list[bool] = []
 
     async def use() -> list[Any]:
         g, found = stream(), [[each async for each in stream()]]
@@ -492,6 +514,7 @@ def test_no_grad_on_an_async_generator() -> None:
         return found
 
     assert asyncio.run(use()) == [[False, (None, False)], False, (7, False), ("caught", False)]
+    assert closed == [False, False]
 
 
 def test_tasks_may_share_one_no_grad() -> None:
