@@ -302,3 +302,8 @@ def test_distance_from_a_centre_far_away_keeps_its_digits() -> None:
     y = F.rbf(x + 1e-3, x)
     np.testing.assert_allclose(y.numpy(), 4 * ((x[0, 0] + 1e-3) - x[0, 0]) ** 2, rtol=1e-12)
     assert F.rbf(x, x).item() == 0
+
+
+def test_sigmoid_far_out() -> None:
+    assert orders(F.sigmoid, [-1e4, 1e4]) == ([0, 0], [0, 0])
+    assert F.sigmoid(np.array([-1e4, 1e4])).numpy().tolist() == [0, 1]

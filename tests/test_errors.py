@@ -5,6 +5,7 @@ list of values that are refused; the rest is a table of calls as a user gets the
 of the error must be right, and the sentence must name the op and the words given here (an axis, an input, a value).
 """
 
+import dataclasses
 import importlib.util
 import re
 from collections.abc import Callable
@@ -267,6 +268,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "einsum", "axis i output", lambda: F.einsum("ij->ii", MATRIX)),
     (ShapeError, "einsum", "operand 0 i1", lambda: F.einsum("i1->i", MATRIX)),
     (ValueError, "einsum", "ié", lambda: F.einsum("ié->i", MATRIX)),
+    (ShapeError, "einsum", "... shapes", lambda: F.einsum("...i,...i", MATRIX, np.ones((1, 3)))),
     (TypeError, "einsum", "subscripts", lambda: F.einsum(MATRIX, MATRIX)),
     (ValueError, "softmax", "axis -1 empty", lambda: F.softmax(np.ones((2, 0)))),
     (ShapeError, "cross_entropy", "axis K logits target", lambda: F.cross_entropy(MATRIX, np.ones((2, 4)))),
@@ -290,6 +292,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "batch_norm", "axis C x bias", lambda: norm(bias=np.ones(2))),
     (ValueError, "batch_norm", "running_mean", lambda: norm(mean=None)),
     (ValueError, "batch_norm", "x", lambda: norm(np.ones((1, 3)), training=True)),
+    (TypeError, "add", "uint64 int64", lambda: Tensor(np.ones(1, np.uint64)) + 1),
     (ShapeError, "add", "1 a b", lambda: REGISTRY["add"]()(MATRIX)),
     (ShapeError, "add", "3 a b", lambda: REGISTRY["add"]()(MATRIX, MATRIX, MATRIX)),
     # Shapes that do not broadcast, with an array on either side
@@ -309,6 +312,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "reshape", "x 6", lambda: MATRIX.reshape(4)),
     (ShapeError, "reshape", "", lambda: MATRIX.reshape(-1, -1)),
     (ShapeError, "reshape", "", lambda: MATRIX.reshape(-1, 4)),
+    (ShapeError, "reshape", "", lambda: Tensor(np.ones((0, 3))).reshape(0, -1)),
     (TypeError, "sum", "keepdims 1", lambda: (op("sum", 0, True), MATRIX.sum(0, 1))),  # 1 is not looked up as True
     (ShapeError, "transpose", "axes", lambda: MATRIX.transpose(0)),
     (ValueError, "squeeze", "axis 0", lambda: MATRIX.squeeze(0)),
@@ -420,6 +424,13 @@ def test_cuda_where_there_is_none(name: str) -> None:
 def test_mixing_devices(name: str, function: Callable[..., Any]) -> None:
     there = Tensor(np.ones((2, 3)), device="strict")
     refused(ValueError, "", "devices cpu strict .to(device)", function, MATRIX, there)
+
+
+def test_mixing_devices_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = (Tensor(np.ones(2), device="strict") for _ in range(2))
+    two = dataclasses.replace(backend.backend_of(here.data), index_of=lambda array: int(array is there.data), count=2)
+    monkeypatch.setitem(backend._by_type, two.array_type, two)
+    refused(ValueError, "", "devices strict strict:1 .to(device)", lambda: here + there)
 
 
 # Ops whose backward is wrong; what an op must declare is in test_ops.py.

@@ -402,6 +402,16 @@ def test_a_parameter_that_cannot_be_written_to_is_refused_before_any_is_updated(
     assert repr(optimizer) == "Adam(3 parameters of 9 elements, lr=0.1)"
 
 
+def test_a_gradient_that_no_longer_fits_is_refused_before_any_parameter_is_updated() -> None:
+    p, q = leaf(1.0), leaf(2.0, 3.0)
+    p.grad, q.grad = Tensor(np.ones(1)), Tensor(np.ones(2))
+    optimizer = SGD([p, q], lr=1.0)
+    q.data = np.zeros((3, 2))  # to which the gradient would broadcast
+    with refused(ValueError, "SGD parameter 1 (2,) (3, 2)"):
+        optimizer.step()
+    assert p.item() == 1.0
+
+
 P = Tensor(1.0, requires_grad=True)
 
 

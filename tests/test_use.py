@@ -274,6 +274,7 @@ MISUSE: dict[str, tuple[Any, Callable[[], Any]]] = {
     "an array of objects": (TypeError, lambda: Tensor(np.array([A[0], None, B[0]], object))),
     "gradient of integers": (ValueError, lambda: Tensor(np.array([1]), requires_grad=True)),
     "gradient set on integers": (ValueError, lambda: setattr(Tensor(np.array([1])), "requires_grad", True)),
+    "no gradient for what was computed": (ValueError, lambda: setattr(A * 2.0, "requires_grad", False)),
     "requires_grad='no'": (TypeError, lambda: Tensor([1.0], requires_grad="no")),  # type: ignore[arg-type]
     "a masked array": (TypeError, lambda: Tensor(np.ma.array([1.0, 2.0], mask=[0, 1]))),
     "masked rows": (TypeError, lambda: Tensor([np.ma.array([1.0, 2.0], mask=[0, 1])])),
@@ -819,6 +820,13 @@ def test_scratch_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert most > 50_000
 
 
+def test_shapes_are_not_remembered_without_bound() -> None:
+    add = REGISTRY["add"]()
+    for size in range(200):
+        add(np.zeros(size), 1.0)
+    assert len(vars(add)["_known_shapes"]) < 100
+
+
 # grad
 
 
@@ -841,6 +849,14 @@ def test_results_of_grad_never_share_memory(create_graph: bool) -> None:
         arrays = [start.numpy(), *(g.numpy() for g in found)]
         for i, one in enumerate(arrays):
             assert not any(np.shares_memory(one, other) for other in arrays[:i])
+
+
+@pytest.mark.parametrize("pool", [F.avg_pool2d, F.max_pool2d])
+def test_windows_of_one_pixel_are_copied(pool: Callable[..., Tensor]) -> None:
+    x = np.random.default_rng(0).random((2, 1, 3, 3))
+    y = pool(x, 1).numpy()
+    np.testing.assert_array_equal(y, x)
+    assert not np.shares_memory(y, x)
 
 
 # Indices
@@ -872,6 +888,9 @@ def indexed(draw: st.DrawFn) -> tuple[np.ndarray, Any]:
 @given(indexed())
 @example((np.arange(24.0).reshape(2, 3, 4), (slice(None), [0, 2, 1], 1)))
 @example((np.arange(24.0).reshape(2, 3, 4), ([0, 1], slice(None), [[1], [3]])))
+@example((np.arange(24.0).reshape(2, 3, 4), (slice(None), [0, 1, 2], None, 3)))
+@example((np.arange(24.0).reshape(2, 3, 4), (..., 3)))
+@example((np.arange(6.0).reshape(2, 3), []))
 def test_indices_are_numpys(case: tuple[np.ndarray, Any]) -> None:
     array, index = case
     try:
@@ -912,6 +931,8 @@ def test_indices_out_of_range_are_refused(index: Any) -> None:
             t[index]
     with refused(IndexError, "assign axis 0"):
         t[index] = 1.0
+    with refused(IndexError, "getitem"):
+        t[..., ...]
 
 
 # Rows
