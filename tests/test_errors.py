@@ -229,7 +229,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "conv_transpose2d", "axis F x weight", lambda: F.conv_transpose2d(IMAGES, np.ones((4, 2, 3, 3)))),
     (ShapeError, "conv_transpose2d", "axis C weight bias", lambda: deconv(bias=ONES)),
     (ShapeError, "conv_transpose2d", "4 3 groups", lambda: deconv(groups=3)),
-    (ShapeError, "conv_transpose2d", "padding", lambda: deconv(padding=3)),
+    (ShapeError, "conv_transpose2d", "padding", lambda: deconv(padding=2)),
     (ShapeError, "conv_transpose2d", "output_padding axis H", lambda: deconv(output_padding=1)),
     (ShapeError, "conv_transpose2d", "output_padding axis W", lambda: deconv(stride=2, output_padding=(1, 2))),
     (ShapeError, "avg_pool2d", "x", lambda: F.avg_pool2d(MATRIX, 2)),
@@ -367,6 +367,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ValueError, "backward", "2,", lambda: parameter(2).backward()),
     (ValueError, "backward", "output", lambda: Tensor(1.0).backward()),
     (ValueError, "backward", "3, 2,", lambda: parameter(2).backward(np.ones(3))),
+    (ValueError, "backward", "2, 3", lambda: parameter(2, 3).backward(np.ones((3, 2)))),
     (TypeError, "", "", lambda: parameter(1).backward("a")),
     (ValueError, "grad", "output", lambda: grad(Tensor(1.0), [parameter(1)])),
     (TypeError, "grad", "output float", lambda: grad(1.0, [parameter(1)])),
@@ -386,6 +387,10 @@ def test_malformed_call(error: Error, op: str, words: str, call: Callable[[], An
 
 def test_a_window_may_cover_all_of_the_image_and_its_padding() -> None:
     assert F.conv2d(IMAGES, np.ones((4, 3, 10, 9)), padding=1).shape == (2, 4, 1, 2)
+
+
+def test_output_padding_may_reach_the_dilation() -> None:
+    assert deconv(dilation=2, output_padding=1).shape == (1, 2, 7, 7)
 
 
 @pytest.mark.parametrize("index", [2, (0, 3), [0, 5], np.array([True, False, True]), (slice(None), -4)], ids=repr)
@@ -430,6 +435,8 @@ def test_mixing_devices_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = (Tensor(np.ones(2), device="strict") for _ in range(2))
     two = dataclasses.replace(backend.backend_of(here.data), index_of=lambda array: int(array is there.data), count=2)
     monkeypatch.setitem(backend._by_type, two.array_type, two)
+    monkeypatch.setitem(backend._by_name, two.name, two)
+    assert here.to("strict:1").data is not here.data
     refused(ValueError, "", "devices strict strict:1 .to(device)", lambda: here + there)
 
 

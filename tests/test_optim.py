@@ -402,6 +402,13 @@ def test_a_parameter_that_cannot_be_written_to_is_refused_before_any_is_updated(
     assert repr(optimizer) == "Adam(3 parameters of 9 elements, lr=0.1)"
 
 
+def test_a_float16_parameter_has_its_state_in_float32() -> None:
+    p = Tensor(np.ones(1, np.float16), requires_grad=True)
+    p.grad = Tensor(np.full(1, 1e-4, np.float16))  # whose square is 0 in float16
+    Adam([p], lr=0.25).step()
+    assert (p.dtype, p.item()) == (np.float16, 0.75)
+
+
 def test_a_gradient_that_no_longer_fits_is_refused_before_any_parameter_is_updated() -> None:
     p, q = leaf(1.0), leaf(2.0, 3.0)
     p.grad, q.grad = Tensor(np.ones(1)), Tensor(np.ones(2))

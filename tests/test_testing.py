@@ -105,6 +105,7 @@ def test_scale_does_not_matter(exponent: int, seed: int, size: int) -> None:
         ("too small", lambda x: with_slope(0.99, x), X),
         ("the sign", lambda x: with_slope(-1.0, x), X),
         ("NaN", lambda x: with_slope(float("nan"), x).detach() + with_slope(1.01, x), X),
+        ("NaN where the slope is 0", lambda x: (x * 0.0).sqrt(), X),
         ("it cancels", lambda x: with_slope(1.01, x - x.mean()), X),
         ("by 1 in 2,000", lambda x: with_slope(1.0005, x), X),
         ("by 1 in 2,000, in directions", lambda x: with_slope(1.0005, x), LARGE),

@@ -158,6 +158,7 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "load_state_dict": lambda x: Holder(x).load_state_dict({"x": np.ones(3)}),
     "detach": lambda x: x.detach().__iadd__(1.0),
     "a view": lambda x: x.detach().reshape(3, 1)[1:].T.__iadd__(1.0),
+    "a strided view": lambda x: Tensor(np.lib.stride_tricks.as_strided(x.numpy(), (2,))).__iadd__(1.0),
     "the array again": lambda x: Tensor(x.numpy()[:1]).__imul__(2.0),
 }
 
@@ -825,6 +826,8 @@ def test_shapes_are_not_remembered_without_bound() -> None:
     for size in range(200):
         add(np.zeros(size), 1.0)
     assert len(vars(add)["_known_shapes"]) < 100
+    with refused(ValueError, "add shapes (2,) (3,)"):
+        add(np.zeros(2), np.zeros(3))
 
 
 # grad
