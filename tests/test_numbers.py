@@ -239,6 +239,7 @@ def test_a_long_distance_keeps_its_digits() -> None:
 
 def test_float16_sums_that_are_too_large_for_it_on_the_way() -> None:
     assert Tensor(np.full((256, 256), 300, np.float16)).mean().item() == 300
+    assert Tensor(np.array([300, -300] + [0] * 98, np.float16)).var().item() == 1800
     assert Tensor(np.ones((4096, 2), np.float16)).sum(0).numpy().tolist() == [4096, 4096]
     assert Tensor(np.zeros(65_536, np.float16)).logsumexp().item() == pytest.approx(math.log(65_536), rel=1e-3)
     np.testing.assert_array_equal(F.softmax(np.zeros(70_000, np.float16)).numpy(), np.float16(1 / 70_000))

@@ -372,12 +372,15 @@ def test_a_state_that_does_not_fit_changes_nothing(make: Callable[..., Optimizer
 
 
 def test_a_state_without_estimate_is_one_without_estimate() -> None:
-    """Also where an estimate was there before it was loaded."""
+    """Also where an estimate was there before it was loaded, and where one parameter lacks it."""
     params = tensors(19)
     fresh, optimizer = StochasticDiagonalLM(params).state_dict(), estimated(params)
-    optimizer.load_state_dict(fresh)
-    with refused(ValueError, "estimate"):
-        step(optimizer, params, draw_gradients(np.random.default_rng(20)))
+    partial = optimizer.state_dict()
+    partial["tensors"]["0.inverse"][...] = 0
+    for state in (partial, fresh):
+        optimizer.load_state_dict(state)
+        with refused(ValueError, "estimate"):
+            step(optimizer, params, draw_gradients(np.random.default_rng(20)))
     assert not any(rate.any() for rate in optimizer.rates())
 
 
