@@ -205,6 +205,12 @@ def test_cross_entropy_far_out(logits: list[list[float]]) -> None:
     np.testing.assert_allclose(finite_to_second_order(loss, x), slopes, atol=1e-12)
 
 
+def test_label_smoothing_mixes_the_target_with_equal_parts() -> None:
+    x = np.array([[0.5, -1.0, 2.0]])
+    mixed = F.cross_entropy(x, np.array([[0.1, 0.8, 0.1]]))  # 0.7 of the label, 0.3 in three parts
+    assert F.cross_entropy(x, [1], label_smoothing=0.3).item() == pytest.approx(mixed.item())
+
+
 def test_cross_entropy_of_an_impossible_label_is_infinite() -> None:
     x = leaf([[-INF, 0.0]])
     loss = F.cross_entropy(x, [0])
