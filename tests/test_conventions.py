@@ -205,6 +205,12 @@ def test_cross_entropy_far_out(logits: list[list[float]]) -> None:
     np.testing.assert_allclose(finite_to_second_order(loss, x), slopes, atol=1e-12)
 
 
+def test_label_smoothing_mixes_the_target_with_equal_parts() -> None:
+    x = np.array([[0.5, -1.0, 2.0]])
+    mixed = F.cross_entropy(x, np.array([[0.1, 0.8, 0.1]]))  # 0.7 of the label, 0.3 in three parts
+    assert F.cross_entropy(x, [1], label_smoothing=0.3).item() == pytest.approx(mixed.item())
+
+
 def test_cross_entropy_of_an_impossible_label_is_infinite() -> None:
     x = leaf([[-INF, 0.0]])
     loss = F.cross_entropy(x, [0])
@@ -302,3 +308,8 @@ def test_distance_from_a_centre_far_away_keeps_its_digits() -> None:
     y = F.rbf(x + 1e-3, x)
     np.testing.assert_allclose(y.numpy(), 4 * ((x[0, 0] + 1e-3) - x[0, 0]) ** 2, rtol=1e-12)
     assert F.rbf(x, x).item() == 0
+
+
+def test_sigmoid_far_out() -> None:
+    assert orders(F.sigmoid, [-1e4, 1e4]) == ([0, 0], [0, 0])
+    assert F.sigmoid(np.array([-1e4, 1e4])).numpy().tolist() == [0, 1]

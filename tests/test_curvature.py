@@ -21,7 +21,7 @@ from models.lenet5_1998 import TABLE_I
 from tests.oracles import ORACLES
 from tests.refusals import refused
 from tests.test_ops import OPS, running
-from tinygrad_lenet import Op, Tensor, curvature, data, detect_anomaly, grad, nn, no_grad, testing
+from tinygrad_lenet import Op, Tensor, curvature, data, detect_anomaly, grad, graph, nn, no_grad, testing
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.op import REAL, REGISTRY
 
@@ -573,6 +573,8 @@ def test_within_no_grad_and_detect_anomaly() -> None:
     assert loss().requires_grad  # recording goes on
     with detect_anomaly():
         assert_same(curvature(loss(), parameters), expected)
+    with graph.observed(object()):  # type: ignore[arg-type]  # which can look at nothing
+        assert_same(curvature(value, parameters), expected)
 
 
 def test_hooks_are_not_called() -> None:

@@ -7,6 +7,7 @@ tests/test_engine_machine.py; here stands what single tests show better, and wha
 import asyncio
 import copy
 import gc
+import math
 import operator
 import threading
 import tracemalloc
@@ -524,6 +525,44 @@ def test_operators_meet_arrays_and_numbers_on_either_side(name: str) -> None:
                     assert ours.dtype == np.bool_
                 elif dtype != np.int64:
                     assert ours.dtype == np.result_type(dtype, other)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((3,), (3,)), ((3,), (3, 2)), ((2, 3), (3,)), ((3,), (2, 3, 4)), ((2, 4, 3), (3,))]
+)
+def test_one_axis_is_a_row_on_the_left_of_a_product_and_a_column_on_the_right(a: Any, b: Any) -> None:
+    x, w = np.arange(math.prod(a)).reshape(a), np.arange(math.prod(b)).reshape(b)
+    np.testing.assert_array_equal((Tensor(x) @ w).numpy(), x @ w)
+
+
+@pytest.mark.parametrize(
+    ("subscripts", "shapes"),
+    [
+        ("ij,jk,kl->li", [(2, 3), (3, 4), (4, 5)]),
+        ("ij,ij,jk->k", [(2, 3), (2, 3), (3, 4)]),
+        ("jk,ij", [(3, 4), (2, 3)]),
+        ("cab", [(2, 3, 4)]),
+        ("ijj->j", [(2, 3, 3)]),
+        ("i...,...i->...", [(2, 3, 4), (4, 2)]),
+        ("...ij,kj", [(5, 2, 3), (4, 3)]),
+    ],
+)
+def test_einsum_is_numpys(subscripts: str, shapes: list[tuple[int, ...]]) -> None:
+    arrays = [np.random.default_rng(i).random(shape) for i, shape in enumerate(shapes)]
+    np.testing.assert_allclose(F.einsum(subscripts, *arrays).numpy(), np.einsum(subscripts, *arrays), rtol=1e-12)
+
+
+def test_einsum_multiplies_first_what_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    call, sizes = Op.__call__, [0]
+
+    def watched(self: Any, *inputs: Any) -> Tensor:
+        y = call(self, *inputs)
+        sizes.append(y.size)
+        return y
+
+    monkeypatch.setattr(Op, "__call__", watched)
+    F.einsum("ij,kl,jk->il", *[np.ones((9, 9))] * 3)
+    assert max(sizes) == 81  # the first two have no letter in common: 6,561
 
 
 def test_numbers_and_arrays_within_an_expression() -> None:

@@ -5,6 +5,7 @@ list of values that are refused; the rest is a table of calls as a user gets the
 of the error must be right, and the sentence must name the op and the words given here (an axis, an input, a value).
 """
 
+import dataclasses
 import importlib.util
 import re
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pytest
 import tests.strict  # noqa: F401 - makes the device "strict" known
 from tinygrad_lenet import REAL, Op, ShapeError, Tensor, backend, grad
 from tinygrad_lenet import functional as F
-from tinygrad_lenet.op import REGISTRY
+from tinygrad_lenet.op import REGISTRY, op
 
 INF, NAN = float("inf"), float("nan")
 IMAGES = np.ones((2, 3, 8, 8))  # [N C H W]
@@ -214,6 +215,7 @@ def test_what_is_not_a_reduction(name: str, reduction: Any) -> None:
 
 CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "conv2d", "x", lambda: F.conv2d(IMAGES[0], WEIGHT)),
+    (ShapeError, "conv2d", "x", lambda: F.conv2d(IMAGES[None], WEIGHT)),
     (ShapeError, "conv2d", "weight", lambda: F.conv2d(IMAGES, np.ones((4, 3)))),
     (ShapeError, "conv2d", "bias", lambda: conv(bias=np.ones((4, 1)))),
     (ShapeError, "conv2d", "axis C x weight", lambda: F.conv2d(IMAGES[:, :2], WEIGHT)),
@@ -227,7 +229,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "conv_transpose2d", "axis F x weight", lambda: F.conv_transpose2d(IMAGES, np.ones((4, 2, 3, 3)))),
     (ShapeError, "conv_transpose2d", "axis C weight bias", lambda: deconv(bias=ONES)),
     (ShapeError, "conv_transpose2d", "4 3 groups", lambda: deconv(groups=3)),
-    (ShapeError, "conv_transpose2d", "padding", lambda: deconv(padding=3)),
+    (ShapeError, "conv_transpose2d", "padding", lambda: deconv(padding=2)),
     (ShapeError, "conv_transpose2d", "output_padding axis H", lambda: deconv(output_padding=1)),
     (ShapeError, "conv_transpose2d", "output_padding axis W", lambda: deconv(stride=2, output_padding=(1, 2))),
     (ShapeError, "avg_pool2d", "x", lambda: F.avg_pool2d(MATRIX, 2)),
@@ -266,6 +268,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "einsum", "axis i output", lambda: F.einsum("ij->ii", MATRIX)),
     (ShapeError, "einsum", "operand 0 i1", lambda: F.einsum("i1->i", MATRIX)),
     (ValueError, "einsum", "ié", lambda: F.einsum("ié->i", MATRIX)),
+    (ShapeError, "einsum", "... shapes", lambda: F.einsum("...i,...i", MATRIX, np.ones((1, 3)))),
     (TypeError, "einsum", "subscripts", lambda: F.einsum(MATRIX, MATRIX)),
     (ValueError, "softmax", "axis -1 empty", lambda: F.softmax(np.ones((2, 0)))),
     (ShapeError, "cross_entropy", "axis K logits target", lambda: F.cross_entropy(MATRIX, np.ones((2, 4)))),
@@ -289,6 +292,9 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "batch_norm", "axis C x bias", lambda: norm(bias=np.ones(2))),
     (ValueError, "batch_norm", "running_mean", lambda: norm(mean=None)),
     (ValueError, "batch_norm", "x", lambda: norm(np.ones((1, 3)), training=True)),
+    (TypeError, "add", "uint64 int64", lambda: Tensor(np.ones(1, np.uint64)) + 1),
+    (ShapeError, "add", "1 a b", lambda: REGISTRY["add"]()(MATRIX)),
+    (ShapeError, "add", "3 a b", lambda: REGISTRY["add"]()(MATRIX, MATRIX, MATRIX)),
     # Shapes that do not broadcast, with an array on either side
     (ShapeError, "add", "shapes", lambda: MATRIX + np.ones(2)),
     (ShapeError, "subtract", "shapes", lambda: np.ones(2) - MATRIX),
@@ -306,6 +312,8 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "reshape", "x 6", lambda: MATRIX.reshape(4)),
     (ShapeError, "reshape", "", lambda: MATRIX.reshape(-1, -1)),
     (ShapeError, "reshape", "", lambda: MATRIX.reshape(-1, 4)),
+    (ShapeError, "reshape", "", lambda: Tensor(np.ones((0, 3))).reshape(0, -1)),
+    (TypeError, "sum", "keepdims 1", lambda: (op("sum", 0, True), MATRIX.sum(0, 1))),  # 1 is not looked up as True
     (ShapeError, "transpose", "axes", lambda: MATRIX.transpose(0)),
     (ValueError, "squeeze", "axis 0", lambda: MATRIX.squeeze(0)),
     (ShapeError, "broadcast_to", "", lambda: MATRIX.broadcast_to((2, 4))),
@@ -318,6 +326,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "stack", "", lambda: F.stack([])),
     (ShapeError, "pad", "pad_width 2", lambda: F.pad(MATRIX, [(1, 1)] * 3)),
     (ShapeError, "pad", "pad_width", lambda: F.pad(MATRIX, [(1,), (1, 2)])),
+    (ValueError, "pad", "value", lambda: F.pad(MATRIX, 1, 10**400)),
     (ShapeError, "getitem", "3 x", lambda: MATRIX[0, 0, 0]),
     (TypeError, "getitem", "a", lambda: MATRIX["a"]),
     (TypeError, "getitem", "0.5", lambda: MATRIX[0.5]),
@@ -358,6 +367,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ValueError, "backward", "2,", lambda: parameter(2).backward()),
     (ValueError, "backward", "output", lambda: Tensor(1.0).backward()),
     (ValueError, "backward", "3, 2,", lambda: parameter(2).backward(np.ones(3))),
+    (ValueError, "backward", "2, 3", lambda: parameter(2, 3).backward(np.ones((3, 2)))),
     (TypeError, "", "", lambda: parameter(1).backward("a")),
     (ValueError, "grad", "output", lambda: grad(Tensor(1.0), [parameter(1)])),
     (TypeError, "grad", "output float", lambda: grad(1.0, [parameter(1)])),
@@ -373,6 +383,14 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
 )
 def test_malformed_call(error: Error, op: str, words: str, call: Callable[[], Any]) -> None:
     refused(error, op, words, call)
+
+
+def test_a_window_may_cover_all_of_the_image_and_its_padding() -> None:
+    assert F.conv2d(IMAGES, np.ones((4, 3, 10, 9)), padding=1).shape == (2, 4, 1, 2)
+
+
+def test_output_padding_may_reach_the_dilation() -> None:
+    assert deconv(dilation=2, output_padding=1).shape == (1, 2, 7, 7)
 
 
 @pytest.mark.parametrize("index", [2, (0, 3), [0, 5], np.array([True, False, True]), (slice(None), -4)], ids=repr)
@@ -411,6 +429,15 @@ def test_cuda_where_there_is_none(name: str) -> None:
 def test_mixing_devices(name: str, function: Callable[..., Any]) -> None:
     there = Tensor(np.ones((2, 3)), device="strict")
     refused(ValueError, "", "devices cpu strict .to(device)", function, MATRIX, there)
+
+
+def test_mixing_devices_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = (Tensor(np.ones(2), device="strict") for _ in range(2))
+    two = dataclasses.replace(backend.backend_of(here.data), index_of=lambda array: int(array is there.data), count=2)
+    monkeypatch.setitem(backend._by_type, two.array_type, two)
+    monkeypatch.setitem(backend._by_name, two.name, two)
+    assert here.to("strict:1").data is not here.data
+    refused(ValueError, "", "devices strict strict:1 .to(device)", lambda: here + there)
 
 
 # Ops whose backward is wrong; what an op must declare is in test_ops.py.

@@ -187,6 +187,11 @@ def test_a_sum_of_integers_does_not_wrap(left: Any, right: Any, expected: int | 
     assert y.item() == (2 if expected is None else expected)
 
 
+def test_integers_of_several_dtypes_become_int64() -> None:
+    y = F.maximum(np.array([200], np.uint8), np.array([1], np.int8))
+    assert (y.dtype, y.item()) == (np.int64, 200)
+
+
 @pytest.mark.parametrize("act", [
     lambda x: F.pad(x, 1, value=300), lambda x: F.pad(x, 1, value=-1),
     lambda x: F.maximum(x, 256), lambda x: F.where(x > 0, x, -1),
@@ -240,8 +245,16 @@ def test_the_gradient_of_a_bias_keeps_its_digits(layout: str) -> None:
     np.testing.assert_allclose(grad(y, b, gy)[0].numpy(), expected, rtol=3e-7)
 
 
+def test_a_long_distance_keeps_its_digits() -> None:
+    x = spread(np.float32, LONG, 2).T  # one point after the other would be the good order
+    y = F.rbf(x, np.zeros((1, LONG), np.float32))
+    np.testing.assert_allclose(y.numpy()[:, 0], np.square(x, dtype=np.float64).sum(1), rtol=3e-7)
+
+
 def test_float16_sums_that_are_too_large_for_it_on_the_way() -> None:
     assert Tensor(np.full((256, 256), 300, np.float16)).mean().item() == 300
+    assert Tensor(np.array([300, -300] + [0] * 98, np.float16)).var().item() == 1800
+    assert Tensor(np.ones((4096, 2), np.float16)).sum(0).numpy().tolist() == [4096, 4096]
     assert Tensor(np.zeros(65_536, np.float16)).logsumexp().item() == pytest.approx(math.log(65_536), rel=1e-3)
     np.testing.assert_array_equal(F.softmax(np.zeros(70_000, np.float16)).numpy(), np.float16(1 / 70_000))
 
@@ -289,6 +302,7 @@ def test_the_chain_rule_where_the_gradient_is_zero(place: str) -> None:
 def test_selection_is_not_multiplication_by_zero() -> None:
     inf = math.inf
     assert F.einsum("ii->i", np.array([[1.0, -inf], [inf, 2.0]])).numpy().tolist() == [1, 2]
+    assert F.where(np.array([True, False]), np.array([1.0, inf]), np.array([-inf, 2.0])).numpy().tolist() == [1, 2]
     dropped = F.dropout(np.full(100, inf), 0.5, rng=np.random.default_rng(0)).numpy()
     assert set(dropped.tolist()) == {0.0, inf}
     x = Tensor(np.array([[[[-inf, 1.0], [2.0, 3.0]]]]), requires_grad=True)
@@ -346,6 +360,7 @@ def test_backward_reads_no_value_where_an_op_says_so(name: str, seed: int) -> No
 
 
 def test_masks_whose_bytes_are_not_zero_and_one() -> None:
-    mask = Tensor(np.array([0, 255, 2], np.uint8).view(bool))
-    assert F.where(mask, np.array([1.0, 2.0, 3.0]), 0.0).numpy().tolist() == [0, 2, 3]
-    assert mask.sum().item() == 2
+    for byte in (2, 255):
+        mask = Tensor(np.array([0, byte, 1], np.uint8).view(bool))
+        assert F.where(mask, np.array([1.0, 1 / 3, 3.0]), 0.0).numpy().tolist() == [0, 1 / 3, 3]
+        assert mask.sum().item() == 2

@@ -390,12 +390,15 @@ def test_a_state_that_does_not_fit_changes_nothing(make: Callable[..., Optimizer
 
 
 def test_a_state_without_estimate_is_one_without_estimate() -> None:
-    """Also where an estimate was there before it was loaded."""
+    """Also where an estimate was there before it was loaded, and where one parameter lacks it."""
     params = tensors(19)
     fresh, optimizer = StochasticDiagonalLM(params).state_dict(), estimated(params)
-    optimizer.load_state_dict(fresh)
-    with refused(ValueError, "estimate"):
-        step(optimizer, params, draw_gradients(np.random.default_rng(20)))
+    partial = optimizer.state_dict()
+    partial["tensors"]["0.inverse"][...] = 0
+    for state in (partial, fresh):
+        optimizer.load_state_dict(state)
+        with refused(ValueError, "estimate"):
+            step(optimizer, params, draw_gradients(np.random.default_rng(20)))
     assert not any(rate.any() for rate in optimizer.rates())
 
 
@@ -418,6 +421,23 @@ def test_a_parameter_that_cannot_be_written_to_is_refused_before_any_is_updated(
         assert_equal(optimizer.state_dict().pop("tensors").values(), state.pop("tensors").values())
         assert optimizer.state_dict()["steps"] == state["steps"] == [0, 0, 0]
     assert repr(optimizer) == "Adam(3 parameters of 9 elements, lr=0.1)"
+
+
+def test_a_float16_parameter_has_its_state_in_float32() -> None:
+    p = Tensor(np.ones(1, np.float16), requires_grad=True)
+    p.grad = Tensor(np.full(1, 1e-4, np.float16))  # whose square is 0 in float16
+    Adam([p], lr=0.25).step()
+    assert (p.dtype, p.item()) == (np.float16, 0.75)
+
+
+def test_a_gradient_that_no_longer_fits_is_refused_before_any_parameter_is_updated() -> None:
+    p, q = leaf(1.0), leaf(2.0, 3.0)
+    p.grad, q.grad = Tensor(np.ones(1)), Tensor(np.ones(2))
+    optimizer = SGD([p, q], lr=1.0)
+    q.data = np.zeros((3, 2))  # to which the gradient would broadcast
+    with refused(ValueError, "SGD parameter 1 (2,) (3, 2)"):
+        optimizer.step()
+    assert p.item() == 1.0
 
 
 P = Tensor(1.0, requires_grad=True)

@@ -160,27 +160,33 @@ def test_gradients_are_those_of_one_process(workers: int, n: int) -> None:
 
 
 def test_two_dtypes_and_missing_gradients(tmp_path: Path) -> None:
-    """Parameters keep their dtypes, odd sizes in between; a rank's missing gradient counts as 0; memory order too."""
+    """Parameters keep their dtypes, odd sizes in between; a rank's missing gradient counts as 0; memory order too.
+
+    What an earlier meeting left does not count; what no rank has a gradient for gets none.
+    """
     shapes = [((3,), "float32"), ((2, 5), "float64"), ((), "float32"), ((4, 3), "float64"), ((7,), "float16")]
     parameters = [Tensor(np.zeros(shape, dtype), requires_grad=True) for shape, dtype in shapes]
 
-    def grads(rank: int) -> list[np.ndarray | None]:
-        rng = np.random.default_rng(rank)
+    def grads(rank: int, turn: int) -> list[np.ndarray | None]:
+        rng = np.random.default_rng((rank, turn))
         all_ = [np.asarray(np.round(rng.uniform(-9, 9, shape), 1), dtype) for shape, dtype in shapes]
         all_[3] = np.asfortranarray(all_[3])
-        return [None if (i + rank) % 3 == 0 else g for i, g in enumerate(all_)]
+        missing = {(turn - rank) % 3, 4 if turn == 2 else None}
+        return [None if i in missing else g for i, g in enumerate(all_)]
 
     def work(group: Group) -> None:
-        for p, g in zip(parameters, grads(group.rank), strict=True):
-            p.grad = None if g is None else Tensor(g)
-        group.sum_gradients()
-        np.savez(tmp_path / f"{group.rank}.npz", *(p.grad for p in parameters if p.grad is not None))
+        for turn in range(3):
+            for p, g in zip(parameters, grads(group.rank, turn), strict=True):
+                p.grad = None if g is None else Tensor(g)
+            group.sum_gradients()
+        np.savez(tmp_path / f"{group.rank}.npz", *(p.grad.numpy() for p in parameters if p.grad is not None))
 
     run(work, 3, parameters)
-    per_rank = [grads(rank) for rank in range(3)]
+    per_rank = [grads(rank, turn=2) for rank in range(3)]
     for rank in range(3):
         with np.load(tmp_path / f"{rank}.npz") as found:
-            for i, (shape, dtype) in enumerate(shapes):
+            assert len(found.files) == 4
+            for i, (shape, dtype) in enumerate(shapes[:4]):
                 terms = [g[i] if (g := each)[i] is not None else np.zeros(shape, dtype) for each in per_rank]
                 total = terms[0] + terms[1] + terms[2]  # in rank order, so equal to the bit
                 assert found[f"arr_{i}"].dtype == dtype
@@ -256,7 +262,7 @@ def test_sums_of_numbers(workers: int) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("channels", [3, 200])
 def test_average(workers: int, channels: int) -> None:
-    """Running statistics become the mean over the ranks, in place, in their own dtype; counts stay counts."""
+    """Running statistics become the weighted mean over the ranks, in place, in their own dtype; counts stay counts."""
     tensors = [Tensor(np.zeros(channels, "float32")), Tensor(np.zeros((2, channels))), Tensor(np.zeros((), "int64"))]
 
     def work(group: Group) -> list[np.ndarray]:
@@ -264,13 +270,13 @@ def test_average(workers: int, channels: int) -> None:
         for array in arrays[:2]:
             array[...] = np.arange(channels) * (group.rank + 1)
         arrays[2][...] = 7
-        group.average(tensors)
+        group.average(tensors, weight=group.rank + 1)
         group.average([])
         assert all(tensor.data is array for tensor, array in zip(tensors, arrays, strict=True))
         return arrays
 
     statistics, more, count = run(work, workers, [])
-    expected = np.arange(channels) * (workers + 1) / 2
+    expected = np.arange(channels) * (2 * workers + 1) / 3  # sum of (rank + 1)^2 / sum of (rank + 1)
     assert (statistics.dtype, more.dtype, count.dtype, count) == (np.float32, np.float64, np.int64, 7)
     assert np.allclose(statistics, expected, rtol=1e-6)
     assert np.allclose(more, np.broadcast_to(expected, (2, channels)), rtol=1e-12)

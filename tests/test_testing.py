@@ -51,6 +51,7 @@ def define(**changes: Any) -> type[Op]:
         ("a gradient of 0", lambda x: x * 0.0, (X,)),
         ("a gradient that cancels", lambda x: (x - x.mean()).sum(0), (X,)),
         ("one that is nothing but rounding", lambda x: x.softmax(1), (X[:, :1],)),
+        ("one that is rounding of a number", lambda x: x.softmax(1).sum(), (X,)),
         ("statistics", lambda x: F.batch_norm(x + 1.0, None, None, training=True), (X,)),
         ("integers", lambda x, labels: F.cross_entropy(x, labels), (X, np.array([0, 3, 1]))),
         ("booleans", lambda x, mask: F.where(mask, x, -x), (X, X > 0)),
@@ -63,6 +64,7 @@ def define(**changes: Any) -> type[Op]:
         ("float32", lambda x: x.tanh(), (X.astype(np.float32),)),
         ("large inputs", lambda x: (x / 255.0).tanh(), (np.linspace(0, 255, 40),)),
         ("larger ones", lambda x: x.log_softmax(1), (1e4 * X,)),
+        ("huge ones", lambda x: (x / 1e9).tanh(), (1e9 * X,)),
         ("within the tolerance", lambda x: with_slope(1.00005, x), (X,)),
     ],
 )
@@ -103,9 +105,11 @@ def test_scale_does_not_matter(exponent: int, seed: int, size: int) -> None:
         ("too small", lambda x: with_slope(0.99, x), X),
         ("the sign", lambda x: with_slope(-1.0, x), X),
         ("NaN", lambda x: with_slope(float("nan"), x).detach() + with_slope(1.01, x), X),
+        ("NaN where the slope is 0", lambda x: (x * 0.0).sqrt(), X),
         ("it cancels", lambda x: with_slope(1.01, x - x.mean()), X),
         ("by 1 in 2,000", lambda x: with_slope(1.0005, x), X),
         ("by 1 in 2,000, in directions", lambda x: with_slope(1.0005, x), LARGE),
+        ("where x is large", lambda x: with_slope(1.01, x / 1e9), 1e9 * X),
         ("by little more than rounding explains", lambda x: with_slope(1.02, x) + 1e6, np.array(0.5)),
     ],
 )
@@ -209,6 +213,7 @@ def test_right_op_passes() -> None:
         ("output is float64 for float32", {"forward": lambda self, xp, x: xp.square(x.astype("float64"))}),
         ("transposed", {"forward": lambda self, xp, x: xp.square(x.ravel(order="K").reshape(x.shape))}),
         ("gapped", {"forward": lambda self, xp, x: xp.square(packed(xp, x))}),
+        ("gradient of x for gapped", {"backward": lambda self, gy, y, x: (2.0 + (max(x.data.strides) > 32)) * gy * x}),
     ],
 )
 @pytest.mark.usefixtures("scratch_ops")

@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import copy
+import gc
 import operator
 import os
 import pickle
@@ -23,7 +24,7 @@ from hypothesis.extra import numpy as hnp
 
 from tests.refusals import refused
 from tests.test_ops import OPS
-from tinygrad_lenet import Tensor, grad, nn, no_grad, optim, testing
+from tinygrad_lenet import Tensor, grad, graph, nn, no_grad, optim, testing
 from tinygrad_lenet import functional as F
 from tinygrad_lenet import tensor as tensor_file
 from tinygrad_lenet.kernels import cpu
@@ -157,6 +158,7 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "load_state_dict": lambda x: Holder(x).load_state_dict({"x": np.ones(3)}),
     "detach": lambda x: x.detach().__iadd__(1.0),
     "a view": lambda x: x.detach().reshape(3, 1)[1:].T.__iadd__(1.0),
+    "a strided view": lambda x: Tensor(np.lib.stride_tricks.as_strided(x.numpy(), (2,))).__iadd__(1.0),
     "the array again": lambda x: Tensor(x.numpy()[:1]).__imul__(2.0),
 }
 
@@ -180,6 +182,18 @@ def test_a_write_after_an_op_kept_the_value_is_noticed(door: str) -> None:
     x.grad = None
     (x * x).sum().backward()  # what is computed after the write is right
     np.testing.assert_array_equal(x.grad.numpy(), 2 * x.numpy())
+
+
+def test_writes_are_noticed_each_time_and_forgotten_with_their_memory() -> None:
+    x, known = leaf(1.0, 2.0), len(graph._writes)
+    for _ in range(2):
+        y = (x * x).sum()
+        no_grad_add(x)
+        with refused(ValueError, "multiply"):
+            y.backward()
+    del x, y
+    gc.collect()
+    assert len(graph._writes) <= known
 
 
 def test_a_second_backward_after_a_step_is_refused() -> None:
@@ -261,6 +275,7 @@ MISUSE: dict[str, tuple[Any, Callable[[], Any]]] = {
     "an array of objects": (TypeError, lambda: Tensor(np.array([A[0], None, B[0]], object))),
     "gradient of integers": (ValueError, lambda: Tensor(np.array([1]), requires_grad=True)),
     "gradient set on integers": (ValueError, lambda: setattr(Tensor(np.array([1])), "requires_grad", True)),
+    "no gradient for what was computed": (ValueError, lambda: setattr(A * 2.0, "requires_grad", False)),
     "requires_grad='no'": (TypeError, lambda: Tensor([1.0], requires_grad="no")),  # type: ignore[arg-type]
     "a masked array": (TypeError, lambda: Tensor(np.ma.array([1.0, 2.0], mask=[0, 1]))),
     "masked rows": (TypeError, lambda: Tensor([np.ma.array([1.0, 2.0], mask=[0, 1])])),
@@ -435,6 +450,10 @@ def test_no_grad_on_a_generator() -> None:
         g.send("end")
     assert seen == [7, error, "closed, recording: False"]
     assert records()
+    next(g := steps(seen))
+    g.close()
+    assert seen[3:] == ["closed, recording: False"]
+    assert records()
 
 
 def test_a_generator_may_be_closed_in_another_thread() -> None:
@@ -482,6 +501,11 @@ def test_no_grad_on_an_async_generator() -> None:
             yield sent, records()
         except KeyError:
             yield "caught", records()
+        finally:
+            await asyncio.sleep(0)
+            closed.append(records())
+
+    closed: list[bool] = []
 
     async def use() -> list[Any]:
         g, found = stream(), [[each async for each in stream()]]
@@ -492,6 +516,7 @@ def test_no_grad_on_an_async_generator() -> None:
         return found
 
     assert asyncio.run(use()) == [[False, (None, False)], False, (7, False), ("caught", False)]
+    assert closed == [False, False]
 
 
 def test_tasks_may_share_one_no_grad() -> None:
@@ -796,6 +821,15 @@ def test_scratch_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert most > 50_000
 
 
+def test_shapes_are_not_remembered_without_bound() -> None:
+    add = REGISTRY["add"]()
+    for size in range(200):
+        add(np.zeros(size), 1.0)
+    assert len(vars(add)["_known_shapes"]) < 100
+    with refused(ValueError, "add shapes (2,) (3,)"):
+        add(np.zeros(2), np.zeros(3))
+
+
 # grad
 
 
@@ -818,6 +852,14 @@ def test_results_of_grad_never_share_memory(create_graph: bool) -> None:
         arrays = [start.numpy(), *(g.numpy() for g in found)]
         for i, one in enumerate(arrays):
             assert not any(np.shares_memory(one, other) for other in arrays[:i])
+
+
+@pytest.mark.parametrize("pool", [F.avg_pool2d, F.max_pool2d])
+def test_windows_of_one_pixel_are_copied(pool: Callable[..., Tensor]) -> None:
+    x = np.random.default_rng(0).random((2, 1, 3, 3))
+    y = pool(x, 1).numpy()
+    np.testing.assert_array_equal(y, x)
+    assert not np.shares_memory(y, x)
 
 
 # Indices
@@ -849,6 +891,9 @@ def indexed(draw: st.DrawFn) -> tuple[np.ndarray, Any]:
 @given(indexed())
 @example((np.arange(24.0).reshape(2, 3, 4), (slice(None), [0, 2, 1], 1)))
 @example((np.arange(24.0).reshape(2, 3, 4), ([0, 1], slice(None), [[1], [3]])))
+@example((np.arange(24.0).reshape(2, 3, 4), (slice(None), [0, 1, 2], None, 3)))
+@example((np.arange(24.0).reshape(2, 3, 4), (..., 3)))
+@example((np.arange(6.0).reshape(2, 3), []))
 def test_indices_are_numpys(case: tuple[np.ndarray, Any]) -> None:
     array, index = case
     try:
@@ -889,6 +934,8 @@ def test_indices_out_of_range_are_refused(index: Any) -> None:
             t[index]
     with refused(IndexError, "assign axis 0"):
         t[index] = 1.0
+    with refused(IndexError, "getitem"):
+        t[..., ...]
 
 
 # Rows

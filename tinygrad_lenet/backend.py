@@ -109,7 +109,7 @@ def parse_device(device: str) -> tuple[Backend, int]:
     name, _, number = device.partition(":")
     name = _ALIASES.get(name, name)
     known = name in _by_name or name == "cuda"
-    if not known or (number and not number.isdecimal()) or (number and name == "cpu" and int(number)):
+    if not known or (number and not number.isdecimal()):
         raise DeviceError(f"unknown device {device!r}; expected 'cpu', 'cuda' or 'cuda:1'")
     backend, index = _by_name.get(name) or _load_cupy(), int(number or 0)
     if index >= backend.count:

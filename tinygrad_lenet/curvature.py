@@ -85,10 +85,10 @@ def curvature(loss: Tensor, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, 
             "functional.cross_entropy, mse_loss or penalty_loss"
         )
     inner = {id(y) for y in path.nodes() if y.op is not None}  # only these pass a gradient on
-    start = start_of(loss, None)
-    gradients, curvatures = {id(loss): start}, {id(loss): 0.0 * start}
     found = {}
     with no_grad(), observed(None):
+        start = start_of(loss, None)
+        gradients, curvatures = {id(loss): start}, {id(loss): 0.0 * start}
         for y in path.backwards():
             hy = curvatures.pop(id(y))
             if id(y) in path.wanted:

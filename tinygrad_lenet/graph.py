@@ -139,20 +139,15 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
             async def stream(*arguments: Any, **options: Any) -> Any:
                 inner = function(*arguments, **options)
                 send, value = inner.asend, None
-                try:
-                    while True:
-                        try:
-                            item = await _awaited(send(value))
-                        except StopAsyncIteration:
-                            return
-                        try:
-                            send, value = inner.asend, (yield item)
-                        except GeneratorExit:
-                            raise
-                        except BaseException as error:
-                            send, value = inner.athrow, error
-                finally:
-                    await inner.aclose()
+                while True:
+                    try:
+                        item = await _awaited(send(value))
+                    except StopAsyncIteration:
+                        return
+                    try:
+                        send, value = inner.asend, (yield item)
+                    except BaseException as error:  # also what closes it, so that it cleans up without recording
+                        send, value = inner.athrow, error
 
             return stream
         if inspect.iscoroutinefunction(function):
@@ -175,21 +170,16 @@ def _steps(inner: Any) -> Any:
     """Run a generator without recording, leaving its caller's mode as it is."""
     send: Callable[[Any], Any] = inner.send
     value: Any = None
-    try:
-        while True:
-            with no_grad():
-                try:
-                    item = send(value)
-                except StopIteration as end:
-                    return end.value
+    while True:
+        with no_grad():
             try:
-                send, value = inner.send, (yield item)
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                send, value = inner.throw, error
-    finally:
-        inner.close()
+                item = send(value)
+            except StopIteration as end:
+                return end.value
+        try:
+            send, value = inner.send, (yield item)
+        except BaseException as error:  # also what closes it, so that it cleans up without recording
+            send, value = inner.throw, error
 
 
 _awaited: Callable[[Any], Any] = types.coroutine(_steps)  # coroutines run in steps, like generators

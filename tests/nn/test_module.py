@@ -254,3 +254,19 @@ def test_summary_counts_shared_parameters_once_and_keeps_the_dtype() -> None:
     layer = nn.Linear(3, 3, dtype=np.float64)
     lines = nn.Sequential(layer, layer).summary((3,)).splitlines()
     assert [line.split()[-1] for line in lines if "-" not in line] == ["parameters", "12", "0", "12"]
+
+
+def test_a_module_may_refer_to_its_parent() -> None:
+    net = nn.Sequential(nn.Linear(1, 1))
+    net[0].parent = net  # type: ignore[attr-defined]
+    assert list(net.state_dict()) == ["0.weight", "0.bias"]
+    assert list(net[0].state_dict()) == ["weight", "bias"]
+
+
+def test_a_move_that_fails_half_way_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(1, 1)
+    before, room = [p.data for p in layer.parameters()], iter([True])
+    monkeypatch.setattr("tinygrad_lenet.nn.module.transfer", lambda array, device: next(room) and array.copy())
+    with pytest.raises(StopIteration):
+        layer.to("cpu")
+    assert all(p.data is array for p, array in zip(layer.parameters(), before, strict=True))
