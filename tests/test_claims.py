@@ -311,9 +311,9 @@ def made_up(full_errors: int) -> dict[str, Any]:
     ("errors", "sentences"),
     [
         (5, ["does as well is fully connected 300-100 with 266,610 parameters, 4.3 times LeNet-5's, and 0.60%"]),
-        (15, ["None of the fully connected nets gets there", "61,706 parameters and makes 1.10%: a factor of 4.3 at"]),
-        (21, ["has 4,157 parameters and makes 2.10%: a factor of 64.1", "than that net with any has 61,706 param"]),
-        (30, ["has 4,157 parameters and makes 2.10%: a factor of 64.1", "than that net with any has 4,157 param"]),
+        (15, ["None of the fully connected nets reaches this", "61,706 parameters and 1.10%: a factor of 4.3 at"]),
+        (21, ["has 4,157 parameters and 2.10%: a factor of 64.1", "beats that net's best seed has 61,706 param"]),
+        (30, ["has 4,157 parameters and 2.10%: a factor of 64.1", "beats that net's best seed has 4,157 param"]),
     ],
 )
 def test_conclusions_about_parameters(errors: int, sentences: list[str]) -> None:
@@ -321,7 +321,7 @@ def test_conclusions_about_parameters(errors: int, sentences: list[str]) -> None
     results = made_up(errors)
     assert all(net.dropout == 0 for net in claims.compare_nets(results))
     report = "\n".join(claims.report_parameters(results))
-    assert "LeNet-5 with 61,706 parameters makes 1.10% errors on the test images, without dropout 1.10%." in report
+    assert "LeNet-5 with 61,706 parameters has a test error of 1.10%, or without dropout 1.10%." in report
     assert all(sentence in report for sentence in sentences)
     assert ("LeNet as good as" in report) == (errors >= 10)
     figure = claims.draw_parameters(results)
@@ -354,9 +354,9 @@ def test_error_rates_are_in_the_order_of_the_seeds() -> None:
 
 
 def test_verdict() -> None:
-    assert claims.verdict([], []) == "nowhere better or worse with each seed"
+    assert claims.verdict([], []) == "nowhere better or worse with every seed"
     both = claims.verdict(["100", "300"], ["1,000"])
-    assert both == "better with each seed after 100, 300 digits, worse with each seed after 1,000 digits"
+    assert both == "better with every seed after 100, 300 digits, worse with every seed after 1,000 digits"
 
 
 # The committed results

@@ -274,7 +274,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "moments": ({"tensors": {"optimizer.0.m": np.zeros(7)}}, r"0.m has shape \(7,\), expected \("),
     "algorithm": ({"optimizer": {"algorithm": "SGD", "lr": 0.1, "steps": []}}, "the state is that of 'SGD'"),
     "optimizer": ({"optimizer": [1]}, "mapping"),
-    "steps": ({"optimizer": {"algorithm": "AdamW", "lr": 0.1, "steps": None}}, "not iterable"),
+    "steps": ({"optimizer": {"algorithm": "AdamW", "lr": 0.1, "steps": None}}, "list of counts"),
     "schedule": ({"schedule": {}}, "OneCycle: the state has"),
     "loader": ({"loader": {"seed": 0, "epoch": 0, "position": 10**9}}, "position is 1000000000"),
     "place": ({"loader": {"seed": 0, "epoch": 2, "position": 64}}, r"counts 69 steps and finished epochs \[2, 3, 3"),

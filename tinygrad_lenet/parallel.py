@@ -236,10 +236,14 @@ class _ForkGroup(Group):
 
     def _start(self, function: Callable[..., Any], arguments: Any, options: Any) -> None:
         """Start all other ranks."""
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C would find half of the ranks
+        # A Ctrl-C, which would find half of the ranks, waits until all are there. (Masking the signal would not do: it
+        # then goes to another thread, such as one of BLAS's.)
+        pressed: list[int] = []
+        in_main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number)) if in_main else None
         try:
             for rank in range(1, self.size):
-                worker = self._context.Process(target=self._work, args=(rank, mask, function, arguments, options))
+                worker = self._context.Process(target=self._work, args=(rank, function, arguments, options))
                 with warnings.catch_warnings():
                     # Python 3.12 also warns of OpenBLAS's threads, which survive a fork; _check_fork warns of others.
                     warnings.simplefilter("ignore", DeprecationWarning)
@@ -250,16 +254,18 @@ class _ForkGroup(Group):
                 f"parallel.run: the system refuses process {rank} ({error}); use fewer workers"
             ) from error
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            if in_main:
+                signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+                for number in pressed[:1]:
+                    signal.raise_signal(number)
 
-    def _work(self, rank: int, mask: Any, function: Callable[..., Any], arguments: Any, options: Any) -> None:
+    def _work(self, rank: int, function: Callable[..., Any], arguments: Any, options: Any) -> None:
         """Run a forked rank to its end."""
         if sys.platform == "linux":  # the system ends it when rank 0 ends; elsewhere it notices at its next meeting
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of prctl.h
             if os.getppid() != self._parent:
                 os._exit(1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all ranks; rank 0 decides for the others
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         faulthandler.register(signal.SIGUSR1, file=2)
         self.rank, self._workers = rank, []
         function(self, *arguments, **options)

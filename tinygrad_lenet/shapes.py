@@ -159,13 +159,13 @@ def window_positions(op: str, axis: str, size: int, kernel: int, stride: int, pa
 # value in the form that the op works with; TypeError or ValueError says what was expected.
 
 
-def integer(op: str, name: str, value: Any, minimum: int) -> int:
-    """``value`` as an int of at least ``minimum``.
+def integer(op: str, name: str, value: Any, minimum: int, limit: float = 2**64) -> int:
+    """``value`` as an int of at least ``minimum`` and less than ``limit``.
 
     >>> integer("conv2d", "groups", 2, minimum=1)
     2
     """
-    if type(value) is int and minimum <= value < 2**63:
+    if type(value) is int and minimum <= value < limit:
         return value
     try:
         if isinstance(value, bool):
@@ -173,8 +173,8 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
         found = operator.index(value)
     except TypeError:
         raise TypeError(f"{op}: {name} must be an integer, not {value!r}") from None
-    if not minimum <= found < 2**63:
-        raise ValueError(f"{op}: {name} is {_short(found)}; expected at least {minimum} and no more than 64 bits hold")
+    if not minimum <= found < limit:
+        raise ValueError(f"{op}: {name} is {_short(found)}; expected at least {minimum} and less than 2**64")
     return found
 
 
@@ -273,7 +273,7 @@ def generator(op: str, name: str, value: Any) -> np.random.Generator:
     if value is None or isinstance(value, np.random.Generator):
         return value or np.random.default_rng()
     try:
-        return np.random.default_rng(integer(op, name, value, minimum=0))
+        return np.random.default_rng(integer(op, name, value, minimum=0, limit=math.inf))
     except TypeError:
         raise TypeError(f"{op}: {name} is {value!r}; expected a NumPy generator, an integer seed or None") from None
 

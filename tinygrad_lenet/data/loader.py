@@ -1,5 +1,6 @@
 """From uint8 images to LeNet-5's input: scaling, random distortions, and batches that can resume at any point."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,7 +92,7 @@ class DataLoader:
         self.labels: Labels = labels.astype(np.int64, copy=False)
         self.batch_size: int = integer("DataLoader", "batch_size", batch_size, 1)
         self.shuffle: bool = bool(shuffle)
-        self.seed: int = integer("DataLoader", "seed", seed, 0)
+        self.seed: int = integer("DataLoader", "seed", seed, 0, limit=math.inf)
         self.transform = transform
         self.drop_last: bool = bool(drop_last)
         self.augment = augment
@@ -150,7 +151,7 @@ class DataLoader:
         expected = {"seed", "epoch", "position"}
         if set(state) != expected:
             raise ValueError(f"DataLoader.load_state_dict: state has {sorted(state)}, expected {sorted(expected)}")
-        place = {name: integer("DataLoader.load_state_dict", name, state[name], 0) for name in expected}
+        place = {name: integer("DataLoader.load_state_dict", name, state[name], 0, limit=math.inf) for name in expected}
         if place["position"] > len(self.images):
             raise ValueError(
                 f"DataLoader.load_state_dict: position is {place['position']}, expected at most {len(self.images)}"
@@ -201,7 +202,7 @@ class Affine:
         self.scale: float = number("Affine", "scale", scale, "[0, 1)")
         self.squeeze: float = number("Affine", "squeeze", squeeze, "[0, 1)")
         self.shear: float = number("Affine", "shear", shear, "[0, inf)")
-        self.seed: int = integer("Affine", "seed", seed, 0)
+        self.seed: int = integer("Affine", "seed", seed, 0, limit=math.inf)
 
     def __call__(self, images: Images, epoch: int = 0, position: int = 0) -> Images:
         """Distort images, the first of which is sample `position` of `epoch`."""
