@@ -72,8 +72,8 @@ def curvature(loss: Tensor, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, 
     """
     targets = targets_of("curvature", inputs)
     check_start("curvature", loss, None)
-    path = Path("curvature", loss, targets)
-    for i in unused("curvature", path, targets):
+    path = Path(loss, targets)
+    for i in unused(path, targets):
         raise ValueError(f"curvature: input {i}, of shape {targets[i].shape}, was not used to compute the loss")
     ops = [y.op for y in path.nodes() if path.continues(y)]
     for op in ops:

@@ -276,7 +276,7 @@ class Path:
     wanted: set[int]  # ids of the targets
     leading: set[int]  # ids of all nodes from the targets to the output
 
-    def __init__(self, caller: str, output: Node, targets: Sequence[Node] | None) -> None:
+    def __init__(self, output: Node, targets: Sequence[Node] | None) -> None:
         self._nodes = ancestors(output)
         self._all = targets is None
         if targets is None:

@@ -160,7 +160,7 @@ class Tensor(Node):
         freed, or if a value in it was overwritten.
         """
         given = check_start("backward", self, gradient)
-        path = Path("backward", self, None)
+        path = Path(self, None)
         gy = start_of(self, given)
         taken = {id(gy.data)}
         for leaf, gx in backpropagate(path, self, gy, retain_graph or create_graph, create_graph):
@@ -734,7 +734,7 @@ def targets_of(caller: str, inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return targets
 
 
-def unused(caller: str, path: Path, targets: Sequence[Tensor]) -> list[int]:
+def unused(path: Path, targets: Sequence[Tensor]) -> list[int]:
     """The positions of targets that were not used to compute the output."""
     return [i for i, x in enumerate(targets) if id(x) not in path.leading]
 
@@ -760,8 +760,8 @@ def grad(
     """
     targets = targets_of("grad", inputs)
     given = check_start("grad", output, grad_output)
-    path = Path("grad", output, targets)
-    missing = unused("grad", path, targets)
+    path = Path(output, targets)
+    missing = unused(path, targets)
     if missing and not allow_unused:
         shape = targets[missing[0]].shape
         raise ValueError(

@@ -33,11 +33,29 @@ Random = np.random.Generator | int | None
 OneOrTwo = int | tuple[int, int]  # the same for both axes, or (vertical, horizontal)
 
 
-class _Convolution(Module):
+class _Windowed(Module):
+    """A layer whose op moves a window over images."""
+
+    op: Any
+
+    @property
+    def stride(self) -> Pair:
+        """How far the window moves, (vertical, horizontal)."""
+        return self.op.stride
+
+    @property
+    def padding(self) -> Pair:
+        """How many pixels are added on each side, (vertical, horizontal)."""
+        return self.op.padding
+
+
+class _Convolution(_Windowed):
     """What convolution and its transpose share: their op, weight (rows, columns, KH, KW) and bias."""
 
     weight: Parameter
     bias: Parameter | None
+
+    op: Conv2dOp | ConvTranspose2dOp
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: OneOrTwo, op: Conv2dOp | ConvTranspose2dOp
@@ -50,16 +68,6 @@ class _Convolution(Module):
         for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
             if channels % op.groups:
                 raise ValueError(f"{layer}: {name} is {channels}; expected a multiple of groups, {op.groups}")
-
-    @property
-    def stride(self) -> Pair:
-        """How far the window moves, (vertical, horizontal)."""
-        return self.op.stride
-
-    @property
-    def padding(self) -> Pair:
-        """How many pixels are added on each side, (vertical, horizontal)."""
-        return self.op.padding
 
     @property
     def dilation(self) -> Pair:
@@ -214,8 +222,10 @@ class Linear(Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class _Pool(Module):
+class _Pool(_Windowed):
     """What both poolings share: an op with a window, its stride (by default the window's size) and padding."""
+
+    op: AvgPool2dOp | MaxPool2dOp
 
     def __init__(self, op: AvgPool2dOp | MaxPool2dOp) -> None:
         self.op = op
@@ -224,16 +234,6 @@ class _Pool(Module):
     def kernel_size(self) -> Pair:
         """The size of the window, (vertical, horizontal)."""
         return self.op.kernel_size
-
-    @property
-    def stride(self) -> Pair:
-        """How far the window moves, (vertical, horizontal)."""
-        return self.op.stride
-
-    @property
-    def padding(self) -> Pair:
-        """How many pixels are added on each side, (vertical, horizontal)."""
-        return self.op.padding
 
     def forward(self, x: TensorLike) -> Tensor:
         return self.op(x)
