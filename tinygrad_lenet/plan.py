@@ -521,7 +521,7 @@ class Plan:
         self.results = list(results)
 
     def _constant(self, fill: Call) -> bool:
-        """Whether a filled block is as good as new in each run: what else is in it is written anew before it is read."""
+        """Whether a filled block is as good as new in each run: the rest of it is written anew before it is read."""
         (memory,) = fill.writes
         others = [i for i, call in enumerate(self.calls) if memory in call.writes and call is not fill]
         reads = [i for i, call in enumerate(self.calls) if memory in call.reads]
