@@ -79,8 +79,8 @@ PARTS = {
     "held-out-j10": held_out("Eq. 9, j = 10, held-out images", 10.0),
     "held-out-j20": held_out("Eq. 9, j = 20, held-out images", 20.0),
     "held-out-eq8": held_out("Eq. 8, held-out images", None),
-    "published-weights": Part("Eq. 9, weights from ±2.4/F, one pass", init="fan-in", passes=1),
-    "own-curvature": Part("Eq. 9 with its own curvature, 5 passes", own_curvature=True, passes=5),
+    "published-weights": Part("Eq. 9, weights from ±2.4/F", init="fan-in", passes=1),
+    "own-curvature": Part("Eq. 9 with its own curvature", own_curvature=True, passes=5),
 }
 
 
@@ -345,10 +345,8 @@ def run_part(name: str, part: Part, seed: int, args: argparse.Namespace, interru
             print(f"{name}, seed {seed}: {state}", flush=True)
         else:
             run.begin()
-            print(
-                f"{name}, seed {seed}: {part.title}, {part.passes} passes over {len(loader.images):,} images",
-                flush=True,
-            )
+            passes = "1 pass" if part.passes == 1 else f"{part.passes} passes"
+            print(f"{name}, seed {seed}: {part.title}, {passes} over {len(loader.images):,} images", flush=True)
 
         def test() -> int:
             return int((best(part, outputs(part, model, test_images)) != test_labels).sum())
@@ -412,7 +410,8 @@ def report(args: argparse.Namespace) -> None:
                 model = build(part, seed)
                 model.load_state_dict(checkpoint.load(folder / "model.safetensors")[0])
                 transform = data.to_input if part.today else input_1998
-                trained = report_1998.Trained(model, transform, partial(scores, part, model), metrics_of(folder))
+                metrics = metrics_of(folder) | {"title": part.title}
+                trained = report_1998.Trained(model, transform, partial(scores, part, model), metrics)
                 parts.setdefault(name, []).append(trained)
     report_1998.write(args.out, parts, images, labels, "quick, not comparable" if args.quick else "")
     print(f"\n{(args.out / 'table.md').read_text()}\ntable.md and pictures are in {args.out}")
