@@ -1,40 +1,26 @@
-// The page: a pad, whose ink is sent to the server after each movement of the pen, and pictures of what comes back.
+// The page: a pad, whose ink goes to the server after each movement of the pen, and pictures of what comes back.
 
-const LAYERS = ["c1", "s2", "c3", "s4", "c5", "f6"];
 const NAMES = ["LeNet-5 today", "LeNet-5 of 1998"];
-const SEES = "Point at C3, or tap it, to see what a unit of it looks at.";
 const $ = (selector, within = document) => within.querySelector(selector);
 const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
 
 const pad = $("#pad");
 const paper = pad.getContext("2d", { willReadFrequently: true });
 const networks = NAMES.map(build);
-const about = await (await fetch("/networks")).json(); // the kernels of C3, the codes of 1998
+const about = await (await fetch("/networks")).json(); // C3's kernels, and the printed digits of 1998
 let last = null; // what the server said last
 
-
-// What is on the page
-
-function build(name, number) {
+function build(name, n) {
   const section = $("#network").content.cloneNode(true).firstElementChild;
-  const of1998 = number === 1;
+  section.classList.add(n === 0 ? "today" : "old");
+  for (const element of $$(n === 0 ? ".old" : ".today", section)) element.remove();
   $("h2", section).textContent = name;
-  $(".inputs", section).textContent = of1998 ? "3, 4 or 6" : "all 6";
-  $(".f6", section).textContent = of1998
-    ? "84 units, which form a picture of 7 × 12. It learned to draw a printed digit here."
-    : "84 units. Each sees all of C5.";
-  $(".output", section).textContent = of1998
-    ? "Penalties: how far F6 is from each printed digit. The smallest wins; if all are over 8, it may be no digit."
-    : "How probable each digit is. If none is very probable, it may be no digit.";
-  if (!of1998) $(".code", section).remove();
-  for (const row of $$(".maps", section)) {
-    const { count, width, height = width, label } = row.dataset;
-    const columns = count === "16" && width === "10" ? 8 : count;
-    row.style.setProperty("--columns", columns);
-    if (!row.role) row.role = "img";
-    row.ariaLabel = label ?? `${row.closest(".layer").dataset.name.toUpperCase()} of ${name}`;
+  for (const maps of $$(".maps", section)) {
+    const { count, width, height = width } = maps.dataset;
+    maps.style.setProperty("--columns", width === "10" ? 8 : count);
+    if (!maps.hasAttribute("role")) maps.setAttribute("role", "img");
     for (let i = 0; i < count; i++) {
-      const map = row.appendChild(document.createElement("span"));
+      const map = maps.appendChild(document.createElement("span"));
       map.className = "map";
       map.append(Object.assign(document.createElement("canvas"), { width, height }));
     }
@@ -44,99 +30,69 @@ function build(name, number) {
     bar.append(...["span", "i", "b"].map((tag) => document.createElement(tag)));
     $("b", bar).textContent = digit;
   }
-  $("main").append(section);
-  return section;
+  return $("main").appendChild(section);
 }
 
-const maps = (network, name) => $$(`[data-name=${name}] > .maps .map`, networks[network]);
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).split(" ").map(Number);
 
-// Paint values from -127 to 127, a byte for each pixel, or the ink of a digit from 0 to 255.
-function paint(map, values, mix = signed()) {
-  const canvas = $("canvas", map);
-  const image = new ImageData(canvas.width, canvas.height);
-  values.forEach((value, i) => image.data.set([...mix(value), 255], 4 * i));
-  canvas.getContext("2d").putImageData(image, 0, 0);
-}
+// Pictures
 
-function signed() {
-  const [below, zero, above] = ["--below", "--zero", "--above"].map(colour);
-  return (value) => zero.map((z, k) => z + (Math.abs(value) / 127) * ((value < 0 ? below : above)[k] - z));
+const maps = (n, name) => $$(`[data-name=${name}] > .maps:not(.code) .map`, networks[n]);
+
+// Paint values into maps of equal size; `mix` makes a colour of each. Without values, they are 0.
+function paint(maps, values, mix) {
+  const { width, height } = $("canvas", maps[0]);
+  maps.forEach((map, m) => {
+    const image = new ImageData(width, height);
+    for (let i = 0; i < width * height; i++)
+      image.data.set([...mix(values?.[m * width * height + i] ?? 0, i), 255], 4 * i);
+    $("canvas", map).getContext("2d").putImageData(image, 0, 0);
+  });
 }
 
 const grey = (value) => [value, value, value];
 
-function paintAll(row, values, mix) {
-  const size = values.length / row.length;
-  row.forEach((map, i) => paint(map, values.slice(i * size, (i + 1) * size), mix));
+// Colours for values from -127 to 127.
+function colours() {
+  const style = getComputedStyle(document.documentElement);
+  const [below, zero, above] = ["--below", "--zero", "--above"].map((name) => style.getPropertyValue(name).split(" "));
+  return (value) => zero.map((z, k) => z - (Math.abs(value) / 127) * (z - (value < 0 ? below : above)[k]));
 }
-
-const framed = (digit) => // 28 x 28 -> 32 x 32
-  Array.from({ length: 1024 }, (_, i) => {
-    const [row, column] = [(i >> 5) - 2, (i & 31) - 2];
-    return row < 0 || row > 27 || column < 0 || column > 27 ? 0 : digit[28 * row + column];
-  });
-
-
-// What the server says
 
 function show() {
-  const mix = signed();
+  const mix = colours();
   networks.forEach((section, n) => {
     const found = last?.networks[n];
-    section.classList.toggle("found", !!found);
-    paintAll(maps(n, "input"), last ? framed(last.digit) : Array(1024).fill(0), grey);
-    for (const name of LAYERS) {
-      const row = maps(n, name);
-      const canvas = $("canvas", row[0]);
-      paintAll(row, found?.layers[name] ?? Array(row.length * canvas.width * canvas.height).fill(0), mix);
+    paint(maps(n, "input"), last?.digit, grey);
+    for (const name of ["c1", "s2", "c3", "s4", "c5", "f6"]) paint(maps(n, name), found?.layers[name], mix);
+    const shine = (value, i) => mix(value).map((c) => c + 0.3 * ((last?.digit[i] ?? 0) / 255) * (128 - c)); // the digit
+    paint($$(".why .map", section), found?.gradient, shine);
+    $(".why b", section).textContent = found ? `Why ${found.answer}?` : "";
+    $$(".bars li", section).forEach((bar, digit) => {
+      const value = found?.values[digit] ?? 0;
+      $("i", bar).style.height = `${(3 * value) / (n === 0 ? 1 : Math.max(...(found?.values ?? [1])))}rem`;
+      $("span", bar).textContent = !found ? "" : n === 0 ? percent(value).replace(/\.\d/, "") : penalty(value);
+      bar.classList.toggle("best", digit === found?.answer);
+    });
+    if (n === 1) {
+      paint($$(".code .map", section), found && about.codes[found.answer].map((value) => 127 * value), mix);
+      $(".nearest", section).textContent = found ? `the printed ${found.answer}` : "";
     }
-    paintWhy(section, found, mix);
-    bars(section, found, n === 1);
+    answer($(["#answer", "#answer-1998"][n]), found, n);
   });
-  $("#answer").replaceChildren(...answer(last?.networks[0], false));
-  $("#answer-1998").replaceChildren(...answer(last?.networks[1], true));
 }
 
-const ofDigit = (found, digit) => found.values[digit];
-const percent = (p) => (p > 0.9995 ? ">99.9%" : p < 0.0005 ? "0%" : `${(100 * p).toFixed(p > 0.1 && p < 0.9 ? 0 : 1)}%`);
+const percent = (p) => (p > 0.9995 ? ">99.9%" : `${(100 * p).toFixed(p > 0.1 && p < 0.9 ? 0 : 1)}%`);
 const penalty = (value) => value.toFixed(value < 10 ? 1 : 0);
 
 // The digit first, and how sure the network is.
-function answer(found, of1998) {
-  if (!found) return ["Nothing is drawn yet."];
+function answer(place, found, n) {
+  if (!found) return (place.textContent = "Nothing is drawn yet.");
+  const value = found.values[found.answer];
   const digit = document.createElement("b");
   digit.textContent = found.answer;
-  const value = ofDigit(found, found.answer);
-  const unsure = of1998 ? value > 8 : value < 0.5;
-  const how = of1998 ? `penalty ${penalty(value)}` : `${percent(value)} sure`;
-  return [digit, ` ${how}${unsure ? "; perhaps it is no digit" : ""}`];
-}
-
-function bars(section, found, of1998) {
-  const most = of1998 && found ? Math.max(...found.values) : 1;
-  $$(".bars li", section).forEach((bar, digit) => {
-    const value = found ? ofDigit(found, digit) : 0;
-    $("i", bar).style.height = `${(3.4 * value) / most}rem`;
-    $("span", bar).textContent = !found ? "" : of1998 ? penalty(value) : percent(value).replace(/\.\d%/, "%");
-    bar.classList.toggle("best", digit === found?.answer);
-  });
-  if (of1998) {
-    const code = found ? about.codes[found.answer].map((value) => 127 * value) : Array(84).fill(0);
-    paint($(".code .map", section), code);
-    $(".nearest", section).textContent = found ? `the printed ${found.answer}` : "";
-  }
-}
-
-function paintWhy(section, found, mix) {
-  // The digit shines through, so that one sees where the colours lie.
-  const ink = last ? framed(last.digit) : [];
-  let i = 0;
-  paint($(".why .map", section), found?.gradient ?? Array(1024).fill(0), (value) => {
-    const share = 0.3 * ((ink[i++] ?? 0) / 255);
-    return mix(value).map((channel) => channel * (1 - share) + 128 * share);
-  });
-  $(".because", section).textContent = found ? `Why ${found.answer}?` : "";
+  const sure = n === 0 ? `${percent(value)} sure` : `penalty ${penalty(value)}`;
+  const perhaps = (n === 0 ? value < 0.5 : value > 8) ? ", so perhaps it is no digit" : "";
+  place.replaceChildren(digit, ` ${sure}${perhaps}`);
 }
 
 
@@ -149,27 +105,23 @@ async function ask() {
   again = true;
   if (asking) return;
   asking = true;
-  pad.ariaBusy = "true";
+  pad.setAttribute("aria-busy", "true");
   while (again) {
     again = false;
-    const alpha = paper.getImageData(0, 0, pad.width, pad.height).data.filter((_, i) => i % 4 === 3);
-    const blank = alpha.every((value) => value < 128);
+    const ink = paper.getImageData(0, 0, pad.width, pad.height).data.filter((_, i) => i % 4 === 3); // opacity
+    const headers = { "Content-Type": "application/octet-stream" };
     try {
-      const response = blank ? null : await fetch("/look", {
-        method: "POST",
-        headers: { "Content-Type": "application/octet-stream" },
-        body: alpha,
-      });
+      const response = ink.some((value) => value > 127) && (await fetch("/look", { method: "POST", headers, body: ink }));
       if (response && !response.ok) throw new Error(await response.text());
-      last = response && (await response.json());
+      last = response ? await response.json() : null;
       show();
+      if (!down) say(last ? NAMES.map((name, n) => `${name}: ${$(["#answer", "#answer-1998"][n]).textContent}.`).join(" ") : "The pad is empty.");
     } catch (error) {
       $("#answer").textContent = `The program does not answer; start it again. (${error.message})`;
     }
   }
   asking = false;
-  pad.ariaBusy = "false";
-  if (!down) say(last ? `${NAMES[0]} reads ${$("#answer").textContent}. ${NAMES[1]} reads ${$("#answer-1998").textContent}.` : "The pad is empty.");
+  pad.setAttribute("aria-busy", "false");
 }
 
 const say = (text) => ($("#said").textContent = text); // to a screen reader
@@ -181,8 +133,7 @@ let down = false;
 let at = [140, 60];
 
 function line(to) {
-  paper.lineWidth = $("input[name=width]:checked").value;
-  paper.lineCap = paper.lineJoin = "round";
+  Object.assign(paper, { lineWidth: $("[name=width]:checked").value, lineCap: "round" });
   paper.beginPath();
   paper.moveTo(...at);
   paper.lineTo(...to);
@@ -197,7 +148,7 @@ function place(event) {
 
 pad.addEventListener("pointerdown", (event) => {
   if (event.button !== 0 || !event.isPrimary) return;
-  stop();
+  clearTimeout(example);
   pad.setPointerCapture(event.pointerId);
   down = true;
   $("#pen").hidden = true;
@@ -206,25 +157,17 @@ pad.addEventListener("pointerdown", (event) => {
   ask();
 });
 pad.addEventListener("pointermove", (event) => {
-  if (!down || !event.isPrimary || !pad.hasPointerCapture(event.pointerId)) return;
+  if (!pad.hasPointerCapture(event.pointerId)) return;
   const between = event.getCoalescedEvents();
   for (const each of between.length ? between : [event]) line(place(each));
   ask();
 });
-for (const end of ["pointerup", "pointercancel"]) pad.addEventListener(end, (event) => {
-  if (!event.isPrimary) return;
+pad.addEventListener("lostpointercapture", () => {
   down = false;
   ask();
 });
 
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
-function showPen() {
-  const pen = $("#pen");
-  pen.hidden = false;
-  pen.classList.toggle("down", down);
-  [pen.style.left, pen.style.top] = at.map((value) => `${value / 2.8}%`);
-}
 
 pad.addEventListener("keydown", (event) => {
   const move = MOVES[event.key];
@@ -235,7 +178,7 @@ pad.addEventListener("keydown", (event) => {
   } else if (event.key === " ") {
     down = !down;
     say(down ? "The pen is down." : "The pen is up.");
-    line(at);
+    if (down) line(at);
     ask();
   } else if (event.key === "Delete" || event.key === "Backspace") clear();
   else return;
@@ -248,58 +191,61 @@ pad.addEventListener("blur", () => {
   down = false;
 });
 
+function showPen() {
+  const pen = $("#pen");
+  pen.hidden = false;
+  pen.classList.toggle("down", down);
+  [pen.style.left, pen.style.top] = at.map((value) => `${value / 2.8}%`);
+}
+
 function clear() {
-  stop();
+  clearTimeout(example);
   down = false;
   paper.clearRect(0, 0, pad.width, pad.height);
   ask();
 }
 
 $("#clear").addEventListener("click", clear);
+$("#why").addEventListener("click", (event) => {
+  event.currentTarget.setAttribute("aria-pressed", document.body.classList.toggle("why"));
+});
 
-// Strokes through points of a square of 100; | lifts the pen.
+
+// Draw one for me: strokes through points of a square of 100; | lifts the pen
+
 const EXAMPLES = [
-  "50,2 28,14 16,48 24,84 50,98 76,84 84,48 72,14 50,2", "32,24 55,2 55,98",
-  "18,24 30,6 58,2 78,18 74,42 46,70 16,96 84,96", "20,10 50,2 76,16 72,38 44,48 74,56 80,80 54,98 18,90",
-  "62,2 14,64 86,64|66,36 66,98", "78,4 28,4 24,44 54,38 80,58 74,86 46,98 18,88",
-  "66,2 36,28 20,66 34,94 62,96 78,74 60,54 30,64", "16,4 84,4 58,46 40,98",
-  "72,18 50,2 28,18 44,42 72,64 72,86 50,98 26,84 32,62 58,42 72,18",
-  "78,26 54,4 26,18 26,42 52,52 76,36 78,26 72,98",
+  "50,2 28,14 16,48 24,84 50,98 76,84 84,48 72,14 50,2", "32,24 55,2|55,2 55,98",
+  "18,24 30,6 58,2 78,18 74,42 46,70 16,96|16,96 84,96", "20,10 50,2 76,16 72,38 44,48|44,48 74,56 80,80 54,98 18,90",
+  "62,2 14,64|14,64 86,64|66,36 66,98", "78,4 28,4|28,4 24,44|24,44 54,38 80,58 74,86 46,98 18,88",
+  "66,2 36,28 20,66 34,94 62,96 78,74 60,54 30,64", "16,4 84,4|84,4 58,46 40,98",
+  "72,18 50,2 28,18 44,42 72,64 72,86 50,98 26,84 32,62 58,42 72,18", "78,26 54,4 26,18 26,42 52,52 76,36 78,26|78,26 72,98",
 ];
 let next = 3;
-let running = null;
-
-function stop() {
-  clearTimeout(running);
-  running = null;
-}
+let example = 0; // the timer
 
 $("#example").addEventListener("click", () => {
   clear();
-  const strokes = EXAMPLES[next].split("|").map((text) => text.split(" ").map((point) => point.split(",").map(Number)));
-  next = (next + 4) % 10 === 3 ? 0 : (next + 4) % 10;
-  const points = strokes.flatMap((stroke) => smooth(stroke).map((point, i) => [point.map((v) => 40 + 2 * v), i === 0]));
-  const slowly = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const strokes = EXAMPLES[next].split("|").map((stroke) => curve(stroke.split(" ").map((point) => point.split(",").map(Number))));
+  const points = strokes.flatMap((stroke) => stroke.map(([x, y], i) => ({ to: [40 + 2 * x, 40 + 2 * y], first: i === 0 })));
+  const atOnce = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  next = (next + 7) % 10;
   (function step() {
-    do {
-      const [point, lifted] = points.shift();
-      if (lifted) at = point;
-      line(point);
-    } while (!slowly && points.length);
+    for (const { to, first } of points.splice(0, atOnce ? points.length : 1)) {
+      if (first) at = to;
+      line(to);
+    }
     ask();
-    if (points.length) running = setTimeout(step, 16);
+    if (points.length) example = setTimeout(step, 20);
   })();
 });
 
-// Points along a curve through the given ones (Catmull and Rom), 6 for each; two points give a straight line.
-function smooth(p) {
-  const curve = [];
-  for (let i = 0; i + 1 < p.length; i++)
-    for (let t = 0; t < 1; t += 1 / 6) {
-      const [a, b, c, d] = [p[i - 1] ?? p[i], p[i], p[i + 1], p[i + 2] ?? p[i + 1]];
-      curve.push([0, 1].map((k) => b[k] + 0.5 * t * (c[k] - a[k] + t * (2 * a[k] - 5 * b[k] + 4 * c[k] - d[k] + t * (3 * (b[k] - c[k]) + d[k] - a[k])))));
-    }
-  return [...curve, p.at(-1)];
+// A smooth curve through points p (Catmull and Rom), with 6 points between two of them.
+function curve(p) {
+  const between = (i, t) => [0, 1].map((k) => {
+    const [a, b, c, d] = [p[i - 1] ?? p[i], p[i], p[i + 1] ?? p[i], p[i + 2] ?? p[i + 1] ?? p[i]].map((point) => point[k]);
+    return b + (t / 2) * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)));
+  });
+  return [...Array(6 * p.length - 5).keys()].map((i) => between(Math.floor(i / 6), (i % 6) / 6));
 }
 
 
@@ -307,65 +253,60 @@ function smooth(p) {
 
 networks.forEach((section, n) => {
   const row = $("[data-name=c3] > .maps", section);
-  row.ariaLabel = `C3 of ${NAMES[n]}: 16 maps, in two rows of 8. Arrow keys move from unit to unit.`;
-  let unit = [0, 0]; // column of 80, row of 20
-  function point(event) {
-    const map = event.target.closest(".map");
-    if (!map) return;
-    const i = maps(n, "c3").indexOf(map);
-    const box = map.getBoundingClientRect();
-    const [u, v] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-    unit = [10 * (i % 8), 10 * (i >> 3)].map((start, k) => start + Math.min(9, Math.max(0, Math.floor(10 * [u, v][k]))));
-    lookAt(n, unit);
-  }
-  row.addEventListener("pointermove", point);
-  row.addEventListener("pointerdown", point);
-  row.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && document.activeElement !== row && lookAway(n));
-  row.addEventListener("blur", () => lookAway(n));
-  row.addEventListener("focus", () => row.matches(":focus-visible") && lookAt(n, unit));
+  let unit = [0, 0]; // its column of 80 and its row of 20, as the maps lie on the page
+  for (const kind of ["pointermove", "pointerdown"]) row.addEventListener(kind, (event) => {
+    const i = maps(n, "c3").indexOf(event.target.closest(".map"));
+    if (i < 0) return;
+    const box = event.target.getBoundingClientRect();
+    const inside = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+    unit = inside.map((value, k) => 10 * [i % 8, i >> 3][k] + Math.min(9, Math.max(0, Math.floor(10 * value))));
+    lookAt(n, ...unit);
+  });
   row.addEventListener("keydown", (event) => {
     const move = MOVES[event.key];
     if (!move) return;
     event.preventDefault();
     unit = unit.map((value, k) => Math.min([79, 19][k], Math.max(0, value + move[k])));
-    lookAt(n, unit);
+    lookAt(n, ...unit);
   });
+  row.addEventListener("focus", () => row.matches(":focus-visible") && lookAt(n, ...unit));
+  row.addEventListener("blur", () => lookAway(n));
+  row.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && document.activeElement !== row && lookAway(n));
   lookAway(n);
 });
 
-function lookAt(n, [u, v]) {
+function lookAt(n, u, v) {
   lookAway(n);
-  const section = networks[n];
   const [map, column, row] = [8 * Math.floor(v / 10) + Math.floor(u / 10), u % 10, v % 10];
   const kernels = about.kernels[n][map];
-  section.classList.add("looking");
-  light(maps(n, "c3")[map], column / 10, row / 10, 1 / 10);
-  for (const i of Object.keys(kernels)) light(maps(n, "s2")[i], column / 14, row / 14, 5 / 14);
-  for (const i of Object.keys(kernels)) light(maps(n, "c1")[i], column / 14, row / 14, 10 / 28);
-  for (const each of [maps(n, "input")[0], $(".why .map", section)]) light(each, column / 16, row / 16, 14 / 32);
-  $$(".kernels .map", section).forEach((each, i) => {
+  const seen = Object.keys(kernels).map(Number);
+  light([maps(n, "c3")[map]], column / 10, row / 10, 1 / 10);
+  light(seen.map((i) => maps(n, "s2")[i]), column / 14, row / 14, 5 / 14);
+  light(seen.map((i) => maps(n, "c1")[i]), column / 14, row / 14, 10 / 28);
+  light($$("[data-name=input] .map", networks[n]), column / 16, row / 16, 14 / 32);
+  $$(".sees .map", networks[n]).forEach((each, i) => {
     each.classList.toggle("unused", !(i in kernels));
-    paint(each, kernels[i] ?? Array(25).fill(0));
+    paint([each], kernels[i], colours());
   });
-  const seen = Object.keys(kernels).map((i) => Number(i) + 1).join(", ");
-  $(".sees p", section).textContent = `Map ${map + 1}, row ${row + 1}, column ${column + 1} sees 5 × 5 units of maps ${seen} of S2, each through its own kernel, and so 14 × 14 pixels.`;
+  networks[n].classList.add("looking");
+  const which = seen.map((i) => i + 1).join(", ");
+  $(".sees p", networks[n]).textContent =
+    `Row ${row + 1}, column ${column + 1} of map ${map + 1}: through these kernels it sees maps ${which} of S2, so 14 × 14 pixels.`;
 }
 
-function light(map, x, y, size) {
-  map.classList.add("lit");
-  for (const [name, value] of Object.entries({ x, y, size })) map.style.setProperty(`--${name}`, value);
+function light(maps, x, y, size) {
+  for (const map of maps) {
+    map.classList.add("lit");
+    for (const [name, value] of Object.entries({ x, y, size })) map.style.setProperty(`--${name}`, value);
+  }
 }
 
 function lookAway(n) {
   networks[n].classList.remove("looking");
   for (const map of $$(".lit", networks[n])) map.classList.remove("lit");
-  $(".sees p", networks[n]).textContent = SEES;
+  $(".sees p", networks[n]).textContent = "Point at a unit of C3, or tap it, to see what it looks at.";
 }
 
 
-$("#why").addEventListener("click", (event) => {
-  const on = document.body.classList.toggle("why");
-  event.currentTarget.ariaPressed = on;
-});
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
 show();
