@@ -87,9 +87,7 @@ class Chromium:
             time.sleep(0.01)
 
     def size(self, width: int, height: int, scale: float = 1.0, phone: bool = False) -> None:
-        self(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone
-        )
+        self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone)
 
     def media(self, **features: str) -> None:
         """Set what media queries ask for, such as prefers_color_scheme."""
@@ -101,7 +99,13 @@ class Chromium:
         button = "none" if kind == "Moved" and not down else "left"
         clicks = 0 if kind == "Moved" else 1
         return self.send(
-            f"Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, button=button, buttons=int(down), clickCount=clicks
+            "Input.dispatchMouseEvent",
+            type=f"mouse{kind}",
+            x=x,
+            y=y,
+            button=button,
+            buttons=int(down),
+            clickCount=clicks,
         )
 
     def stroke(self, points: Sequence[tuple[float, float]]) -> None:

@@ -1,7 +1,7 @@
 """Digits of a test set as strokes of a pen, to try `examples.draw` with, drawn with the mouse in a real browser.
 
 `python -m tests.drawn --data-dir data` draws the first 1,000 of MNIST's test images, without exception, with pens of
-three widths, and counts what both networks read right. `--write` keeps the strokes of the first 100 for the test suite.
+three widths, and counts what both networks read right. `--write` keeps the strokes of the first 50 for the test suite.
 
 A digit's strokes are the centre lines of its ink: it is enlarged, thinned to lines of one pixel (Zhang and Suen, 1984),
 and the lines are followed from their ends, straight on where they cross.
@@ -63,7 +63,7 @@ def paths(line: np.ndarray) -> list[list[Point]]:
 
     while left:
         start = min(left, key=lambda p: (len(beside(p, left)), p))
-        path = beside(start, pixels - left)[:1] + [start]  # from where it leaves what is drawn already
+        path = [*beside(start, pixels - left)[:1], start]  # from where it leaves what is drawn already
         left.discard(start)
         while near := beside(path[-1], left):
             ahead = np.subtract(path[-1], path[max(0, len(path) - 4)])
@@ -144,19 +144,22 @@ def main() -> None:
     args = parser.parse_args()
     images, labels = data.mnist(args.data_dir, "test")
     if args.write:
-        kept = [{"digit": int(label), "strokes": strokes(image)} for image, label in zip(images[:100], labels[:100], strict=True)]
+        kept = [
+            {"digit": int(label), "strokes": strokes(image)}
+            for image, label in zip(images[:50], labels[:50], strict=True)
+        ]
         lines = ",\n".join(json.dumps(each, separators=(",", ":")) for each in kept)
         KEPT.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
         return
     digits = [strokes(image) for image in images[: args.count]]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, serving() as (url, _):
-        with Chromium(Path(folder)) as browser:
-            browser.size(1280, 900)
-            open_page(browser, url)
-            for pen in PENS:
-                right = read(browser, pen, digits) == labels[: args.count, None]
-                today, of_1998 = right.mean(axis=0)
-                print(f"{pen}: {today:.1%} right today, {of_1998:.1%} in 1998", flush=True)
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with folder as place, serving() as (url, _), Chromium(Path(place)) as browser:
+        browser.size(1280, 900)
+        open_page(browser, url)
+        for pen in PENS:
+            right = read(browser, pen, digits) == labels[: args.count, None]
+            today, of_1998 = right.mean(axis=0)
+            print(f"{pen}: {today:.1%} right today, {of_1998:.1%} in 1998", flush=True)
 
 
 if __name__ == "__main__":

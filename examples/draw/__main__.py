@@ -25,6 +25,7 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f'draw: the package {error.name} is missing; run pip install -e ".[draw]"')
 
+from examples.classes import DIGITS
 from models import LeNet5, LeNet5_1998
 
 
@@ -59,7 +60,7 @@ def load(folder: Path | None) -> LeNet5:
     from examples import predict  # only now: it takes a while, and needs the training example's packages
 
     model, names = predict.load(folder)
-    if not isinstance(model, LeNet5) or names != predict.DIGITS:
+    if not isinstance(model, LeNet5) or names != DIGITS:
         raise ValueError(f"--model: {folder} holds a network for {', '.join(names)}; expected one for digits")
     return model
 

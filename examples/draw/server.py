@@ -102,7 +102,9 @@ def application(today: LeNet5, of_1998: LeNet5_1998, port: int) -> ASGIApp:
         if ink.max() < 0.5:
             raise HTTPException(422, "Nothing is drawn; expected a digit.")
         digit = to_mnist(ink)
-        return JSONResponse({"digit": np.pad(digit, 2).ravel().tolist(), "networks": [each.look(digit) for each in networks]})
+        return JSONResponse(
+            {"digit": np.pad(digit, 2).ravel().tolist(), "networks": [each.look(digit) for each in networks]}
+        )
 
     page = StaticFiles(directory=Path(__file__).with_name("page"), html=True)
     routes = [Route("/networks", describe), Route("/look", look, methods=["POST"]), Mount("/", page)]

@@ -1,7 +1,10 @@
 // The page: a pad, whose ink goes to the server after each movement of the pen, and pictures of what comes back.
 
 const NAMES = ["LeNet-5 today", "LeNet-5 of 1998"];
+const ANSWERS = ["#answer", "#answer-1998"];
+const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const $ = (selector, within = document) => within.querySelector(selector);
+const clip = (value, least, most) => Math.min(most, Math.max(least, value));
 const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
 
 const pad = $("#pad");
@@ -43,19 +46,20 @@ function paint(maps, values, mix) {
   const { width, height } = $("canvas", maps[0]);
   maps.forEach((map, m) => {
     const image = new ImageData(width, height);
-    for (let i = 0; i < width * height; i++)
-      image.data.set([...mix(values?.[m * width * height + i] ?? 0, i), 255], 4 * i);
+    for (let i = 0; i < width * height; i++) image.data.set(mix(values?.[m * width * height + i] ?? 0, i), 4 * i);
     $("canvas", map).getContext("2d").putImageData(image, 0, 0);
   });
 }
 
-const grey = (value) => [value, value, value];
+const grey = (value) => [value, value, value, 255];
 
 // Colours for values from -127 to 127.
 function colours() {
   const style = getComputedStyle(document.documentElement);
   const [below, zero, above] = ["--below", "--zero", "--above"].map((name) => style.getPropertyValue(name).split(" "));
-  return (value) => zero.map((z, k) => z - (Math.abs(value) / 127) * (z - (value < 0 ? below : above)[k]));
+  const mixed = (value) => zero.map((z, k) => z - (Math.abs(value) / 127) * (z - (value < 0 ? below : above)[k]));
+  const table = Array.from({ length: 255 }, (_, i) => new Uint8Array([...mixed(i - 127), 255]));
+  return (value) => table[value + 127];
 }
 
 function show() {
@@ -64,7 +68,7 @@ function show() {
     const found = last?.networks[n];
     paint(maps(n, "input"), last?.digit, grey);
     for (const name of ["c1", "s2", "c3", "s4", "c5", "f6"]) paint(maps(n, name), found?.layers[name], mix);
-    const shine = (value, i) => mix(value).map((c) => c + 0.3 * ((last?.digit[i] ?? 0) / 255) * (128 - c)); // the digit
+    const shine = (value, i) => [...mix(value).slice(0, 3), 255 - 0.35 * (last?.digit[i] ?? 0)]; // so that ink is seen
     paint($$(".why .map", section), found?.gradient, shine);
     $(".why b", section).textContent = found ? `Why ${found.answer}?` : "";
     $$(".bars li", section).forEach((bar, digit) => {
@@ -77,7 +81,7 @@ function show() {
       paint($$(".code .map", section), found && about.codes[found.answer].map((value) => 127 * value), mix);
       $(".nearest", section).textContent = found ? `the printed ${found.answer}` : "";
     }
-    answer($(["#answer", "#answer-1998"][n]), found, n);
+    $(ANSWERS[n]).replaceChildren(...answer(found, n));
   });
 }
 
@@ -85,14 +89,14 @@ const percent = (p) => (p > 0.9995 ? ">99.9%" : `${(100 * p).toFixed(p > 0.1 && 
 const penalty = (value) => value.toFixed(value < 10 ? 1 : 0);
 
 // The digit first, and how sure the network is.
-function answer(place, found, n) {
-  if (!found) return (place.textContent = "Nothing is drawn yet.");
+function answer(found, n) {
+  if (!found) return ["Nothing is drawn yet."];
   const value = found.values[found.answer];
   const digit = document.createElement("b");
   digit.textContent = found.answer;
   const sure = n === 0 ? `${percent(value)} sure` : `penalty ${penalty(value)}`;
   const perhaps = (n === 0 ? value < 0.5 : value > 8) ? ", so perhaps it is no digit" : "";
-  place.replaceChildren(digit, ` ${sure}${perhaps}`);
+  return [digit, ` ${sure}${perhaps}`];
 }
 
 
@@ -108,14 +112,16 @@ async function ask() {
   pad.setAttribute("aria-busy", "true");
   while (again) {
     again = false;
-    const ink = paper.getImageData(0, 0, pad.width, pad.height).data.filter((_, i) => i % 4 === 3); // opacity
+    const { data } = paper.getImageData(0, 0, pad.width, pad.height);
+    const ink = new Uint8Array(data.length / 4);
+    for (let i = 0; i < ink.length; i++) ink[i] = data[4 * i + 3]; // how opaque it is
     const headers = { "Content-Type": "application/octet-stream" };
     try {
       const response = ink.some((value) => value > 127) && (await fetch("/look", { method: "POST", headers, body: ink }));
       if (response && !response.ok) throw new Error(await response.text());
       last = response ? await response.json() : null;
       show();
-      if (!down) say(last ? NAMES.map((name, n) => `${name}: ${$(["#answer", "#answer-1998"][n]).textContent}.`).join(" ") : "The pad is empty.");
+      if (!down) say(NAMES.map((name, n) => `${name}: ${$(ANSWERS[n]).textContent}`).join(". "));
     } catch (error) {
       $("#answer").textContent = `The program does not answer; start it again. (${error.message})`;
     }
@@ -129,8 +135,9 @@ const say = (text) => ($("#said").textContent = text); // to a screen reader
 
 // Drawing
 
-let down = false;
-let at = [140, 60];
+let at = [140, 60]; // where the pen is
+let down = false; // whether it is on the paper
+let pointer = null; // the mouse, finger or pen that moves it
 
 function line(to) {
   Object.assign(paper, { lineWidth: $("[name=width]:checked").value, lineCap: "round" });
@@ -141,38 +148,42 @@ function line(to) {
   at = to;
 }
 
-function place(event) {
-  const box = pad.getBoundingClientRect();
-  return [((event.clientX - box.left) * pad.width) / box.width, ((event.clientY - box.top) * pad.height) / box.height];
+// Where in an element something happens: [0, 0] is its upper left corner, [1, 1] its lower right one.
+function inside(element, event) {
+  const box = element.getBoundingClientRect();
+  return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
 }
 
+const place = (event) => inside(pad, event).map((value) => value * pad.width);
+
 pad.addEventListener("pointerdown", (event) => {
-  if (event.button !== 0 || !event.isPrimary) return;
+  if (event.button !== 0 || pointer !== null) return;
   clearTimeout(example);
-  pad.setPointerCapture(event.pointerId);
-  down = true;
   $("#pen").hidden = true;
+  pointer = event.pointerId;
+  down = true;
   at = place(event);
   line(at);
   ask();
+  pad.setPointerCapture(pointer); // also outside the pad
 });
 pad.addEventListener("pointermove", (event) => {
-  if (!pad.hasPointerCapture(event.pointerId)) return;
+  if (event.pointerId !== pointer) return;
   const between = event.getCoalescedEvents();
   for (const each of between.length ? between : [event]) line(place(each));
   ask();
 });
-pad.addEventListener("lostpointercapture", () => {
+for (const kind of ["pointerup", "pointercancel"]) pad.addEventListener(kind, (event) => {
+  if (event.pointerId !== pointer) return;
+  pointer = null;
   down = false;
   ask();
 });
 
-const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
 pad.addEventListener("keydown", (event) => {
   const move = MOVES[event.key];
   if (move) {
-    const to = at.map((value, k) => Math.min(265, Math.max(15, value + 10 * move[k])));
+    const to = at.map((value, k) => clip(value + 10 * move[k], 15, 265));
     if (down) line(to), ask();
     at = to;
   } else if (event.key === " ") {
@@ -255,18 +266,17 @@ networks.forEach((section, n) => {
   const row = $("[data-name=c3] > .maps", section);
   let unit = [0, 0]; // its column of 80 and its row of 20, as the maps lie on the page
   for (const kind of ["pointermove", "pointerdown"]) row.addEventListener(kind, (event) => {
-    const i = maps(n, "c3").indexOf(event.target.closest(".map"));
-    if (i < 0) return;
-    const box = event.target.getBoundingClientRect();
-    const inside = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-    unit = inside.map((value, k) => 10 * [i % 8, i >> 3][k] + Math.min(9, Math.max(0, Math.floor(10 * value))));
+    const map = event.target.closest(".map");
+    if (!map) return; // between two
+    const i = maps(n, "c3").indexOf(map);
+    unit = inside(map, event).map((value, k) => 10 * [i % 8, i >> 3][k] + clip(Math.floor(10 * value), 0, 9));
     lookAt(n, ...unit);
   });
   row.addEventListener("keydown", (event) => {
     const move = MOVES[event.key];
     if (!move) return;
     event.preventDefault();
-    unit = unit.map((value, k) => Math.min([79, 19][k], Math.max(0, value + move[k])));
+    unit = unit.map((value, k) => clip(value + move[k], 0, [79, 19][k]));
     lookAt(n, ...unit);
   });
   row.addEventListener("focus", () => row.matches(":focus-visible") && lookAt(n, ...unit));
