@@ -5,52 +5,48 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECONDS = 30  # before a page that does not answer fails the test
 
 
-class Chromium:
-    """A browser with one page; ``errors`` is what its console complained about."""
-
-    def __init__(self, folder: Path) -> None:
-        options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
-        own = ("--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank")
-        self.process = subprocess.Popen([str(PROGRAM), *options, *own], stderr=subprocess.DEVNULL)
+@contextmanager
+def browsing(folder: Path) -> Iterator["Chromium"]:
+    """A browser with one page, which keeps its own files in this folder."""
+    options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
+    own = ("--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank")
+    with subprocess.Popen([str(PROGRAM), *options, *own], stderr=subprocess.DEVNULL) as process:
         try:
             place = folder / "DevToolsActivePort"
             deadline = time.monotonic() + SECONDS
             while not (place.exists() and len(place.read_text().split()) == 2):
-                assert self.process.poll() is None and time.monotonic() < deadline, "Chromium does not start"
+                assert process.poll() is None and time.monotonic() < deadline, "Chromium does not start"
                 time.sleep(0.05)
             port, path = place.read_text().split()
-            self.socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None, compression=None, proxy=None)
-            self.last = 0
-            self.errors: list[str] = []
-            self.session = ""
-            target = self("Target.createTarget", url="about:blank")["targetId"]
-            self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-            for domain in ("Page", "Runtime", "Log"):
-                self(f"{domain}.enable")
-        except BaseException:
-            self.close()
-            raise
+            with connect(f"ws://127.0.0.1:{port}{path}", max_size=None, compression=None, proxy=None) as socket:
+                yield Chromium(socket)
+        finally:
+            process.terminate()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        self.socket.close()
-        self.close()
+class Chromium:
+    """The browser's page; ``errors`` is what its console complained about."""
 
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait()
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.last = 0
+        self.errors: list[str] = []
+        self.session = ""
+        target = self("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self(f"{domain}.enable")
 
     def send(self, method: str, **parameters: Any) -> int:
         """Send a command without waiting for its result, which `result` gives for the returned number."""

@@ -23,11 +23,11 @@ from examples.draw.server import KIND, LAYERS, SIDE, Watched
 from examples.mnist_form import to_mnist
 from models import LeNet5, LeNet5_1998
 from models.lenet5_1998 import TABLE_I
-from tinygrad_lenet import Tensor, data, testing
+from tinygrad_lenet import Tensor, data
 from tinygrad_lenet import functional as F
 
-chromium = pytest.importorskip("tests.chromium", reason="websockets is not installed")
-from tests import drawn  # which imports it
+pytest.importorskip("websockets", reason="websockets, which drives the browser, is not installed")
+from tests import chromium, drawn
 
 needs_chromium = pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")
 ROOT = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def url() -> Iterator[str]:
 
 
 def ask(url: str, method: str, path: str, body: Any = None, **headers: str | None) -> tuple[int, dict[str, str], str]:
-    """Status, headers and body of an answer; headers are those of a well-behaved request, unless given; None: left out."""
+    """Status, headers and body of an answer to a well-behaved request, but for these headers; None leaves one out."""
     host = url.removeprefix("http://")
     sent = {"host": host} | ({"content-type": KIND, "content-length": str(len(body))} if body is not None else {})
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}  # type: ignore[misc]
@@ -100,7 +100,7 @@ def test_serves_nothing_else(path: str, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/look"), ("POST", "/"), ("PUT", "/look"), ("DELETE", "/draw.js")]
+    ("method", "path"), [("POST", "/"), ("PUT", "/look"), ("DELETE", "/draw.js"), ("POST", "/networks")]
 )
 def test_refuses_other_methods(method: str, path: str, url: str) -> None:
     assert ask(url, method, path)[0] == 405
@@ -155,8 +155,8 @@ def test_refuses_bodies_that_are_no_drawing(body: bytes, headers: dict[str, Any]
 def test_survives_a_browser_that_hangs_up(url: str) -> None:
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port))) as connection:
-        head = f"POST /look HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: {KIND}\r\nContent-Length: {SIDE * SIDE}\r\n\r\n"
-        connection.sendall(head.encode() + b"half")
+        head = f"Host: {host}:{port}\r\nContent-Type: {KIND}\r\nContent-Length: {SIDE * SIDE}\r\n"
+        connection.sendall(f"POST /look HTTP/1.1\r\n{head}\r\nhalf".encode())
     assert ask(url, "GET", "/")[0] == 200
 
 
@@ -272,10 +272,12 @@ def start(*options: str, **environment: str) -> "subprocess.CompletedProcess[str
 def test_one_sentence_if_it_cannot_listen() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        for number, reason in ((port, "in use"), (70000, "65535"), (-1, "65535")):
-            done = start(f"--port={number}")
-            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-            assert done.stderr.startswith("draw: ") and str(number) in done.stderr and reason in done.stderr
+        done = start(f"--port={port}")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"draw: port {port} cannot be used (address already in use)")
+    for number in (-1, 65536):
+        with pytest.raises(ValueError, match=f"--port is {number}; expected"):
+            program.listen(number)
 
 
 @pytest.mark.parametrize("file", ["lenet5.safetensors", "lenet5_1998.safetensors"])
@@ -291,14 +293,13 @@ def test_one_sentence_without_weights(file: str, monkeypatch: pytest.MonkeyPatch
 
 def test_one_sentence_for_a_model_that_is_no_lenet(tmp_path: Path) -> None:
     pytest.importorskip("tqdm", reason="the example's packages are not installed")
-    done = start(f"--model={tmp_path}")
-    assert (done.returncode, done.stderr.count("\n"), "metrics.json" in done.stderr) == (1, 1, True)
+    with pytest.raises(ValueError, match=r"metrics\.json cannot be read"):
+        program.load(tmp_path)
     for settings in ({"model": "transformer", "dataset": "mnist"}, {"model": "lenet5", "dataset": "fashion-mnist"}):
         (tmp_path / "metrics.json").write_text(json.dumps({"arguments": settings}))
         (tmp_path / "model.safetensors").write_bytes((ROOT / "models" / "weights" / "lenet5.safetensors").read_bytes())
-        done = start(f"--model={tmp_path}")
-        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-        assert done.stderr.startswith("draw: --model: ")
+        with pytest.raises(ValueError, match=r"^--model: .*expected one"):
+            program.load(tmp_path)
 
 
 def test_takes_a_model_that_was_trained_here(tmp_path: Path) -> None:
@@ -333,7 +334,7 @@ def test_one_sentence_without_a_browser(monkeypatch: pytest.MonkeyPatch, capsys:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with chromium.Chromium(tmp_path_factory.mktemp("chromium")) as browser:
+    with chromium.browsing(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser
 
 
@@ -350,10 +351,9 @@ def page(browser: Any, url: str) -> Iterator[Any]:
 @needs_chromium
 @pytest.mark.parametrize("pen", drawn.PENS)
 def test_reads_what_is_drawn(pen: str, page: Any) -> None:
-    """MNIST's first 50 test digits, all of them, stroke by stroke with the mouse."""
+    """The first five of each digit among MNIST's test images, stroke by stroke with the mouse."""
     right = drawn.read(page, pen, [each["strokes"] for each in DRAWN]) == [[each["digit"]] for each in DRAWN]
     assert right.mean(axis=0).min() >= 0.97
-    assert {each["digit"] for each in DRAWN} == set(range(10))
 
 
 def picture(page: Any, selector: str) -> list[Any]:
@@ -406,7 +406,8 @@ def test_what_a_unit_of_c3_sees(page: Any) -> None:
     for layer in ("s2", "c1"):
         assert page.run(lit % layer) == [i in TABLE_I[9] for i in range(6)]
     assert page.run(lit % "c3") == [i == 9 for i in range(16)]
-    share = "['--x', '--y', '--size'].map((n) => +document.querySelector('.old [data-name=%s] .lit').style.getPropertyValue(n))"
+    style = "document.querySelector('.old [data-name=%s] .lit').style"
+    share = f"['--x', '--y', '--size'].map((name) => Number({style}.getPropertyValue(name)))"
     # Unit (7, 3) sees rows 7 to 11 of S2, so rows 14 to 23 of C1, and so rows 14 to 27 of the picture.
     for layer, expected in (("s2", (3, 7, 5, 14)), ("c1", (6, 14, 10, 28)), ("input", (6, 14, 14, 32))):
         column, row, size, whole = expected
@@ -430,7 +431,7 @@ def test_why(page: Any) -> None:
     assert page.run("document.querySelector('.today .why').checkVisibility()")
     assert page.run("document.querySelector('#why').getAttribute('aria-pressed')") == "true"
     assert page.run("document.querySelector('.today .why').textContent").strip().startswith(f"Why {DRAWN[0]['digit']}?")
-    today, old = picture(page, ".why")
+    today, old = picture(page, ".layer .why")
     assert len(set(map(tuple, np.reshape(today, (-1, 4)).tolist()))) > 30 and today != old
 
 
@@ -465,9 +466,12 @@ def test_fits_the_window(width: int, phone: bool, scheme: str, page: Any) -> Non
     page.click("#example")
     drawn.answers(page)
     assert page.run("document.documentElement.scrollWidth") <= width
-    assert page.run("[...document.querySelectorAll('body *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML)") == []  # fmt: skip
-    colours = "['--text', '--faint', '--mark', '--card', '--page'].map((n) => getComputedStyle(document.documentElement).getPropertyValue(n).trim())"
-    text, faint, mark, card, paper = (luminance(colour) for colour in page.run(colours))
+    beside = "[...document.querySelectorAll('body *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1)"
+    assert page.run(f"{beside}.map((e) => e.outerHTML)") == []
+    names = ["--text", "--faint", "--mark", "--card", "--page"]
+    style = "getComputedStyle(document.documentElement)"
+    colours = page.run(f"{names}.map((name) => {style}.getPropertyValue(name).trim())")
+    text, faint, mark, card, paper = map(luminance, colours)
     for front in (text, faint, mark):
         for back in (card, paper):
             assert (max(front, back) + 0.05) / (min(front, back) + 0.05) >= 4.5

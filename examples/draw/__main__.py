@@ -36,7 +36,7 @@ def listen(port: int) -> socket.socket:
     try:
         return socket.create_server(("127.0.0.1", port), backlog=128)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os.strerror(error.errno or 0).lower()
         raise ValueError(
             f"port {port} cannot be used ({reason}); choose another with --port, or any free one with --port 0"
         ) from None
@@ -87,7 +87,7 @@ def main() -> None:
         if not args.no_browser:
             threading.Thread(target=open_browser, args=[url], daemon=True).start()
         config = uvicorn.Config(
-            application(today, of_1998, port), lifespan="off", ws="none", log_level="warning", server_header=False
+            application(today, of_1998, port), lifespan="off", ws="none", log_level="error", server_header=False
         )
         uvicorn.Server(config).run([server])
 

@@ -218,14 +218,14 @@ function clear() {
 
 $("#clear").addEventListener("click", clear);
 $("#why").addEventListener("click", (event) => {
-  event.currentTarget.setAttribute("aria-pressed", document.body.classList.toggle("why"));
+  event.currentTarget.setAttribute("aria-pressed", document.body.classList.toggle("asked"));
 });
 
 
 // Draw one for me: strokes through points of a square of 100; | lifts the pen
 
 const EXAMPLES = [
-  "50,2 28,14 16,48 24,84 50,98 76,84 84,48 72,14 50,2", "32,24 55,2|55,2 55,98",
+  "50,2 28,14 16,48 24,84 50,98 76,84 84,48 72,14 50,2", "56,2 46,98",
   "18,24 30,6 58,2 78,18 74,42 46,70 16,96|16,96 84,96", "20,10 50,2 76,16 72,38 44,48|44,48 74,56 80,80 54,98 18,90",
   "62,2 14,64|14,64 86,64|66,36 66,98", "78,4 28,4|28,4 24,44|24,44 54,38 80,58 74,86 46,98 18,88",
   "66,2 36,28 20,66 34,94 62,96 78,74 60,54 30,64", "16,4 84,4|84,4 58,46 40,98",
