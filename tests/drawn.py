@@ -138,12 +138,35 @@ def read(browser: Chromium, pen: str, digits: Sequence[Strokes]) -> np.ndarray:
     return np.array([[int(digit) if digit.isdigit() else -1 for digit in each] for each in first])
 
 
+def screenshot() -> bytes:
+    """The page on a desk, a two on its pad, with why it is a two and what a unit of C3 sees, as PNG."""
+    two = next(each["strokes"] for each in json.loads(KEPT.read_text()) if each["digit"] == 2)
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with folder as place, serving() as (url, _), browsing(Path(place)) as browser:
+        browser.size(1280, 1000)
+        browser.media(prefers_color_scheme="light")
+        open_page(browser, url)
+        draw(browser, two)
+        browser.click("#why")
+        x, y = browser.run(
+            "(() => { const b = document.querySelectorAll('.old [data-name=c3] .map')[3].getBoundingClientRect();"
+            " return [b.left + 0.45 * b.width, b.top + 0.25 * b.height]; })()"
+        )
+        browser.result(browser.mouse("Moved", x, y))
+        browser.wait("document.querySelector('.looking') !== null")
+        return browser.screenshot()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.drawn", description="Draw MNIST's test digits on the page.")
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: the cache)")
     parser.add_argument("--count", type=int, default=1000, help="how many, from the first one on")
     parser.add_argument("--write", action="store_true", help=f"write {KEPT.name} instead")
+    parser.add_argument("--picture", type=Path, help="write a screenshot of the page there instead")
     args = parser.parse_args()
+    if args.picture:
+        args.picture.write_bytes(screenshot())
+        return
     images, labels = data.mnist(args.data_dir, "test")
     if args.write:
         first = np.concatenate([np.flatnonzero(labels == digit)[:5] for digit in range(10)])

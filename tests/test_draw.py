@@ -274,7 +274,7 @@ def test_one_sentence_if_it_cannot_listen() -> None:
         port = other.getsockname()[1]
         done = start(f"--port={port}")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert done.stderr.startswith(f"draw: port {port} cannot be used (address already in use)")
+    assert done.stderr.startswith(f"draw: port {port} is in use; choose another")
     for number in (-1, 65536):
         with pytest.raises(ValueError, match=f"--port is {number}; expected"):
             program.listen(number)

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy reads it: the matrices are too small to share
 
 import argparse
+import errno
 import socket
 import sys
 import threading
@@ -36,10 +37,8 @@ def listen(port: int) -> socket.socket:
     try:
         return socket.create_server(("127.0.0.1", port), backlog=128)
     except OSError as error:
-        reason = os.strerror(error.errno or 0).lower()
-        raise ValueError(
-            f"port {port} cannot be used ({reason}); choose another with --port, or any free one with --port 0"
-        ) from None
+        found = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror or error})"
+        raise ValueError(f"port {port} {found}; choose another with --port, or any free one with --port 0") from None
 
 
 def open_browser(url: str) -> None:

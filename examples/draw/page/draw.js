@@ -74,7 +74,7 @@ function show() {
     $$(".bars li", section).forEach((bar, digit) => {
       const value = found?.values[digit] ?? 0;
       $("i", bar).style.height = `${(3 * value) / (n === 0 ? 1 : Math.max(...(found?.values ?? [1])))}rem`;
-      $("span", bar).textContent = !found ? "" : n === 0 ? percent(value).replace(/\.\d/, "") : penalty(value);
+      $("span", bar).textContent = !found ? "" : n === 1 ? penalty(value) : value > 0.995 ? ">99%" : `${Math.round(100 * value)}%`;
       bar.classList.toggle("best", digit === found?.answer);
     });
     if (n === 1) {
