@@ -424,6 +424,18 @@ def test_what_a_unit_of_c3_sees(page: Any) -> None:
 
 
 @needs_chromium
+def test_draws_with_a_finger(page: Any) -> None:
+    """The page does not scroll meanwhile, and a second finger is ignored."""
+    page.size(390, 844, phone=True)
+    left, top = page.run("(() => { const b = pad.getBoundingClientRect(); return [b.left, b.top]; })()")
+    for kind, y in (("Start", 60), *(("Move", y) for y in range(70, 280, 10)), ("End", 0)):
+        fingers = [{"x": left + 170, "y": top + y, "id": 0}, {"x": left + 20, "y": top + 20, "id": 1}]
+        page("Input.dispatchTouchEvent", type=f"touch{kind}", touchPoints=[] if kind == "End" else fingers)
+    assert [answer[0] for answer in drawn.answers(page)] == ["1", "1"]
+    assert page.run("scrollY") == 0
+
+
+@needs_chromium
 def test_why(page: Any) -> None:
     drawn.draw(page, DRAWN[0]["strokes"])
     assert not page.run("document.querySelector('.today .why').checkVisibility()")

@@ -4,8 +4,8 @@ const NAMES = ["LeNet-5 today", "LeNet-5 of 1998"];
 const ANSWERS = ["#answer", "#answer-1998"];
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const $ = (selector, within = document) => within.querySelector(selector);
-const clip = (value, least, most) => Math.min(most, Math.max(least, value));
 const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
+const clip = (value, least, most) => Math.min(most, Math.max(least, value));
 
 const pad = $("#pad");
 const paper = pad.getContext("2d", { willReadFrequently: true });
@@ -74,7 +74,7 @@ function show() {
     $$(".bars li", section).forEach((bar, digit) => {
       const value = found?.values[digit] ?? 0;
       $("i", bar).style.height = `${(3 * value) / (n === 0 ? 1 : Math.max(...(found?.values ?? [1])))}rem`;
-      $("span", bar).textContent = !found ? "" : n === 1 ? penalty(value) : value > 0.995 ? ">99%" : `${Math.round(100 * value)}%`;
+      $("span", bar).textContent = !found ? "" : n === 0 ? percent(value, 0) : penalty(value);
       bar.classList.toggle("best", digit === found?.answer);
     });
     if (n === 1) {
@@ -85,7 +85,11 @@ function show() {
   });
 }
 
-const percent = (p) => (p > 0.9995 ? ">99.9%" : `${(100 * p).toFixed(p > 0.1 && p < 0.9 ? 0 : 1)}%`);
+// 0.978 -> 97.8%, and never 100%.
+function percent(p, digits) {
+  const most = 100 - 10 ** -digits;
+  return 100 * p > most + 10 ** -digits / 2 ? `>${most}%` : `${(100 * p).toFixed(digits)}%`;
+}
 const penalty = (value) => value.toFixed(value < 10 ? 1 : 0);
 
 // The digit first, and how sure the network is.
@@ -94,7 +98,7 @@ function answer(found, n) {
   const value = found.values[found.answer];
   const digit = document.createElement("b");
   digit.textContent = found.answer;
-  const sure = n === 0 ? `${percent(value)} sure` : `penalty ${penalty(value)}`;
+  const sure = n === 0 ? `${percent(value, 1)} sure` : `penalty ${penalty(value)}`;
   const perhaps = (n === 0 ? value < 0.5 : value > 8) ? ", so perhaps it is no digit" : "";
   return [digit, ` ${sure}${perhaps}`];
 }
@@ -117,7 +121,8 @@ async function ask() {
     for (let i = 0; i < ink.length; i++) ink[i] = data[4 * i + 3]; // how opaque it is
     const headers = { "Content-Type": "application/octet-stream" };
     try {
-      const response = ink.some((value) => value > 127) && (await fetch("/look", { method: "POST", headers, body: ink }));
+      const drawn = ink.some((value) => value > 127);
+      const response = drawn && (await fetch("/look", { method: "POST", headers, body: ink }));
       if (response && !response.ok) throw new Error(await response.text());
       last = response ? await response.json() : null;
       show();
@@ -173,7 +178,7 @@ pad.addEventListener("pointermove", (event) => {
   for (const each of between.length ? between : [event]) line(place(each));
   ask();
 });
-for (const kind of ["pointerup", "pointercancel"]) pad.addEventListener(kind, (event) => {
+for (const kind of ["pointerup", "pointercancel", "lostpointercapture"]) pad.addEventListener(kind, (event) => {
   if (event.pointerId !== pointer) return;
   pointer = null;
   down = false;
@@ -229,15 +234,18 @@ const EXAMPLES = [
   "18,24 30,6 58,2 78,18 74,42 46,70 16,96|16,96 84,96", "20,10 50,2 76,16 72,38 44,48|44,48 74,56 80,80 54,98 18,90",
   "62,2 14,64|14,64 86,64|66,36 66,98", "78,4 28,4|28,4 24,44|24,44 54,38 80,58 74,86 46,98 18,88",
   "66,2 36,28 20,66 34,94 62,96 78,74 60,54 30,64", "16,4 84,4|84,4 58,46 40,98",
-  "72,18 50,2 28,18 44,42 72,64 72,86 50,98 26,84 32,62 58,42 72,18", "78,26 54,4 26,18 26,42 52,52 76,36 78,26|78,26 72,98",
+  "72,18 50,2 28,18 44,42 72,64 72,86 50,98 26,84 32,62 58,42 72,18",
+  "78,26 54,4 26,18 26,42 52,52 76,36 78,26|78,26 72,98",
 ];
 let next = 3;
 let example = 0; // the timer
 
 $("#example").addEventListener("click", () => {
   clear();
-  const strokes = EXAMPLES[next].split("|").map((stroke) => curve(stroke.split(" ").map((point) => point.split(",").map(Number))));
-  const points = strokes.flatMap((stroke) => stroke.map(([x, y], i) => ({ to: [40 + 2 * x, 40 + 2 * y], first: i === 0 })));
+  const points = EXAMPLES[next].split("|").flatMap((stroke) => {
+    const corners = stroke.split(" ").map((point) => point.split(",").map((value) => 40 + 2 * value));
+    return curve(corners).map((to, i) => ({ to, first: i === 0 }));
+  });
   const atOnce = matchMedia("(prefers-reduced-motion: reduce)").matches;
   next = (next + 7) % 10;
   (function step() {
@@ -253,7 +261,7 @@ $("#example").addEventListener("click", () => {
 // A smooth curve through points p (Catmull and Rom), with 6 points between two of them.
 function curve(p) {
   const between = (i, t) => [0, 1].map((k) => {
-    const [a, b, c, d] = [p[i - 1] ?? p[i], p[i], p[i + 1] ?? p[i], p[i + 2] ?? p[i + 1] ?? p[i]].map((point) => point[k]);
+    const [a, b, c, d] = [-1, 0, 1, 2].map((step) => p[clip(i + step, 0, p.length - 1)][k]);
     return b + (t / 2) * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)));
   });
   return [...Array(6 * p.length - 5).keys()].map((i) => between(Math.floor(i / 6), (i % 6) / 6));
@@ -281,7 +289,9 @@ networks.forEach((section, n) => {
   });
   row.addEventListener("focus", () => row.matches(":focus-visible") && lookAt(n, ...unit));
   row.addEventListener("blur", () => lookAway(n));
-  row.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && document.activeElement !== row && lookAway(n));
+  row.addEventListener("pointerleave", (event) => {
+    if (event.pointerType === "mouse" && document.activeElement !== row) lookAway(n); // a tap stays
+  });
   lookAway(n);
 });
 
@@ -299,9 +309,8 @@ function lookAt(n, u, v) {
     paint([each], kernels[i], colours());
   });
   networks[n].classList.add("looking");
-  const which = seen.map((i) => i + 1).join(", ");
-  $(".sees p", networks[n]).textContent =
-    `Row ${row + 1}, column ${column + 1} of map ${map + 1}: through these kernels it sees maps ${which} of S2, so 14 × 14 pixels.`;
+  $(".sees p", networks[n]).textContent = `Row ${row + 1}, column ${column + 1} of map ${map + 1}: through these kernels \
+it sees maps ${seen.map((i) => i + 1).join(", ")} of S2, so 14 × 14 pixels.`;
 }
 
 function light(maps, x, y, size) {
