@@ -1,8 +1,9 @@
 """Digits of a test set as strokes of a pen, to try `examples.draw` with, drawn with the mouse in a real browser.
 
 `python -m tests.drawn --data-dir data` draws the first 1,000 of MNIST's test images, without exception, with pens of
-three widths, and counts what both networks read right. `--write` keeps the strokes of the first five of each digit for
-the test suite.
+three widths, and counts what is read right: 98.3% with the thin pen, 98.1% with the medium and 98.0% with the thick one
+by today's network, 97.8%, 98.0% and 98.0% by that of 1998. `--write` keeps the strokes of the first five of each digit
+for the test suite.
 
 A digit's strokes are the centre lines of its ink: it is enlarged, thinned to lines of one pixel (Zhang and Suen, 1984),
 and the lines are followed from their ends, straight on where they cross.
