@@ -309,8 +309,8 @@ function lookAt(n, u, v) {
     paint([each], kernels[i], colours());
   });
   networks[n].classList.add("looking");
-  $(".sees p", networks[n]).textContent = `Row ${row + 1}, column ${column + 1} of map ${map + 1}: through these kernels \
-it sees maps ${seen.map((i) => i + 1).join(", ")} of S2, so 14 × 14 pixels.`;
+  $(".sees p", networks[n]).textContent = `Row ${row + 1}, column ${column + 1} of map ${map + 1}: \
+through these kernels it sees maps ${seen.map((i) => i + 1).join(", ")} of S2, so 14 × 14 pixels.`;
 }
 
 function light(maps, x, y, size) {
