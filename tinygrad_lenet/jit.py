@@ -27,7 +27,7 @@ from .backend import Array, backend_of, backend_of_type, default_device, memory_
 from .graph import Node, Observer, changes, mode, note_write, observed, tick
 from .nn.module import Parameter
 from .op import Op
-from .plan import Bound, Plan
+from .plan import Bound, Plan, in_own_memory
 from .tensor import Tensor, wrap
 
 P = ParamSpec("P")
@@ -587,7 +587,7 @@ class _Planned:
     def __init__(self, recorder: _Recorder, results: _Result) -> None:
         self.frame = _Frame()
         self.plan, ends = self._make(recorder, results)
-        shown = [np.array(y) for y in ends]
+        shown = [in_own_memory(y) for y in ends]
         self.plan.lay_out(ends)
         if not self._agrees(ends, shown):
             self.plan, ends = self._make(recorder, results)
@@ -651,7 +651,7 @@ class _Planned:
                 note_write(*self.written)
 
     def _result(self, array: np.ndarray) -> Tensor:
-        return wrap(np.array(array) if self.bound.private(array) else array)
+        return wrap(in_own_memory(array) if self.bound.private(array) else array)
 
 
 class _Stepwise:

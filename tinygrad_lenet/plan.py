@@ -610,6 +610,8 @@ class Plan:
                 arguments = bound(arguments)
             if call.options:
                 function = functools.partial(function, **{name: bound(x) for name, x in call.options.items()})
+            elif function in (np.maximum, np.minimum):  # which will not take the output by its position
+                function, arguments = functools.partial(function, out=arguments[-1]), arguments[:-1]
             calls.append((function, arguments))
         return Bound(calls, bound, places, looks)
 
@@ -731,7 +733,21 @@ def _address(x: np.ndarray) -> int:
 
 def _at(block: np.ndarray, offset: int, like: np.ndarray) -> np.ndarray:
     """An array of the same layout as ``like`` whose first element is at ``offset`` of a block of bytes."""
+    if not like.size:  # whose strides may go beyond the block
+        return np.ndarray(like.shape, like.dtype, block)
     return np.ndarray(like.shape, like.dtype, block, offset, like.strides)
+
+
+def in_own_memory(x: np.ndarray) -> np.ndarray:
+    """A copy of an array with its layout, so that what is computed from either is the same to the bit."""
+    y = np.array(x)
+    if y.strides == x.strides or not x.size:
+        return y
+    low, high = byte_bounds(x)
+    y = _at(_aligned(high - low, low), _address(x) - low, x)
+    np.copyto(y, x)
+    y.flags.writeable = all(y.strides)  # elements that are repeated, as NumPy repeats them
+    return y
 
 
 class _Interface:
