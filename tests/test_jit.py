@@ -770,8 +770,8 @@ def nested_arguments_and_keywords(compiled: Any) -> Any:
     found = []
     for i in range(CALLS):
         a, b, c, d = (batch(4 * i + k, 2) for k in range(4))
-        found += [step((a, b), c, options={"k": [d]}), step((a, b), options={"k": [d.data]}, flip=True)]
-        found += [step([a, b.data], c, d, flip=False, options={"k": (3.0,)})]
+        found += [step((a, b), c, options={"k": [d]}), step((a, b), options={"k": [Tensor(d.data)]}, flip=True)]
+        found += [step([a, b.data], c, d, flip=False, options={"k": (d, None)})]
     return found
 
 

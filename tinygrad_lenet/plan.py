@@ -10,6 +10,7 @@ So a plan computes what the ops compute, with the same calls on arrays of the sa
 when it is made.
 """
 
+import copy
 import functools
 import threading
 import time
@@ -486,7 +487,7 @@ class Plan:
             op.compute(NUMPY, plain)
             self.note(_written, (op, plain), {}, plain, inputs[:1])
             return inputs[0]
-        found = np.asarray(op.compute(NUMPY, plain))
+        found = np.asarray((op if op.repeatable else copy.deepcopy(op)).compute(NUMPY, plain))  # no number is used up
         y = self.adopt(np.array(found))
         self.note(_computed, (_plain(y), op, plain), {}, plain, [y])
         return y
@@ -552,6 +553,8 @@ class Plan:
         if not isinstance(call.function, np.ufunc) or call.function.signature or call.options:
             return None
         *inputs, out = call.arguments
+        if out.size == 1:  # NumPy would take x += y for a sum, which picks another NaN
+            return None
         for x in inputs:
             source = self.memory(x) if isinstance(x, np.ndarray) else None
             if (
