@@ -102,7 +102,7 @@ class _Outside:
 
     tensor: Tensor
     array: Array
-    values: np.ndarray  # a copy, from when it was found
+    values: np.ndarray | None  # a copy, from when it was found
     line: Any
     made: bool = False  # whether each call makes it anew, always with the same values
 
@@ -126,6 +126,18 @@ class _Recorder(Observer):
         self.known: dict[int, tuple[Array, int, Any]] = {}  # by slot: an array, its values' hash, and a line
         for x in arguments:
             self._new(_array(x))
+
+    def forget(self, constants: bool) -> None:
+        """Keep what is needed to compare this recording with others, and no values; with ``constants``, those, too."""
+        self.arguments, self.alive, self.values, self.returned = (), [], [], []
+        for memory in (self.slots, self.known, self.starts, self.gradients, self.modules):
+            memory.clear()
+        for entry in self.log:
+            if isinstance(entry, _Fetched):
+                entry.array = None
+        for each in self.outside.values():
+            if not constants and not each.made:
+                each.values = None
 
     def refuse(self, sentence: str) -> None:
         raise JitError(f"jit: {self.name} {sentence} (at {caller()})")
@@ -239,10 +251,12 @@ class _Conditions:
     """What has to be as it was when a function was recorded."""
 
     def __init__(self, recorder: _Recorder, names: "_Names") -> None:
-        self.tensors = [(each.tensor, each.array, each.tensor._requires_grad) for each in recorder.outside.values()]
-        used = {id(memory_of(each.array)) for each in recorder.outside.values()}
-        named = {id(t): t for t in names.tensors if id(memory_of(t.data)) in used}  # of which views may have been used
-        self.tensors += [(t, t.data, t._requires_grad) for t in named.values()]
+        found = {id(each.tensor): (each.tensor, each.array) for each in recorder.outside.values()}
+        used = {id(memory_of(array)) for _, array in found.values()}
+        for t in names.tensors:
+            if id(memory_of(t.data)) in used:  # a view of it, or t.detach(), may be what was used
+                found.setdefault(id(t), (t, t.data))
+        self.tensors = [(t, array, t._requires_grad) for t, array in found.values()]
         self.starts = [(recorder.leaf(leaf), missing) for leaf, missing in recorder.starts.values()]
         self.modules = [(*each, id(each[0]) in recorder.switched) for each in recorder.modules.values()]
         self.names = names
@@ -473,7 +487,8 @@ def _differ(a: _Recorder, b: _Recorder) -> str | None:
             continue
         if any(memory_of(two.array) is owner for owner in owners):
             return f"takes part of an argument's array without an op; index the tensor instead (at {two.line})"
-        if _layout(one.array)[1:] != _layout(two.array)[1:] or one.values.tobytes() != two.values.tobytes():
+        values = None if one.values is None or two.values is None else (one.values.tobytes(), two.values.tobytes())
+        if _layout(one.array)[1:] != _layout(two.array)[1:] or values is None or values[0] != values[1]:
             return (
                 f"uses an array of shape {two.array.shape} that is made outside ops and differs between two calls; "
                 f"pass it as an argument (at {two.line})"
@@ -941,6 +956,7 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
             if len(known) >= _TRIES:
                 del known[0]
             known.append(_Recording(recorder, conditions, results))
+            recorder.forget(constants=True)
             return y
         if before.replay is not None:  # a plan, called with values that it was not made from
             before.confirm(recorder)
@@ -960,6 +976,7 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
             planned = all(type(_array(x)) is np.ndarray for x in recorder.alive if isinstance(x, (Tensor, np.ndarray)))
             made.replay = (_Planned if planned else _Stepwise)(recorder, results)
             self._state.latest = made
+        recorder.forget(constants=made.replay is None)
         return y
 
     @property
