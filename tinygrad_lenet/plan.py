@@ -35,7 +35,7 @@ class Memory:
     """A block of memory that calls read and write.
 
     ``kind`` is "held" (of an array that exists outside the plan), "argument" (filled before each run), "value" (needed
-    from its first use to its last) or "kept" (zero at first, and kept between runs).
+    from its first use to its last), "given" (handed out) or "kept" (zero at first, and kept between runs).
     """
 
     __slots__ = ("address", "block", "bytes", "first", "kind", "last", "outside", "place", "start")
@@ -106,7 +106,7 @@ def _arrays(x: Any) -> Iterable[np.ndarray]:
             yield from _arrays(each)
 
 
-def _owner(array: Any) -> Any:
+def owner_of(array: Any) -> Any:
     """The array that owns the memory of ``array``."""
     owner = array
     while array is not None:
@@ -127,7 +127,10 @@ class Traced(np.ndarray):
                 target = plan.adopt(np.asarray(ufunc(*plain, **options)))
             else:
                 ufunc(*plain, out=_plain(target), **options)
-            plan.note(ufunc, (*plain, _plain(target)), options, plain, [target])
+            if ufunc in _BY_NAME:
+                plan.note(ufunc, plain, {**options, "out": _plain(target)}, plain, [target])
+            else:
+                plan.note(ufunc, (*plain, _plain(target)), options, plain, [target])
         elif method == "reduce" and options.pop("where", True) is True:
             if target is None:
                 target = plan.adopt(np.asarray(ufunc.reduce(*plain, **options)))
@@ -197,7 +200,7 @@ class Traced(np.ndarray):
 
     def reshape(self, *shape: Any, order: Any = "C") -> Any:  # type: ignore[override]
         y = super().reshape(*shape, order=order)
-        if _owner(y) is _owner(self):
+        if owner_of(y) is owner_of(self):
             return y
         if order != "C":
             raise UntraceableError("reshape in another order")
@@ -230,6 +233,7 @@ for _name in (
 ):  # fmt: skip
     setattr(Traced, _name, _refused(_name))  # NumPy computes these without asking the subclass
 
+_BY_NAME = {np.maximum, np.minimum}  # which take their output by name only
 _REDUCE = (("axis", 0), ("dtype", None), ("keepdims", False))
 _THROUGH = {
     np.amax, np.amin, np.expand_dims, np.max, np.min, np.moveaxis, np.prod, np.ravel, np.reshape, np.squeeze, np.sum,
@@ -398,17 +402,17 @@ class Plan:
 
     def memory(self, array: np.ndarray) -> Memory | None:
         """The block that an array lies in; None for constants, which an op made without ``xp``."""
-        return self.memories.get(id(_owner(array)))
+        return self.memories.get(id(owner_of(array)))
 
     def stand_in(self, array: np.ndarray, kind: str) -> Traced:
         """A traced array in memory that stands for the array's own: "held", or an "argument"."""
-        owner = _owner(array) if kind == "held" else array
+        owner = owner_of(array) if kind == "held" else array
         low, high = byte_bounds(owner)
         memory = next((m for m in self.memories.values() if owner is m.outside), None)
         if memory is None:
             block = _aligned(high - low, low)
             np.copyto(_at(block, _address(owner) - low, owner), owner)
-            memory = self.memories[id(_owner(block))] = Memory(block, kind, owner if kind == "held" else None)
+            memory = self.memories[id(owner_of(block))] = Memory(block, kind, owner if kind == "held" else None)
         return _at(memory.block, _address(array) - low, array).view(Traced)
 
     def constant(self, values: np.ndarray) -> Traced:
@@ -424,7 +428,7 @@ class Plan:
         key = (use, shape, dtype, layout)
         if key not in self._scratch:
             self._scratch[key] = self.adopt(np.zeros(shape, dtype))
-            self.memories[id(_owner(self._scratch[key]))].kind = "kept"
+            self.memories[id(owner_of(self._scratch[key]))].kind = "kept"
         return self._scratch[key]
 
     def give(self, buffer: Any, use: str, *layout: int) -> None:
@@ -494,11 +498,18 @@ class Plan:
 
     # Making a runnable list of the calls
 
-    def lay_out(self, results: Sequence[np.ndarray], share: bool = True) -> None:
+    def lay_out(self, results: Sequence[np.ndarray], given: Sequence[np.ndarray] = (), share: bool = True) -> None:
         """Drop calls that no result needs, fill in constants once, and give each value a place.
 
-        Unless ``share``, no two values share a place.
+        Those ``given`` to others lie one after the other in a block of their own. Unless ``share``, no two values share
+        a place.
         """
+        self.given = []
+        for y in given:
+            memory = self.memory(y)
+            if memory is not None and memory.kind == "value" and y.nbytes == memory.bytes:
+                memory.kind = "given"
+                self.given.append(memory)
         needed = {memory for y in results if (memory := self.memory(y)) is not None}
         kept: list[Call] = []
         for call in reversed(self.calls):
@@ -576,7 +587,11 @@ class Plan:
     def bind(self, trial: bool = False) -> "Bound":
         """The calls on the memory in which they will run; for a ``trial``, held memory is a copy of what it was."""
         places: dict[Memory, np.ndarray] = {}
-        shared = _aligned(self.bytes)
+        shared, handed = _aligned(self.bytes), _aligned(sum(memory.bytes for memory in self.given))
+        start = 0
+        for memory in self.given:
+            places[memory] = handed[start : start + memory.bytes]
+            start += memory.bytes
         for memory in self.memories.values():
             if memory.start is not None and (trial or memory.kind == "argument"):
                 places[memory] = _aligned(memory.bytes, memory.address)
@@ -589,13 +604,18 @@ class Plan:
             elif memory.place >= 0:
                 places[memory] = shared[memory.place : memory.place + memory.bytes]
 
+        known: dict[Any, np.ndarray] = {}
+
         def bound(x: Any) -> Any:
             if type(x) in (tuple, list):
                 return type(x)(map(bound, x))
             memory = self.memory(x) if isinstance(x, np.ndarray) else None
             if memory is None:
                 return x
-            return _at(places[memory], _address(x) - memory.address, x)
+            key = (_address(x), x.shape, x.strides, x.dtype)
+            if key not in known:
+                known[key] = _at(places[memory], _address(x) - memory.address, x)
+            return known[key]
 
         for call in self.once:
             call.function(*bound(call.arguments))
@@ -613,8 +633,6 @@ class Plan:
                 arguments = bound(arguments)
             if call.options:
                 function = functools.partial(function, **{name: bound(x) for name, x in call.options.items()})
-            elif function in (np.maximum, np.minimum):  # which will not take the output by its position
-                function, arguments = functools.partial(function, out=arguments[-1]), arguments[:-1]
             calls.append((function, arguments))
         return Bound(calls, bound, places, looks)
 
@@ -678,6 +696,11 @@ class Bound:
     def private(self, array: np.ndarray) -> bool:
         """Whether an array lies in memory that the next run overwrites."""
         return not any(array.base is place for place in self._outside)
+
+    def given(self, array: np.ndarray) -> np.ndarray | None:
+        """Where an array now lies, if its memory is handed out: the object that the calls get, too."""
+        y = self.array(array)
+        return y if any(y.base is place for memory, place in self.places.items() if memory.kind == "given") else None
 
     def run(self) -> None:
         """Make all calls."""

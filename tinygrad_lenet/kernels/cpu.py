@@ -385,9 +385,8 @@ def chain(op: Chain, xp: Any, g: Array, s: Array) -> Array:
 
 
 def _has_nan(y: np.ndarray) -> bool:
-    """Whether there is a NaN; a sum of squares is a NaN only then, and a dot product with itself is the fastest sum."""
     flat = y.ravel("K")  # in memory order, which is no copy
-    return math.isnan(flat.dot(flat))
+    return bool(flat.size) and math.isnan(np.minimum.reduce(flat))
 
 
 def _not_finite(y: np.ndarray) -> bool:
