@@ -1101,7 +1101,9 @@ class Program:
     optimizers=st.lists(st.sampled_from(sorted(OPTIMIZERS)), max_size=2),
     schedules=st.tuples(st.booleans(), st.booleans()),
     zero=st.booleans(),
-    events=st.lists(st.sampled_from(["2", "3", "2", "keep", "drop", "rate", "load", "replace"]), min_size=6, max_size=14),
+    events=st.lists(
+        st.sampled_from(["2", "3", "2", "keep", "drop", "rate", "load", "replace"]), min_size=6, max_size=14
+    ),
 )
 def test_program_is_replayed(steps: Any, optimizers: Any, schedules: Any, zero: bool, events: list[str]) -> None:
     eager, replayed = (Program(steps, optimizers, schedules, zero, compiled) for compiled in (lambda f: f, jit))
