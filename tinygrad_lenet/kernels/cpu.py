@@ -35,7 +35,6 @@ from ..ops.layout import BroadcastTo
 from ..ops.lenet_1998 import Subsample2d, Subsample2dTranspose, Subsample2dWeightGrad
 from ..ops.linalg import MatMul
 from ..ops.pool import AvgPool2dGrad, MaxPool2dGrad
-from ..ops.reduction import Sum
 from ..ops.windows import empty_images, pad_images, window_pixels
 from ..tensor import Number
 
@@ -402,42 +401,3 @@ def broadcast_to(op: BroadcastTo, xp: Any, x: Array) -> Array:
     y = np.empty(op.shape, x.dtype)
     y.fill(x.item())
     return y
-
-
-@kernel("cpu", "sum")
-def sum_rows(op: Sum, xp: Any, x: Array) -> Array:
-    """Long sums by products with ones over short stretches, whose sums NumPy then adds pairwise.
-
-    They serve the gradients of biases: of a convolution, per channel over n, h, w (10 us instead of 23), and of a full
-    layer, over the rows.
-    """
-    axis = op.axis
-    if op.keepdims or x.dtype.char not in "fd" or axis is None:
-        return NotImplemented
-    if axis == (0, 2, 3) and x.ndim == 4 and x.size and x.transpose(1, 2, 3, 0).flags.c_contiguous:
-        m = x.transpose(1, 2, 3, 0).reshape(x.shape[1], x.size // x.shape[1])
-        return _stretches(m.T, 0)
-    if axis == (0,) and x.ndim == 2 and x.flags.c_contiguous and len(x) > _STRETCH:
-        return _stretches(x, 1)
-    return NotImplemented
-
-
-_STRETCH = 2048  # a product adds this many with a small error
-
-
-def _stretches(x: np.ndarray, contiguous: int) -> np.ndarray:
-    """The sum of x[R K] over R; axis 0 or 1 of x is contiguous in memory."""
-    r, k = x.shape
-    whole = r - r % _STRETCH
-    if not whole:
-        return _ones_times(x)
-    if contiguous:
-        parts = np.matmul(np.ones((1, _STRETCH), x.dtype), x[:whole].reshape(-1, _STRETCH, k))[:, 0]  # (R/S, K)
-    else:
-        parts = np.matmul(x[:whole].T.reshape(k, -1, _STRETCH), np.ones(_STRETCH, x.dtype)).T
-    y = np.add.reduce(np.ascontiguousarray(parts.T), axis=1)  # pairwise
-    return y + _ones_times(x[whole:]) if whole < r else y
-
-
-def _ones_times(x: np.ndarray) -> np.ndarray:
-    return np.matmul(x.T, np.ones(len(x), x.dtype))

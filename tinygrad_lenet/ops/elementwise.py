@@ -260,7 +260,8 @@ class _Extreme(Elementwise, kind=True):
         return getattr(xp, self.name)(a, b)
 
     def backward(self, gy, y, a, b):
-        return lambda: _part(gy, a, y, b), lambda: _part(gy, b, y, a)
+        grad = op("extreme_grad")
+        return lambda: grad(gy, a, y, b), lambda: grad(gy, b, y, a)
 
 
 class Maximum(_Extreme):
@@ -275,14 +276,29 @@ class Minimum(_Extreme):
     signature = "minimum(a[...], b[...]) -> y[...]"
 
 
-def _part(gy, x, y, other):
-    """The part of gy that goes to x, where y is x or the other: all, half at a tie, or none."""
-    return where(_chosen(x, y), where(_chosen(other, y), 0.5 * gy, gy), 0.0)
+class ExtremeGrad(Op):
+    """gx = gy where x is y, the extreme of x and another; half of it where the other is y, too; else 0.
+
+    It is linear in gy and flat in the others between ties. A NaN in x is the extreme, and counts as equal to y.
+    """
+
+    signature = "extreme_grad(gy[...], x[...], y[...], other[...]) -> gx[...]"
+    domains = {"gy": REAL, "x": REAL, "y": REAL, "other": REAL}
+
+    def forward(self, xp, gy, x, y, other):
+        half = xp.where(_is_extreme(other, y), 0.5 * gy, gy)
+        return xp.where(_is_extreme(x, y), half, 0)
+
+    def backward(self, ggx, gx, gy, x, y, other):
+        def flat(at):
+            return lambda: FullLike(0.0)(at)
+
+        return lambda: self(ggx, x, y, other), flat(x), flat(y), flat(other)
 
 
-def _chosen(x, y):
-    """Where x is the extreme y: equal to it, or NaN."""
-    return (y == x) | (x != x) if isinstance(x, Tensor) else y == x
+def _is_extreme(x, y):
+    """Where x is y, or NaN."""
+    return (x == y) | (x != x)
 
 
 class Where(Elementwise):
