@@ -308,6 +308,24 @@ def cross_entropy_grad(gy: Array, logits: Array, target: Array) -> Array:
     return gx
 
 
+def standardize(x: Array, *, axis: Any, eps: float) -> Array:
+    return (x - np.mean(x, axis, keepdims=True)) / np.sqrt(np.var(x, axis, keepdims=True) + eps)
+
+
+def standardize_grad(gy: Array, x: Array, *, axis: Any, eps: float) -> Array:
+    """The rows of the Jacobian one by one, from small steps; the function is smooth, so these give ten digits."""
+    gx, step = np.zeros(x.shape), 1e-4
+    for index in np.ndindex(x.shape):
+        moved = np.zeros(x.shape)
+        moved[index] = step
+        near, far = (
+            (standardize(x + k * moved, axis=axis, eps=eps) - standardize(x - k * moved, axis=axis, eps=eps)) / (2 * k * step)
+            for k in (1, 2)
+        )
+        gx[index] = (gy * (4 * near - far) / 3).sum()
+    return gx
+
+
 ORACLES: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "copy": np.copy,
@@ -323,6 +341,12 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "tanh": _each(math.tanh),
     "scaled_tanh": _each(lambda x, amplitude, slope: amplitude * math.tanh(slope * x)),
     "tanh_grad": _each(lambda gy, y, amplitude, slope: gy * amplitude * slope * (1 - (y / amplitude) ** 2)),
+    "sigmoid_grad": _each(lambda gy, y: gy * y * (1 - y)),
+    "extreme_grad": _each(
+        lambda gy, x, other, extreme: gy * ((x > other) if extreme == "maximum" else (x < other)) + gy * (x == other) / 2
+    ),
+    "standardize": standardize,
+    "standardize_grad": standardize_grad,
     "sigmoid": _each(lambda x: 1 / (1 + math.exp(-x))),
     "relu": _each(lambda x: max(x, 0.0)),
     "maximum": _each(max),

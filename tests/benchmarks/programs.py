@@ -79,7 +79,7 @@ def rows() -> list[Row]:
         Row("exp", "VAE, deviation", lambda F, x: (0.5 * x).exp(), (numbers(512, 128),)),
         Row("binary cross-entropy", "VAE", bce, (numbers(128, 784), Tensor(positive(128, 784) / 2))),
         Row("ReLU", "ResNet-20", lambda F, x: F.relu(x), (numbers(32, 16, 32, 32),), 1),
-        Row("leaky ReLU", "DCGAN", lambda F, x: F.leaky_relu(x, 0.2), (numbers(16, 64, 32, 32),), 1),
+        Row("maximum", "DCGAN, leaky ReLU", lambda F, x: F.maximum(x, 0.2 * x), (numbers(16, 64, 32, 32),), 1),
         Row("gradient penalty", "WGAN-GP", gradient_penalty, (numbers(64, 3072),)),
         Row("add, broadcast", "GPT, positions", lambda F, x, p: x + p, (tokens, numbers(64, 128))),
         Row("multiply, add, tanh", "LSTM cell", lstm_cell, (numbers(64, 1024), numbers(64, 256))),
@@ -139,17 +139,14 @@ def our_functions() -> Any:
         return x.mean(axis, keepdims=True)
 
     def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        centred = x - mean(x, -1)
-        return weight * (centred / (mean(centred * centred, -1) + 1e-5).sqrt()) + bias
+        return F.standardize(x) * weight + bias
 
     def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.batch_norm(x, None, None, weight, bias, training=True)
-
-    def leaky_relu(x: Tensor, slope: float) -> Tensor:
-        return F.maximum(x, slope * x)
+        running = Tensor(np.zeros(weight.shape, np.float32)), Tensor(np.ones(weight.shape, np.float32))
+        return F.batch_norm(x, *running, weight, bias, training=True)
 
     own = {name: getattr(F, name) for name in F.__all__}
-    named = {f.__name__: f for f in (mean, layer_norm, batch_norm, leaky_relu)}
+    named = {f.__name__: f for f in (mean, layer_norm, batch_norm)}
     return SimpleNamespace(**own | named, amax=Tensor.max, constant=Tensor, transpose=Tensor.transpose)
 
 
@@ -163,11 +160,13 @@ def torch_functions() -> Any:
         **{name: getattr(functional, name) for name in F.__all__ if hasattr(functional, name)}
         | {
             "amax": torch.amax,
-            "batch_norm": lambda x, w, b: functional.batch_norm(x, None, None, w, b, training=True),
+            "batch_norm": lambda x, w, b: functional.batch_norm(
+                x, torch.zeros(w.shape), torch.ones(w.shape), w, b, training=True
+            ),
             "concatenate": torch.cat,
             "constant": torch.from_numpy,
             "layer_norm": lambda x, w, b: functional.layer_norm(x, w.shape, w, b),
-            "leaky_relu": functional.leaky_relu,
+            "maximum": torch.maximum,
             "mean": lambda x, axis: x.mean(axis, keepdim=True),
             "stack": torch.stack,
             "transpose": torch.permute,

@@ -355,9 +355,9 @@ def _masked(x: np.ndarray, condition: np.ndarray, out: np.ndarray | None = None)
     """
     bits = np.dtype(f"i{x.itemsize}")
     mask = np.negative(condition.view(np.int8)).astype(bits)  # all ones or all zeros
-    if out is None:
-        return np.bitwise_and(x.view(bits), mask).view(x.dtype)
-    return np.bitwise_and(x.view(bits), mask, out=out.view(bits))
+    out = np.empty_like(x) if out is None else out
+    np.bitwise_and(x.view(bits), mask, out=out.view(bits))
+    return out
 
 
 @kernel("cpu", "chain")

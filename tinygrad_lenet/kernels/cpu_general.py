@@ -10,9 +10,11 @@ microseconds for 524,288 float32 numbers on one core with AVX2 (a multiplication
    branches cannot be predicted. Bits are selected by masks instead, and small powers are products.
 3. `np.maximum` is fast for arrays only (100), not for an array and a number (250).
 4. `np.add.at` is fast on a single axis only (1,000 instead of 7,000), so an index of rows becomes one of elements.
+5. Several passes over a block that stays in the cache, then over the next, instead of each over everything.
 """
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -20,15 +22,17 @@ import numpy as np
 
 from ..backend import Array, kernel
 from ..index import AT
-from ..ops.elementwise import ExtremeGrad, Power, ReLU, Sigmoid
+from ..ops.elementwise import ExtremeGrad, Power, ReLU, Sigmoid, SigmoidGrad
 from ..ops.indexing import AddAt, OneHot
 from ..ops.reduction import Mean, Sum
 from ..ops.softmax import CrossEntropy, CrossEntropyGrad, LogSoftmax, Softmax
+from ..ops.standardize import Standardize, StandardizeGrad
 from ..shapes import normalize_axes
 from ..tensor import Number
-from .cpu import _has_nan, _masked
+from .cpu import _has_nan
 
 _STRETCH = 2048  # numbers that a product adds with a small error
+_CACHED = 2**15  # numbers of which a few arrays fit in a second-level cache
 _FEW = 64  # elements up to which the plain op is as fast
 
 
@@ -61,8 +65,9 @@ def _sum(xp: Any, x: Array, axis: int | tuple[int, ...] | None, keepdims: bool) 
         return NotImplemented
     order, blocks, kept, back, shape = _sum_plan(x.shape, x.strides, axis, keepdims)
     y = x.transpose(order)
-    if not y.flags.c_contiguous or not blocks:
+    if not y.flags.c_contiguous:
         return NotImplemented
+    y = y if blocks else xp.array(y)  # nothing to add
     for block in blocks:
         y = _middle_sum(xp, y.reshape(block))
     return y.reshape(kept).transpose(back).reshape(shape)
@@ -96,20 +101,29 @@ def _sum_plan(shape: tuple[int, ...], strides: tuple[int, ...], axis: Any, keepd
     return order, blocks, [shape[a] for a in rest], back, result
 
 
-def _middle_sum(xp: Any, x: Array) -> Array:
-    """The sum of x[A R B] over R: y[A B]."""
+def _middle_sum(xp: Any, x: Array, factor: Array | None = None) -> Array:
+    """The sum of x[A R B], or of x times a factor of its shape, over R: y[A B]."""
     a, r, b = x.shape
-    whole = r - r % _STRETCH
+    if factor is not None and b > 1:
+        x, factor = xp.multiply(x, factor), None
     if r <= _STRETCH:
-        return _ones_times(xp, x)
-    parts = _ones_times(xp, x[:, :whole].reshape(a * (whole // _STRETCH), _STRETCH, b))  # (A R/S, B)
+        return _short_sum(xp, x, factor)
+    whole = r - r % _STRETCH
+    stretches = (a * (whole // _STRETCH), _STRETCH, b)
+    parts = _short_sum(
+        xp, x[:, :whole].reshape(stretches), None if factor is None else factor[:, :whole].reshape(stretches)
+    )
     parts = parts.reshape(a, whole // _STRETCH, b).transpose(0, 2, 1)
     y = xp.add.reduce(xp.ascontiguousarray(parts), axis=2)  # pairwise
-    return xp.add(y, _ones_times(xp, x[:, whole:])) if whole < r else y
+    if whole == r:
+        return y
+    return xp.add(y, _short_sum(xp, x[:, whole:], None if factor is None else factor[:, whole:]))
 
 
-def _ones_times(xp: Any, x: Array) -> Array:
+def _short_sum(xp: Any, x: Array, factor: Array | None) -> Array:
     a, r, b = x.shape
+    if factor is not None:
+        return xp.vecdot(x[:, :, 0], factor[:, :, 0]).reshape(a, 1)
     if b == 1:
         return xp.matmul(x[:, :, 0], xp.ones(r, x.dtype)).reshape(a, 1)
     return xp.matmul(xp.ones((1, r), x.dtype), x).reshape(a, b)
@@ -139,30 +153,138 @@ def sigmoid(op: Sigmoid, xp: Any, x: Array) -> Array:
     return xp.divide(1, y, out=y)
 
 
+@kernel("cpu", "sigmoid_grad")
+def sigmoid_grad(op: SigmoidGrad, xp: Any, gy: Array, y: Array) -> Array:
+    """In one array."""
+    if not _floats(gy, y) or gy.shape != y.shape:
+        return NotImplemented
+    gx = xp.subtract(1, y)
+    with np.errstate(invalid="ignore"):
+        xp.multiply(gx, y, out=gx)
+        xp.multiply(gy, gx, out=gx)
+    return NotImplemented if _has_nan(gx) else gx
+
+
 @kernel("cpu", "relu")
 def relu(op: ReLU, xp: Any, x: Array) -> Array:
-    """Trick 3, with an array of zeros for a part of x that is repeated."""
+    """Trick 3, with zeros for a part of x, which repeats."""
     if not _floats(x) or x.size <= _FEW:
         return NotImplemented
-    order = sorted(range(x.ndim), key=lambda a: -abs(x.strides[a]))
+    order, back = _memory_order(x.strides)
     m = x.transpose(order)
     if not m.flags.c_contiguous:
         return NotImplemented
     rows = m.reshape(m.shape[0], m.size // m.shape[0])
     zeros = xp.zeros(rows.shape[1:] if rows.shape[1] > _FEW else rows.shape, x.dtype)
-    return xp.maximum(rows, zeros).reshape(m.shape).transpose([order.index(a) for a in range(x.ndim)])
+    return xp.maximum(rows, zeros).reshape(m.shape).transpose(back)
+
+
+@lru_cache(maxsize=1024)
+def _memory_order(strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The order of axes as they lie in memory, and the order that leads back."""
+    order = sorted(range(len(strides)), key=lambda a: -abs(strides[a]))
+    return tuple(order), tuple([order.index(a) for a in range(len(order))])
 
 
 @kernel("cpu", "extreme_grad")
-def extreme_grad(op: ExtremeGrad, xp: Any, gy: Array, x: Array | Number, y: Array, other: Array | Number) -> Array:
-    """Trick 2: bits of gy selected where x is y, divided by 2 where the other is, too."""
-    if not _floats(gy, y) or gy.shape != y.shape:
+def extreme_grad(op: ExtremeGrad, xp: Any, gy: Array, x: Array | Number, other: Array | Number) -> Array:
+    """Tricks 2 and 5: bits of gy selected by a comparison, divided by 2 at ties."""
+    if not _floats(gy) or not isinstance(x, np.ndarray):
         return NotImplemented
-    chosen = xp.equal(x, y)
-    gx = _masked(gy, chosen)
-    tie = xp.logical_and(chosen, xp.equal(other, y), out=chosen)
-    xp.divide(gx, xp.add(tie.view(np.int8), 1, dtype=gx.dtype), out=gx)
-    return NotImplemented if _has_nan(y) else gx  # a NaN equals nothing
+    gx = xp.empty_like(gy)
+    flat = _flat(gx, gy, x, other)
+    if flat is None:
+        return NotImplemented
+    bits = np.dtype(f"i{gy.itemsize}")
+    compare = xp.greater_equal if op.extreme == "maximum" else xp.less_equal
+    for out, g, a, b in _blocks(*flat):
+        mask = xp.negative(compare(a, b).view(np.int8)).astype(bits)  # all ones or all zeros
+        xp.bitwise_and(g.view(bits), mask, out=out.view(bits))
+        xp.divide(out, xp.add(xp.equal(a, b).view(np.int8), 1, dtype=out.dtype), out=out)
+    return NotImplemented if _has_nan(x) else gx  # which no comparison finds
+
+
+def _flat(*operands: Any) -> list[Any] | None:
+    """The arrays as one axis in memory order, numbers as they are; None if the arrays do not all lie alike."""
+    first = operands[0]
+    order, _ = _memory_order(first.strides)
+    found: list[Any] = []
+    for x in operands:
+        if isinstance(x, np.ndarray):
+            if x.shape != first.shape or x.strides != first.strides or x.dtype != first.dtype:
+                return None
+            x = x.transpose(order)
+            if not x.flags.c_contiguous:
+                return None
+            x = x.reshape(-1)
+        found.append(x)
+    return found
+
+
+def _blocks(*operands: Any) -> Iterator[list[Any]]:
+    """Trick 5: equal parts of flat arrays, small enough that what is computed on the way stays in the cache."""
+    for start in range(0, operands[0].size, _CACHED):
+        yield [x[start : start + _CACHED] if isinstance(x, np.ndarray) else x for x in operands]
+
+
+# Standardization
+
+
+@kernel("cpu", "standardize")
+def standardize(op: Standardize, xp: Any, x: Array) -> Array:
+    """Tricks 1 and 5."""
+    y = xp.empty_like(x)
+    parts = _parts(op.axis, y, x)
+    if parts is None:
+        return NotImplemented
+    for out, part in parts:
+        _standardized(xp, part, op.eps, out)
+    return y
+
+
+@kernel("cpu", "standardize_grad")
+def standardize_grad(op: StandardizeGrad, xp: Any, gy: Array, x: Array) -> Array:
+    """Tricks 1 and 5."""
+    gx = xp.empty_like(x)
+    parts = _parts(op.axis, gx, gy, x)
+    if parts is None:
+        return NotImplemented
+    for out, g, part in parts:
+        scale = _standardized(xp, part, op.eps, out)
+        count = part.shape[1]
+        along = xp.divide(_middle_sum(xp, g, out), count)[:, None]
+        mean = xp.divide(_middle_sum(xp, g), count)[:, None]
+        xp.multiply(out, along, out=out)
+        xp.subtract(g, out, out=out)
+        xp.subtract(out, mean, out=out)
+        xp.multiply(out, scale, out=out)
+    return gx
+
+
+def _parts(axis: Any, *arrays: Array) -> list[list[Array]] | None:
+    """The arrays as x[A R B], R being the axes to standardize along, in parts along A; None if they do not allow it."""
+    first = arrays[0]
+    if not _floats(*arrays) or any(x.strides != first.strides or x.shape != first.shape for x in arrays):
+        return None
+    order, blocks, *_ = _sum_plan(first.shape, first.strides, axis, True)
+    m = [x.transpose(order) for x in arrays]
+    if len(blocks) != 1 or not m[0].flags.c_contiguous:
+        return None
+    a, r, b = blocks[0]
+    step = max(1, _CACHED // (r * b))
+    m = [x.reshape(a, r, b) for x in m]
+    return [[x[start : start + step] for x in m] for start in range(0, a, step)]
+
+
+def _standardized(xp: Any, x: Array, eps: float, out: Array) -> Array:
+    """x[A R B] standardized along R into out; returns the factors[A 1 B] by which the distances from the mean grew."""
+    mean = xp.divide(_middle_sum(xp, x), x.shape[1])[:, None]
+    xp.subtract(x, mean, out=out)
+    scale = xp.divide(_middle_sum(xp, out, out), x.shape[1])[:, None]
+    xp.add(scale, eps, out=scale)
+    xp.divide(1, xp.sqrt(scale, out=scale), out=scale)
+    xp.multiply(out, scale, out=out)
+    return scale
 
 
 # Softmax and losses
@@ -170,11 +292,14 @@ def extreme_grad(op: ExtremeGrad, xp: Any, gy: Array, x: Array | Number, y: Arra
 
 @kernel("cpu", "softmax")
 def softmax(op: Softmax, xp: Any, x: Array) -> Array:
-    """Trick 1, in one array."""
+    """Tricks 1 and 5, in one array."""
     if not _floats(x) or op.axis not in (-1, x.ndim - 1) or not x.flags.c_contiguous:
         return NotImplemented
-    e, added = _exponentials(xp, _shifted(xp, x.reshape(x.size // x.shape[-1], x.shape[-1])))
-    return xp.multiply(e, xp.divide(1, added), out=e).reshape(x.shape)
+    y = xp.empty_like(x)
+    for out, part in _row_blocks(y, x):
+        added = _exponentials(xp, _shifted(xp, part, out), out)
+        xp.multiply(out, xp.divide(1, added), out=out)
+    return y
 
 
 @kernel("cpu", "log_softmax")
@@ -182,50 +307,64 @@ def log_softmax(op: LogSoftmax, xp: Any, x: Array) -> Array:
     """As above, in two arrays."""
     if not _floats(x) or op.axis not in (-1, x.ndim - 1) or not x.flags.c_contiguous:
         return NotImplemented
-    shifted = _shifted(xp, x.reshape(x.size // x.shape[-1], x.shape[-1]))
-    _, added = _exponentials(xp, shifted, xp.empty(shifted.shape, x.dtype))
-    return xp.subtract(shifted, xp.log(added), out=shifted).reshape(x.shape)
+    y = xp.empty_like(x)
+    for out, part in _row_blocks(y, x):
+        shifted = _shifted(xp, part, out)
+        added = _exponentials(xp, shifted, xp.empty(shifted.shape, x.dtype))
+        xp.subtract(shifted, xp.log(added), out=out)
+    return y
 
 
 @kernel("cpu", "cross_entropy")
 def cross_entropy(op: CrossEntropy, xp: Any, logits: Array, target: Array) -> Array:
     """The target's terms in one product per row; 0 times a logit of -inf gives NaN, and then the kernel declines."""
-    if not _floats(logits, target):
+    if not _floats(logits, target) or not (logits.flags.c_contiguous and target.flags.c_contiguous):
         return NotImplemented
-    shifted = _shifted(xp, logits)
-    _, added = _exponentials(xp, shifted, xp.empty(shifted.shape, shifted.dtype))
+    y = xp.empty(len(logits), logits.dtype)
     with np.errstate(invalid="ignore"):
-        y = xp.vecdot(shifted, target)
-    log = xp.multiply(xp.log(added, out=added), _row_sums(xp, target), out=added)
-    y = xp.subtract(log[:, 0], y, out=y)
+        for out, part, t in _row_blocks(y[:, None], logits, target):
+            shifted = _shifted(xp, part, xp.empty(part.shape, part.dtype))
+            chosen = xp.vecdot(shifted, t)
+            log = xp.log(_exponentials(xp, shifted, shifted))
+            xp.subtract(xp.multiply(log, _row_sums(xp, t)), chosen[:, None], out=out)
     return NotImplemented if _has_nan(y) else y
 
 
 @kernel("cpu", "cross_entropy_grad")
 def cross_entropy_grad(op: CrossEntropyGrad, xp: Any, gy: Array, logits: Array, target: Array) -> Array:
     """In one array."""
-    if not _floats(gy, logits, target):
+    if not _floats(gy, logits, target) or not (logits.flags.c_contiguous and target.flags.c_contiguous):
         return NotImplemented
-    e, added = _exponentials(xp, _shifted(xp, logits))
-    xp.multiply(e, xp.divide(_row_sums(xp, target), added), out=e)
-    xp.subtract(e, target, out=e)
-    return xp.multiply(e, gy[:, None], out=e)
+    gx = xp.empty_like(logits)
+    for out, g, part, t in _row_blocks(gx, gy[:, None], logits, target):
+        added = _exponentials(xp, _shifted(xp, part, out), out)
+        xp.multiply(out, xp.divide(_row_sums(xp, t), added), out=out)
+        xp.subtract(out, t, out=out)
+        xp.multiply(out, g, out=out)
+    return gx
 
 
-def _shifted(xp: Any, x: Array) -> Array:
+def _row_blocks(*arrays: Array) -> Iterator[list[Array]]:
+    """Trick 5, for arrays with the same number of rows: as x[R K] with the last axis as K, in blocks of rows."""
+    k = max(x.shape[-1] for x in arrays)
+    rows, step = arrays[0].size // arrays[0].shape[-1], max(1, _CACHED // k)
+    flat = [x.reshape(rows, x.shape[-1]) for x in arrays]
+    for start in range(0, rows, step):
+        yield [x[start : start + step] for x in flat]
+
+
+def _shifted(xp: Any, x: Array, out: Array) -> Array:
     """x[R K] minus the largest number of each row, so that no exponential overflows."""
-    return xp.subtract(x, xp.max(x, axis=1, keepdims=True))
+    return xp.subtract(x, xp.max(x, axis=1, keepdims=True), out=out)
 
 
-def _exponentials(xp: Any, x: Array, out: Array | None = None) -> tuple[Array, Array]:
-    """e**x, by default in x's memory, and its sums[R 1] over the rows of x[R K]."""
-    e = xp.exp(x, out=x if out is None else out)
-    return e, _row_sums(xp, e)
+def _exponentials(xp: Any, x: Array, out: Array) -> Array:
+    """Write e**x[R K] to out; its sums[R 1] over the rows."""
+    return _row_sums(xp, xp.exp(x, out=out))
 
 
 def _row_sums(xp: Any, x: Array) -> Array:
-    r, k = x.shape
-    return _middle_sum(xp, x.reshape(r, k, 1))
+    return _middle_sum(xp, x[:, :, None])
 
 
 # Indexing
@@ -246,9 +385,9 @@ def add_at(op: AddAt, xp: Any, x: Array, *index: Array) -> Array:
         place = place * size + xp.where(each < 0, each + size, each)
     if rest > 1:
         place = (place * rest)[..., None] + xp.arange(rest)
-    y = xp.zeros(math.prod(op.shape), x.dtype)
-    xp.add.at(y, place.reshape(-1), x.reshape(-1))
-    return y.reshape(op.shape)
+    y = xp.zeros(op.shape, x.dtype)
+    xp.add.at(y.reshape(-1), place.reshape(-1), x.reshape(-1))
+    return y
 
 
 @kernel("cpu", "one_hot")
