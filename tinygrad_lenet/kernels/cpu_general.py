@@ -10,11 +10,9 @@ microseconds for 524,288 float32 numbers on one core with AVX2 (a multiplication
    branches cannot be predicted. Bits are selected by masks instead, and small powers are products.
 3. `np.maximum` is fast for arrays only (100), not for an array and a number (250).
 4. `np.add.at` is fast on a single axis only (1,000 instead of 7,000), so an index of rows becomes one of elements.
-5. Several passes over a block that stays in the cache, then over the next, instead of each over everything.
 """
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -29,10 +27,9 @@ from ..ops.softmax import CrossEntropy, CrossEntropyGrad, LogSoftmax, Softmax
 from ..ops.standardize import Standardize, StandardizeGrad
 from ..shapes import normalize_axes
 from ..tensor import Number
-from .cpu import _has_nan
+from .cpu import _has_nan, _masked
 
 _STRETCH = 2048  # numbers that a product adds with a small error
-_CACHED = 2**15  # numbers of which a few arrays fit in a second-level cache
 _FEW = 64  # elements up to which the plain op is as fast
 
 
@@ -188,43 +185,13 @@ def _memory_order(strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int,
 
 @kernel("cpu", "extreme_grad")
 def extreme_grad(op: ExtremeGrad, xp: Any, gy: Array, x: Array | Number, other: Array | Number) -> Array:
-    """Tricks 2 and 5: bits of gy selected by a comparison, divided by 2 at ties."""
-    if not _floats(gy) or not isinstance(x, np.ndarray):
+    """Trick 2: bits of gy selected by a comparison, divided by 2 at ties."""
+    if not _floats(gy, x) or gy.shape != x.shape or gy.shape != np.shape(other) != ():
         return NotImplemented
-    gx = xp.empty_like(gy)
-    flat = _flat(gx, gy, x, other)
-    if flat is None:
-        return NotImplemented
-    bits = np.dtype(f"i{gy.itemsize}")
     compare = xp.greater_equal if op.extreme == "maximum" else xp.less_equal
-    for out, g, a, b in _blocks(*flat):
-        mask = xp.negative(compare(a, b).view(np.int8)).astype(bits)  # all ones or all zeros
-        xp.bitwise_and(g.view(bits), mask, out=out.view(bits))
-        xp.divide(out, xp.add(xp.equal(a, b).view(np.int8), 1, dtype=out.dtype), out=out)
+    gx = _masked(gy, compare(x, other))
+    xp.divide(gx, xp.add(xp.equal(x, other).view(np.int8), 1, dtype=gx.dtype), out=gx)
     return NotImplemented if _has_nan(x) else gx  # which no comparison finds
-
-
-def _flat(*operands: Any) -> list[Any] | None:
-    """The arrays as one axis in memory order, numbers as they are; None if the arrays do not all lie alike."""
-    first = operands[0]
-    order, _ = _memory_order(first.strides)
-    found: list[Any] = []
-    for x in operands:
-        if isinstance(x, np.ndarray):
-            if x.shape != first.shape or x.strides != first.strides or x.dtype != first.dtype:
-                return None
-            x = x.transpose(order)
-            if not x.flags.c_contiguous:
-                return None
-            x = x.reshape(-1)
-        found.append(x)
-    return found
-
-
-def _blocks(*operands: Any) -> Iterator[list[Any]]:
-    """Trick 5: equal parts of flat arrays, small enough that what is computed on the way stays in the cache."""
-    for start in range(0, operands[0].size, _CACHED):
-        yield [x[start : start + _CACHED] if isinstance(x, np.ndarray) else x for x in operands]
 
 
 # Standardization
@@ -232,59 +199,54 @@ def _blocks(*operands: Any) -> Iterator[list[Any]]:
 
 @kernel("cpu", "standardize")
 def standardize(op: Standardize, xp: Any, x: Array) -> Array:
-    """Tricks 1 and 5."""
+    """Trick 1, in one array."""
     y = xp.empty_like(x)
-    parts = _parts(op.axis, y, x)
+    parts = _as_middle(op.axis, x, y)
     if parts is None:
         return NotImplemented
-    for out, part in parts:
-        _standardized(xp, part, op.eps, out)
+    m, out = parts
+    scale = _centred(xp, m, op.eps, out)
+    xp.multiply(out, scale, out=out)
     return y
 
 
 @kernel("cpu", "standardize_grad")
 def standardize_grad(op: StandardizeGrad, xp: Any, gy: Array, x: Array) -> Array:
-    """Tricks 1 and 5."""
+    """Trick 1, in one array. With c = x - mean and r = y / c: gx = r (gy - mean(gy) - c r^2 mean(gy c))."""
     gx = xp.empty_like(x)
-    parts = _parts(op.axis, gx, gy, x)
+    parts = _as_middle(op.axis, x, gy, gx)
     if parts is None:
         return NotImplemented
-    for out, g, part in parts:
-        scale = _standardized(xp, part, op.eps, out)
-        count = part.shape[1]
-        along = xp.divide(_middle_sum(xp, g, out), count)[:, None]
-        mean = xp.divide(_middle_sum(xp, g), count)[:, None]
-        xp.multiply(out, along, out=out)
-        xp.subtract(g, out, out=out)
-        xp.subtract(out, mean, out=out)
-        xp.multiply(out, scale, out=out)
+    m, g, out = parts
+    r = _centred(xp, m, op.eps, out)
+    along = _middle_mean(xp, g, out)
+    xp.multiply(along, xp.multiply(r, r), out=along)
+    xp.multiply(out, along, out=out)
+    xp.subtract(g, out, out=out)
+    xp.subtract(out, _middle_mean(xp, g), out=out)
+    xp.multiply(out, r, out=out)
     return gx
 
 
-def _parts(axis: Any, *arrays: Array) -> list[list[Array]] | None:
-    """The arrays as x[A R B], R being the axes to standardize along, in parts along A; None if they do not allow it."""
+def _as_middle(axis: Any, *arrays: Array) -> list[Array] | None:
+    """The arrays as views x[A R B], R being all of ``axis``; None if they do not lie alike in memory, or not so."""
     first = arrays[0]
     if not _floats(*arrays) or any(x.strides != first.strides or x.shape != first.shape for x in arrays):
         return None
     order, blocks, *_ = _sum_plan(first.shape, first.strides, axis, True)
     m = [x.transpose(order) for x in arrays]
-    if len(blocks) != 1 or not m[0].flags.c_contiguous:
-        return None
-    a, r, b = blocks[0]
-    step = max(1, _CACHED // (r * b))
-    m = [x.reshape(a, r, b) for x in m]
-    return [[x[start : start + step] for x in m] for start in range(0, a, step)]
+    return [x.reshape(blocks[0]) for x in m] if len(blocks) == 1 and m[0].flags.c_contiguous else None
 
 
-def _standardized(xp: Any, x: Array, eps: float, out: Array) -> Array:
-    """x[A R B] standardized along R into out; returns the factors[A 1 B] by which the distances from the mean grew."""
-    mean = xp.divide(_middle_sum(xp, x), x.shape[1])[:, None]
-    xp.subtract(x, mean, out=out)
-    scale = xp.divide(_middle_sum(xp, out, out), x.shape[1])[:, None]
-    xp.add(scale, eps, out=scale)
-    xp.divide(1, xp.sqrt(scale, out=scale), out=scale)
-    xp.multiply(out, scale, out=out)
-    return scale
+def _centred(xp: Any, x: Array, eps: float, out: Array) -> Array:
+    """Write x[A R B] minus its mean over R to ``out``; 1 / sqrt(variance + eps)[A 1 B]."""
+    xp.subtract(x, _middle_mean(xp, x), out=out)
+    r = xp.add(_middle_mean(xp, out, out), eps)
+    return xp.divide(1, xp.sqrt(r, out=r), out=r)
+
+
+def _middle_mean(xp: Any, x: Array, factor: Array | None = None) -> Array:
+    return xp.divide(_middle_sum(xp, x, factor), x.shape[1])[:, None]
 
 
 # Softmax and losses
@@ -292,13 +254,13 @@ def _standardized(xp: Any, x: Array, eps: float, out: Array) -> Array:
 
 @kernel("cpu", "softmax")
 def softmax(op: Softmax, xp: Any, x: Array) -> Array:
-    """Tricks 1 and 5, in one array."""
+    """Trick 1, in one array."""
     if not _floats(x) or op.axis not in (-1, x.ndim - 1) or not x.flags.c_contiguous:
         return NotImplemented
     y = xp.empty_like(x)
-    for out, part in _row_blocks(y, x):
-        added = _exponentials(xp, _shifted(xp, part, out), out)
-        xp.multiply(out, xp.divide(1, added), out=out)
+    rows = y.reshape(-1, x.shape[-1])
+    added = _exponentials(xp, _shifted(xp, x.reshape(rows.shape), rows), rows)
+    xp.multiply(rows, xp.divide(1, added), out=rows)
     return y
 
 
@@ -308,49 +270,38 @@ def log_softmax(op: LogSoftmax, xp: Any, x: Array) -> Array:
     if not _floats(x) or op.axis not in (-1, x.ndim - 1) or not x.flags.c_contiguous:
         return NotImplemented
     y = xp.empty_like(x)
-    for out, part in _row_blocks(y, x):
-        shifted = _shifted(xp, part, out)
-        added = _exponentials(xp, shifted, xp.empty(shifted.shape, x.dtype))
-        xp.subtract(shifted, xp.log(added), out=out)
+    rows = y.reshape(-1, x.shape[-1])
+    _shifted(xp, x.reshape(rows.shape), rows)
+    added = _exponentials(xp, rows, xp.empty(rows.shape, x.dtype))
+    xp.subtract(rows, xp.log(added), out=rows)
     return y
 
 
 @kernel("cpu", "cross_entropy")
 def cross_entropy(op: CrossEntropy, xp: Any, logits: Array, target: Array) -> Array:
     """The target's terms in one product per row; 0 times a logit of -inf gives NaN, and then the kernel declines."""
-    if not _floats(logits, target) or not (logits.flags.c_contiguous and target.flags.c_contiguous):
+    if not _floats(logits, target):
         return NotImplemented
-    y = xp.empty(len(logits), logits.dtype)
+    shifted = _shifted(xp, logits, xp.empty(logits.shape, logits.dtype))
     with np.errstate(invalid="ignore"):
-        for out, part, t in _row_blocks(y[:, None], logits, target):
-            shifted = _shifted(xp, part, xp.empty(part.shape, part.dtype))
-            chosen = xp.vecdot(shifted, t)
-            log = xp.log(_exponentials(xp, shifted, shifted))
-            xp.subtract(xp.multiply(log, _row_sums(xp, t)), chosen[:, None], out=out)
+        chosen = xp.vecdot(shifted, target)
+    log = xp.log(_exponentials(xp, shifted, shifted))
+    xp.multiply(log, _row_sums(xp, target), out=log)
+    y = xp.subtract(log[:, 0], chosen)
     return NotImplemented if _has_nan(y) else y
 
 
 @kernel("cpu", "cross_entropy_grad")
 def cross_entropy_grad(op: CrossEntropyGrad, xp: Any, gy: Array, logits: Array, target: Array) -> Array:
     """In one array."""
-    if not _floats(gy, logits, target) or not (logits.flags.c_contiguous and target.flags.c_contiguous):
+    if not _floats(gy, logits, target):
         return NotImplemented
-    gx = xp.empty_like(logits)
-    for out, g, part, t in _row_blocks(gx, gy[:, None], logits, target):
-        added = _exponentials(xp, _shifted(xp, part, out), out)
-        xp.multiply(out, xp.divide(_row_sums(xp, t), added), out=out)
-        xp.subtract(out, t, out=out)
-        xp.multiply(out, g, out=out)
+    gx = xp.empty(logits.shape, logits.dtype)
+    added = _exponentials(xp, _shifted(xp, logits, gx), gx)
+    xp.multiply(gx, xp.divide(_row_sums(xp, target), added), out=gx)
+    xp.subtract(gx, target, out=gx)
+    xp.multiply(gx, gy[:, None], out=gx)
     return gx
-
-
-def _row_blocks(*arrays: Array) -> Iterator[list[Array]]:
-    """Trick 5, for arrays with the same number of rows: as x[R K] with the last axis as K, in blocks of rows."""
-    k = max(x.shape[-1] for x in arrays)
-    rows, step = arrays[0].size // arrays[0].shape[-1], max(1, _CACHED // k)
-    flat = [x.reshape(rows, x.shape[-1]) for x in arrays]
-    for start in range(0, rows, step):
-        yield [x[start : start + step] for x in flat]
 
 
 def _shifted(xp: Any, x: Array, out: Array) -> Array:
@@ -359,7 +310,7 @@ def _shifted(xp: Any, x: Array, out: Array) -> Array:
 
 
 def _exponentials(xp: Any, x: Array, out: Array) -> Array:
-    """Write e**x[R K] to out; its sums[R 1] over the rows."""
+    """Write e**x[R K] to ``out``; its sums[R 1] over the rows."""
     return _row_sums(xp, xp.exp(x, out=out))
 
 
