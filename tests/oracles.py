@@ -313,16 +313,17 @@ def standardize(x: Array, *, axis: Any, eps: float) -> Array:
 
 
 def standardize_grad(gy: Array, x: Array, *, axis: Any, eps: float) -> Array:
-    """The rows of the Jacobian one by one, from small steps; the function is smooth, so these give ten digits."""
-    gx, step = np.zeros(x.shape), 1e-4
+    """One element of x after the other takes small steps; the function is smooth, so these give ten digits."""
+
+    def moved(index: tuple[int, ...], by: float) -> Array:
+        near = x.copy()
+        near[index] += by
+        return standardize(near, axis=axis, eps=eps)
+
+    gx, h = np.zeros(x.shape), 1e-3
     for index in np.ndindex(x.shape):
-        moved = np.zeros(x.shape)
-        moved[index] = step
-        near, far = (
-            (standardize(x + k * moved, axis=axis, eps=eps) - standardize(x - k * moved, axis=axis, eps=eps)) / (2 * k * step)
-            for k in (1, 2)
-        )
-        gx[index] = (gy * (4 * near - far) / 3).sum()
+        slope = 8 * (moved(index, h) - moved(index, -h)) - (moved(index, 2 * h) - moved(index, -2 * h))
+        gx[index] = (gy * slope).sum() / (12 * h)
     return gx
 
 
@@ -343,7 +344,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "tanh_grad": _each(lambda gy, y, amplitude, slope: gy * amplitude * slope * (1 - (y / amplitude) ** 2)),
     "sigmoid_grad": _each(lambda gy, y: gy * y * (1 - y)),
     "extreme_grad": _each(
-        lambda gy, x, other, extreme: gy * ((x > other) if extreme == "maximum" else (x < other)) + gy * (x == other) / 2
+        lambda gy, x, other, extreme: gy * ((x > other if extreme == "maximum" else x < other) + 0.5 * (x == other))
     ),
     "standardize": standardize,
     "standardize_grad": standardize_grad,

@@ -18,18 +18,19 @@ from tinygrad_lenet import Tensor
 from tinygrad_lenet import functional as F
 
 RNG = np.random.default_rng(0)
+
+
 class Row(NamedTuple):
     """An op of a program: ``run(F, *inputs)`` computes it with the functions of either framework.
 
-    Inputs that are arrays of floats require a gradient; images have four axes. ``weights`` says how many of the last
-    inputs are a layer's own, which are never batch-last.
+    Inputs that are arrays require a gradient, those that are tensors do not.
     """
 
     op: str
     program: str
     run: Callable[..., Any]
     inputs: tuple[Any, ...]
-    images: int = 0  # how many inputs are images between layers
+    images: int = 0  # how many of the inputs are images between layers
 
 
 def numbers(*shape: int) -> Any:
@@ -46,6 +47,9 @@ def labels(classes: int, *shape: int) -> Any:
 
 def layer(f: int, c: int, k: int) -> tuple[Any, Any]:
     return numbers(f, c, k, k) / np.float32(math.sqrt(c * k * k)), numbers(f)
+
+
+# What programs compose of several ops. F stands for the functions of either framework.
 
 
 def gelu(F: Any, x: Any) -> Any:
@@ -91,8 +95,10 @@ def rows() -> list[Row]:
         Row("mean", "MLP, text", lambda F, x: F.mean(x, 1), (tokens,)),
         Row("max over an axis", "text CNN", lambda F, x: F.amax(x, 1), (tokens,)),
         Row("layer norm", "GPT", lambda F, *x: F.layer_norm(*x), (tokens, positive(128), numbers(128))),
-        Row("batch norm", "ResNet-20", lambda F, *x: F.batch_norm(*x), (numbers(32, 32, 16, 16), positive(32), numbers(32)), 1),
-        Row("batch norm, rows", "makemore MLP", lambda F, *x: F.batch_norm(*x), (numbers(512, 200), positive(200), numbers(200))),
+        Row("batch norm", "ResNet-20", lambda F, *x: F.batch_norm(*x),
+            (numbers(32, 32, 16, 16), positive(32), numbers(32)), 1),
+        Row("batch norm, rows", "makemore MLP", lambda F, *x: F.batch_norm(*x),
+            (numbers(512, 200), positive(200), numbers(200))),
         Row("embedding", "GPT", lambda F, w, i: w[i], (numbers(65, 128), Tensor(labels(65, 32, 64)))),
         Row("embedding, many words", "LSTM, text", lambda F, w, i: w[i],
             (numbers(10_000, 200), Tensor(labels(10_000, 20, 35)))),
@@ -180,30 +186,31 @@ def batch_last(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(1, 2, 3, 0)).transpose(3, 0, 1, 2)
 
 
-def ours(row: Row, functions: Any) -> Callable[[], list[np.ndarray]]:
+Step = Callable[[], list[Any]]  # a forward and backward pass; returns the output and the gradients
+
+
+def ours(row: Row) -> Step:
     inputs = []
     for i, x in enumerate(row.inputs):
         data = x.data if isinstance(x, Tensor) else x
-        if row.images and data.ndim == 4 and i < row.images:
-            data = batch_last(data)
-        inputs.append(Tensor(data, requires_grad=not isinstance(x, Tensor)))
-    return work(row, functions, inputs, lambda gy: Tensor(batch_last(gy) if row.images and gy.ndim == 4 else gy))
+        inputs.append(Tensor(batch_last(data) if i < row.images else data, requires_grad=not isinstance(x, Tensor)))
+    return prepared(row, our_functions(), inputs, lambda gy: Tensor(batch_last(gy) if row.images else gy))
 
 
-def peers(row: Row, functions: Any) -> Callable[[], list[np.ndarray]]:
+def peers(row: Row) -> Step:
     import torch
 
     inputs = []
     for x in row.inputs:
         data = x.data if isinstance(x, Tensor) else x
         inputs.append(torch.from_numpy(np.array(data)).requires_grad_(not isinstance(x, Tensor)))
-    return work(row, functions, inputs, torch.from_numpy)
+    return prepared(row, torch_functions(), inputs, torch.from_numpy)
 
 
-def work(row: Row, functions: Any, inputs: list[Any], given: Callable[[np.ndarray], Any]) -> Callable[[], Any]:
+def prepared(row: Row, functions: Any, inputs: list[Any], tensor: Callable[[np.ndarray], Any]) -> Step:
     leaves = [x for x in inputs if x.requires_grad]
-    y = row.run(functions, *inputs)
-    gy = given(np.random.default_rng(1).standard_normal(y.shape).astype(np.float32))
+    shape = tuple(row.run(functions, *inputs).shape)
+    gy = tensor(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
 
     def step() -> list[Any]:
         for x in leaves:
@@ -217,7 +224,7 @@ def work(row: Row, functions: Any, inputs: list[Any], given: Callable[[np.ndarra
 
 def compare(row: Row, span: float) -> tuple[float, float]:
     """Median seconds of the row in both frameworks, turn about for ``span`` seconds; AssertionError if they differ."""
-    steps = ours(row, our_functions()), peers(row, torch_functions())
+    steps = ours(row), peers(row)
     for mine, theirs in zip(*(step() for step in steps), strict=True):
         a, b = mine.numpy(), theirs.detach().numpy()
         scale = float(np.abs(b[np.isfinite(b)]).max(initial=0))
@@ -232,14 +239,18 @@ def compare(row: Row, span: float) -> tuple[float, float]:
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def print_table(span: float, only: str = "") -> None:
+def print_table(only: str, span: float) -> None:
+    """The rows that have ``only`` in their op or program, each timed for ``span`` seconds, and what they amount to."""
     print("| op | program | ours, us | PyTorch, us | ratio |")
     print("|---|---|---:|---:|---:|")
     ratios = []
     for row in rows():
-        if only in row.op:
+        if only in f"{row.op}, {row.program}":
             mine, theirs = compare(row, span)
             ratios.append(mine / theirs)
-            print(f"| {row.op} | {row.program} | {mine * 1e6:.0f} | {theirs * 1e6:.0f} | {mine / theirs:.2f} |", flush=True)
-    print(f"geometric mean of {len(ratios)}: {math.exp(statistics.fmean(map(math.log, ratios))):.2f}; "
-          f"{sum(r > 1.5 for r in ratios)} above 1.5")
+            times = f"{mine * 1e6:.0f} | {theirs * 1e6:.0f}"
+            print(f"| {row.op} | {row.program} | {times} | {mine / theirs:.2f} |", flush=True)
+    if ratios:
+        mean = math.exp(statistics.fmean(map(math.log, ratios)))
+        slow = sum(ratio > 1.5 for ratio in ratios)
+        print(f"\ngeometric mean of {len(ratios)} ratios: {mean:.2f}; above 1.5: {slow}")

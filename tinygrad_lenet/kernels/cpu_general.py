@@ -186,9 +186,9 @@ def _memory_order(strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int,
 
 
 @kernel("cpu", "extreme_grad")
-def extreme_grad(op: ExtremeGrad, xp: Any, gy: Array, x: Array | Number, other: Array | Number) -> Array:
+def extreme_grad(op: ExtremeGrad, xp: Any, gy: Array, x: Any, other: Any) -> Array:
     """Trick 2: bits of gy selected by a comparison, divided by 2 at ties."""
-    if not _floats(gy, x) or gy.shape != x.shape or gy.shape != np.shape(other) != ():
+    if not _floats(gy, x) or gy.shape != x.shape or getattr(other, "shape", ()) not in ((), gy.shape):
         return NotImplemented
     compare = xp.greater_equal if op.extreme == "maximum" else xp.less_equal
     gx = _masked(gy, compare(x, other))

@@ -2,4 +2,15 @@
 
 from . import conv, elementwise, indexing, layout, lenet_1998, linalg, pool, reduction, softmax, standardize
 
-__all__ = ["conv", "elementwise", "indexing", "layout", "lenet_1998", "linalg", "pool", "reduction", "softmax"]
+__all__ = [
+    "conv",
+    "elementwise",
+    "indexing",
+    "layout",
+    "lenet_1998",
+    "linalg",
+    "pool",
+    "reduction",
+    "softmax",
+    "standardize",
+]
