@@ -33,6 +33,7 @@ from .cpu import _has_nan, _masked
 
 _STRETCH = 2048  # numbers that a product adds with a small error
 _FEW = 64  # elements up to which the plain op is as fast
+_SMALL = 4096  # the same for ops of many calls
 
 
 def _floats(*arrays: Any) -> bool:
@@ -55,21 +56,27 @@ def sum_(op: Sum, xp: Any, x: Array) -> Array:
 @kernel("cpu", "mean")
 def mean(op: Mean, xp: Any, x: Array) -> Array:
     """As above."""
+    if x.size <= _FEW:
+        return NotImplemented
     y = _sum(xp, x, op.axis, op.keepdims)
-    return y if y is NotImplemented else xp.divide(y, x.size // y.size)
+    return y if y is NotImplemented else xp.divide(y, x.size // y.size, out=y)
 
 
 def _sum(xp: Any, x: Array, axis: int | tuple[int, ...] | None, keepdims: bool) -> Array:
-    if x.dtype.char not in "fd" or x.size <= _FEW:
+    if x.size <= _FEW or x.dtype.char not in "fd":
         return NotImplemented
     order, blocks, kept, back, shape = _sum_plan(x.shape, x.strides, axis, keepdims)
-    y = x.transpose(order)
-    if not y.flags.c_contiguous:
+    m = x.transpose(order)
+    if not m.flags.c_contiguous:
         return NotImplemented
-    y = y if blocks else xp.array(y)  # nothing to add
-    for block in blocks:
-        y = _middle_sum(xp, y.reshape(block))
-    return y.reshape(kept).transpose(back).reshape(shape)
+    if not blocks:  # nothing to add
+        return xp.array(x.reshape(shape))
+    for block in blocks[:-1]:
+        m = _middle_sum(xp, m.reshape(block))
+    before, _, after = blocks[-1]
+    y = xp.empty(shape if back is None else kept, x.dtype)
+    _middle_sum(xp, m.reshape(blocks[-1]), out=y.reshape(before, after))
+    return y if back is None else y.transpose(back).reshape(shape)
 
 
 @lru_cache(maxsize=1024)
@@ -77,7 +84,7 @@ def _sum_plan(shape: tuple[int, ...], strides: tuple[int, ...], axis: Any, keepd
     """How to sum an array that lies in memory like this.
 
     The order of its axes in memory; the blocks (before, count, after) whose middle axis is summed, innermost first; the
-    shape of the sum in that order; the order that leads back; and the shape of the result.
+    shape of the sum in that order; the order that leads back, None if it is the same; and the shape of the result.
     """
     axes = normalize_axes("sum", axis, len(shape))
     order = sorted(range(len(shape)), key=lambda a: -abs(strides[a]))
@@ -95,37 +102,40 @@ def _sum_plan(shape: tuple[int, ...], strides: tuple[int, ...], axis: Any, keepd
     if count > 1:
         blocks.append((1, count, after))
     rest = [a for a in order if a not in axes]
-    back = [rest.index(a) for a in sorted(rest)]
+    back = None if rest == sorted(rest) else [rest.index(a) for a in sorted(rest)]
     result = tuple(1 if a in axes else shape[a] for a in range(len(shape)) if keepdims or a not in axes)
     return order, blocks, [shape[a] for a in rest], back, result
 
 
-def _middle_sum(xp: Any, x: Array, factor: Array | None = None) -> Array:
+def _middle_sum(xp: Any, x: Array, factor: Array | None = None, out: Array | None = None) -> Array:
     """The sum of x[A R B], or of x times a factor of its shape, over R: y[A B]."""
     a, r, b = x.shape
     if factor is not None and b > 1:
         x, factor = xp.multiply(x, factor), None
     if r <= _STRETCH:
-        return _short_sum(xp, x, factor)
+        return _short_sum(xp, x, factor, out)
     whole = r - r % _STRETCH
-    stretches = (a * (whole // _STRETCH), _STRETCH, b)
+    stretches = (a, whole // _STRETCH, _STRETCH, b)
     parts = _short_sum(
         xp, x[:, :whole].reshape(stretches), None if factor is None else factor[:, :whole].reshape(stretches)
-    )
-    parts = parts.reshape(a, whole // _STRETCH, b).transpose(0, 2, 1)
-    y = xp.add.reduce(xp.ascontiguousarray(parts), axis=2)  # pairwise
-    if whole == r:
-        return y
-    return xp.add(y, _short_sum(xp, x[:, whole:], None if factor is None else factor[:, whole:]))
+    )  # (A, R/S, B)
+    y = xp.add.reduce(xp.ascontiguousarray(parts.transpose(0, 2, 1)), axis=2, out=out)  # pairwise
+    if whole < r:
+        xp.add(y, _short_sum(xp, x[:, whole:], None if factor is None else factor[:, whole:]), out=y)
+    return y
 
 
-def _short_sum(xp: Any, x: Array, factor: Array | None) -> Array:
-    a, r, b = x.shape
+def _short_sum(xp: Any, x: Array, factor: Array | None, out: Array | None = None) -> Array:
+    """The sum of x[... R B], or of x times a factor, over R in one product: y[... B]."""
+    *leading, r, b = x.shape
+    out = xp.empty((*leading, b), x.dtype) if out is None else out
     if factor is not None:
-        return xp.vecdot(x[:, :, 0], factor[:, :, 0]).reshape(a, 1)
-    if b == 1:
-        return xp.matmul(x[:, :, 0], xp.ones(r, x.dtype)).reshape(a, 1)
-    return xp.matmul(xp.ones((1, r), x.dtype), x).reshape(a, b)
+        xp.vecdot(x[..., 0], factor[..., 0], out=out[..., 0])
+    elif b == 1:
+        xp.matmul(x[..., 0], xp.ones(r, x.dtype), out=out[..., 0])
+    else:
+        xp.matmul(xp.ones((1, r), x.dtype), x, out=out[..., None, :])
+    return out
 
 
 # Elementwise
@@ -289,7 +299,7 @@ def log_softmax(op: LogSoftmax, xp: Any, x: Array) -> Array:
 @kernel("cpu", "cross_entropy")
 def cross_entropy(op: CrossEntropy, xp: Any, logits: Array, target: Array) -> Array:
     """The target's terms in one product per row; 0 times a logit of -inf gives NaN, and then the kernel declines."""
-    if not _floats(logits, target):
+    if logits.size <= _SMALL or not _floats(logits, target):
         return NotImplemented
     shifted = _shifted(xp, logits, xp.empty(logits.shape, logits.dtype))
     with np.errstate(invalid="ignore"):
@@ -303,7 +313,7 @@ def cross_entropy(op: CrossEntropy, xp: Any, logits: Array, target: Array) -> Ar
 @kernel("cpu", "cross_entropy_grad")
 def cross_entropy_grad(op: CrossEntropyGrad, xp: Any, gy: Array, logits: Array, target: Array) -> Array:
     """Tricks 1 and 5, in one array."""
-    if not _floats(gy, logits, target) or logits.shape[1] == 1:  # one class: exactly 0
+    if logits.size <= _SMALL or not _floats(gy, logits, target) or logits.shape[1] == 1:  # one class: exactly 0
         return NotImplemented
     gx = xp.empty(logits.shape, logits.dtype)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -354,6 +364,8 @@ def add_at(op: AddAt, xp: Any, x: Array, *index: Array) -> Array:
 @kernel("cpu", "one_hot")
 def one_hot(op: OneHot, xp: Any, labels: Array) -> Array:
     """Write the ones into an array of zeros: 65 instead of 450 for 512 labels of 1,000 classes."""
+    if labels.size * op.classes <= _SMALL:
+        return NotImplemented
     inside = (labels >= 0) & (labels < op.classes)
     y = xp.zeros((len(labels), op.classes), op.dtype)
     y[xp.arange(len(labels)), xp.where(inside, labels, 0)] = inside
