@@ -298,7 +298,7 @@ def draw_where(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     x = draw.values(*shape)
     if x.size and draw.pick(True, False):
         x.flat[0] = draw.pick(np.nan, np.inf, -0.0)
-    other = draw.pick(0.0, 0.0, 1.0, x[:1] * 2)
+    other = draw.pick(0.0, 0.0, 1.0, x[:1] * 2, 2 * x, draw.values(*shape))
     return {}, [draw.values(*shape) > 0, *draw.pick([x, other], [other, x])]
 
 

@@ -41,6 +41,7 @@ from ..tensor import Number
 _SMALL_PRODUCT = 1_000_000  # multiplications up to which OpenBLAS does not pack (its AVX-512 kernels)
 _CACHED = 140_000  # float32 numbers of a column block that fit in a second-level cache of 1 MB
 _FEW = 400_000  # multiplications up to which one product per kernel row beats one per output row
+_NO_GAIN = 4096  # elements up to which np.where is as fast as selecting bits of two arrays
 _NARROWEST = 64  # columns below which a block is not worth a call
 
 
@@ -367,12 +368,28 @@ def max_pool2d_grad(op: MaxPool2dGrad, xp: Any, x: Array, gy: Array) -> Array:
 
 
 @kernel("cpu", "where")
-def where(op: Where, xp: Any, condition: Array, a: Array | Number, b: Array | Number) -> Array:
-    """One branch is an array, the other 0, as in ReLU's gradient: 84 us instead of 1,200 for C1's maps of 64 images."""
-    x, other, taken = (a, b, condition) if isinstance(a, np.ndarray) else (b, a, ~condition)
-    if not isinstance(x, np.ndarray) or type(other) is not float or other or x.dtype.char not in "fd" or not x.ndim:
+def where(op: Where, xp: Any, condition: Array, a: Any, b: Any) -> Array:
+    """Bits by a mask, if both branches are arrays or one is 0, as in ReLU's gradient.
+
+    For C1's maps of 64 images: 84 us instead of 1,200 with a 0, 330 with two arrays.
+    """
+    arrays = [x for x in (a, b) if isinstance(x, np.ndarray)]
+    if not arrays or not condition.ndim or any(x.shape != condition.shape for x in arrays):
         return NotImplemented
-    return _masked(x, taken) if x.shape == condition.shape else NotImplemented
+    x = arrays[0]
+    if x.dtype.char not in "fd":
+        return NotImplemented
+    if len(arrays) == 1:
+        other = a if x is b else b
+        if type(other) is not float or other:
+            return NotImplemented
+        return _masked(x, condition if x is a else ~condition)
+    if x.size <= _NO_GAIN or a.dtype != b.dtype or a.strides != b.strides:
+        return NotImplemented
+    bits = np.dtype(f"i{x.itemsize}")
+    differing = xp.bitwise_xor(a.view(bits), b.view(bits))
+    xp.bitwise_and(differing, xp.negative(condition.view(np.int8)), out=differing)
+    return xp.bitwise_xor(differing, b.view(bits), out=differing).view(x.dtype)
 
 
 def _masked(x: np.ndarray, condition: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -381,7 +398,7 @@ def _masked(x: np.ndarray, condition: np.ndarray, out: np.ndarray | None = None)
     np.where branches on every element, and multiplying x by the condition would turn inf times 0 into NaN.
     """
     bits = np.dtype(f"i{x.itemsize}")
-    mask = np.negative(condition.view(np.int8)).astype(bits)  # all ones or all zeros
+    mask = np.negative(condition.view(np.int8))  # all ones or all zeros, which NumPy widens on the way
     out = np.empty_like(x) if out is None else out
     np.bitwise_and(x.view(bits), mask, out=out.view(bits))
     return out
