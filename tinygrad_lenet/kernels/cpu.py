@@ -36,7 +36,6 @@ from ..ops.lenet_1998 import Subsample2d, Subsample2dTranspose, Subsample2dWeigh
 from ..ops.linalg import MatMul
 from ..ops.pool import AvgPool2dGrad, MaxPool2dGrad
 from ..ops.windows import empty_images, pad_images, window_pixels
-from ..tensor import Number
 
 _SMALL_PRODUCT = 1_000_000  # multiplications up to which OpenBLAS does not pack (its AVX-512 kernels)
 _CACHED = 140_000  # float32 numbers of a column block that fit in a second-level cache of 1 MB
