@@ -8,15 +8,16 @@ parameters' arrays are only ever written in place, so memory that others share w
 import copy
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, Backend, backend_of, is_writable, transfer
+from .backend import Array, Backend, backend_of, is_writable, memory_of, transfer
 from .curvature import curvature
-from .graph import note_write
+from .graph import note_write, repeated
 from .nn.state import copy_values, fitting_values, write
 from .shapes import integer, number
 from .tensor import Tensor, wrap
@@ -37,8 +38,8 @@ class _Group:
     params: list[Tensor]
     arrays: list[Array]  # their data
     offsets: list[int]  # parameter k lies at offsets[k] : offsets[k + 1] of each vector
-    gradient: Array
-    scratch: Array
+    gradient: Array  # the gathered gradients
+    change: Array  # what is subtracted from the parameters
     state: dict[str, Array]
 
     def views(self, vector: Array) -> list[Array]:
@@ -49,8 +50,24 @@ class _Group:
         ]
 
     def __post_init__(self) -> None:
-        self.gradients, self.scratches = self.views(self.gradient), self.views(self.scratch)
+        self.gradients, self.changes = self.views(self.gradient), self.views(self.change)
         self.shapes = [array.shape for array in self.arrays]
+        self.found: list[Array] = []  # gradients that lie in memory as in a vector, and that vector
+        self.vector: Array | None = None
+
+    def together(self, arrays: list[Array | None]) -> Array:
+        """The gradients as one vector: copied or, if they already lie like that in memory, as they are."""
+        if len(arrays) == len(self.found) and all(map(operator.is_, arrays, self.found)):
+            assert self.vector is not None
+            return self.vector
+        self.found, self.vector = [], None
+        if (vector := _in_line(arrays, self.gradient)) is not None:
+            self.found, self.vector = arrays, vector
+            return vector
+        for target, array in zip(self.gradients, arrays, strict=True):
+            if array is not None:
+                target[...] = array
+        return self.gradient
 
 
 class Optimizer:
@@ -87,6 +104,7 @@ class Optimizer:
         for p in self.params:
             p.grad = None
 
+    @repeated
     def step(self) -> None:
         """Update each parameter that has a gradient, in place; ValueError if a gradient does not fit its parameter."""
         self._follow()
@@ -94,10 +112,10 @@ class Optimizer:
         for group in self._groups:  # all is checked before any update
             with group.backend.current(group.gradient):
                 runs.append(self._gather(group))
-        for group, found in zip(self._groups, runs, strict=True):
+        for group, (gradient, found) in zip(self._groups, runs, strict=True):
             with group.backend.current(group.gradient):
                 for first, last in found:
-                    self._update_run(group, first, last)
+                    self._update_run(group, gradient, first, last)
                     note_write(*group.arrays[first:last])
 
     def _follow(self) -> None:
@@ -106,10 +124,10 @@ class Optimizer:
         if any(p.data is not array for p, array in pairs):
             self._lay_out()
 
-    def _update_run(self, group: _Group, first: int, last: int) -> None:
+    def _update_run(self, group: _Group, vector: Array, first: int, last: int) -> None:
         """Update parameters first..last-1 of a group, which have all been updated equally often."""
         arrays, part = group.arrays[first:last], slice(group.offsets[first], group.offsets[last])
-        gradient, scratch = group.gradient[part], group.scratch[part]
+        gradient, change = vector[part], group.change[part]
         for member in group.members[first:last]:
             self._steps[member] += 1
         if self.weight_decay:
@@ -117,31 +135,35 @@ class Optimizer:
                 for array in arrays:
                     array *= 1 - self.lr * self.weight_decay
             else:
-                for array, product in zip(arrays, group.scratches[first:last], strict=True):
+                for array, product in zip(arrays, group.changes[first:last], strict=True):
                     group.backend.xp.multiply(array, self.weight_decay, out=product)
-                gradient += scratch
+                change += gradient
+                gradient = group.backend.xp.array(change)
         step = self._steps[group.members[first]]
-        self._update(group.backend.xp, step, gradient, scratch, *(vector[part] for vector in group.state.values()))
-        for array, change in zip(arrays, group.gradients[first:last], strict=True):
-            array -= change
+        state = [each[part] for each in group.state.values()]
+        self._update(group.backend.xp, step, gradient, change, *state)
+        for array, difference in zip(arrays, group.changes[first:last], strict=True):
+            array -= difference
 
-    def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
-        """Replace the gradient by the amount to subtract from the parameters, and update the state."""
+    def _update(self, xp: Any, step: int, gradient: Array, change: Array, *state: Array) -> None:
+        """Write the amount to subtract from the parameters into ``change``, and update the state."""
         raise TypeError(f"{type(self).__name__} does not define _update")
 
-    def _gather(self, group: _Group) -> list[tuple[int, int]]:
-        """Copy the group's gradients into its vector; return the longest runs of parameters to update as one."""
+    def _gather(self, group: _Group) -> tuple[Array, list[tuple[int, int]]]:
+        """The group's gradients as one vector, and the longest runs of parameters to update as one."""
         runs: list[tuple[int, int]] = []
         first, step = 0, -1  # of the current run; step is -1 while there is none
-        table = zip(group.members, group.params, group.gradients, group.shapes, strict=True)
-        for k, (member, p, target, shape) in enumerate(table):
+        arrays: list[Array | None] = []
+        for k, (member, p, shape) in enumerate(zip(group.members, group.params, group.shapes, strict=True)):
             grad = p.grad
             if grad is None:
                 if step >= 0:
                     runs.append((first, k))
                     step = -1
+                arrays.append(None)
                 continue
             array = grad.data
+            arrays.append(array)
             if array.shape != shape:
                 raise ValueError(
                     f"{type(self).__name__}: the gradient of parameter {member} has shape {array.shape}; "
@@ -153,10 +175,9 @@ class Optimizer:
                 if step >= 0:
                     runs.append((first, k))
                 first, step = k, self._steps[member]
-            target[...] = array
         if step >= 0:
             runs.append((first, len(group.members)))
-        return runs
+        return group.together(arrays), runs
 
     def _lay_out(self) -> None:
         """Make the flat vectors on the devices where the parameters are now, and move the state there."""
@@ -181,9 +202,9 @@ class Optimizer:
             backend = backend_of(arrays[0])
             with backend.current(arrays[0]):
                 wide = np.dtype(np.float32) if dtype == np.float16 else dtype
-                gradient, *state, scratch = _vectors(backend.xp, 2 + len(self._state), offsets[-1], wide)
+                gradient, *state, change = _vectors(backend.xp, 2 + len(self._state), offsets[-1], wide)
             named = dict(zip(self._state, state, strict=True))
-            self._groups.append(_Group(backend, members, params, arrays, offsets, gradient, scratch, named))
+            self._groups.append(_Group(backend, members, params, arrays, offsets, gradient, change, named))
         for name, array in self._tensors().items():
             if name in remembered:
                 write(array, transfer(remembered[name], backend_of(array).device_of(array)))
@@ -267,17 +288,18 @@ class SGD(Optimizer):
             self._state = ("velocity",)
         super().__init__(params, lr, weight_decay)
 
-    def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
-        for velocity in state:  # one with momentum, none without
+    def _update(self, xp: Any, step: int, gradient: Array, change: Array, *state: Array) -> None:
+        if not state:
+            xp.multiply(gradient, self.lr, out=change)
+        for velocity in state:
             velocity *= self.momentum
             velocity += gradient
             if self.nesterov:
-                xp.multiply(velocity, self.momentum, out=scratch)
-                gradient += scratch
+                xp.multiply(velocity, self.momentum, out=change)
+                change += gradient
+                change *= self.lr
             else:
-                xp.multiply(velocity, self.lr, out=gradient)
-        if self.nesterov or not state:
-            gradient *= self.lr
+                xp.multiply(velocity, self.lr, out=change)
 
 
 class Adam(Optimizer):
@@ -311,21 +333,21 @@ class Adam(Optimizer):
         self.eps: float = number(name, "eps", eps, "[0, inf)")
         super().__init__(params, lr, weight_decay)
 
-    def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
+    def _update(self, xp: Any, step: int, gradient: Array, change: Array, *state: Array) -> None:
         m, v = state
         b1, b2 = self.betas
         m *= b1
         m += gradient
-        gradient *= gradient
+        xp.multiply(gradient, gradient, out=change)
         v *= b2
-        v += gradient
+        v += change
         # Sums instead of the usual running means, and all constants combined into two, save 4 of 13 passes.
         weight_m, weight_v = (1 - b1**step) / (1 - b1), (1 - b2**step) / (1 - b2)
         root = math.sqrt(weight_v)
-        xp.sqrt(v, out=gradient)
-        gradient += self.eps * root
-        xp.divide(m, gradient, out=gradient)
-        gradient *= self.lr * root / weight_m
+        xp.sqrt(v, out=change)
+        change += self.eps * root
+        xp.divide(m, change, out=change)
+        change *= self.lr * root / weight_m
 
 
 class AdamW(Adam):
@@ -407,10 +429,10 @@ class StochasticDiagonalLM(Optimizer):
         tensors = self._tensors()
         return [(self.lr * wrap(tensors[f"{member}.inverse"])).data for member in range(len(self.params))]
 
-    def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
+    def _update(self, xp: Any, step: int, gradient: Array, change: Array, *state: Array) -> None:
         (inverse,) = state
-        gradient *= inverse
-        gradient *= self.lr
+        xp.multiply(gradient, inverse, out=change)
+        change *= self.lr
 
 
 class _Schedule:
@@ -424,6 +446,7 @@ class _Schedule:
     def _lr_at(self, count: int) -> float:
         raise TypeError(f"{type(self).__name__} does not define _lr_at")
 
+    @repeated
     def step(self) -> None:
         """Set the learning rate for the next step; call it once after each step of the optimiser."""
         self.optimizer.lr = self._lr_at(self.count + 1)
@@ -553,6 +576,25 @@ class PassRates(_Schedule):
     def _lr_at(self, count: int) -> float:
         ends = itertools.accumulate(passes for passes, _ in self.rates)
         return next((rate for end, (_, rate) in zip(ends, self.rates, strict=True) if count < end), self.rates[-1][1])
+
+
+def _in_line(arrays: Sequence[Array | None], like: Array) -> Array | None:
+    """The vector that the arrays make up if they follow one another in memory, as the gradients of a replay do."""
+    first = arrays[0]
+    if type(first) is not np.ndarray or first.base is None or first.dtype != like.dtype:
+        return None
+    address = first.__array_interface__["data"][0]
+    for array in arrays:
+        if type(array) is not np.ndarray or array.dtype != first.dtype or not array.flags.c_contiguous:
+            return None
+        if array.__array_interface__["data"][0] != address:
+            return None
+        address += array.nbytes
+    memory = memory_of(first)
+    if memory.dtype != np.uint8 or memory.ndim != 1:
+        return None
+    start = first.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
+    return memory[start : start + like.nbytes].view(like.dtype)
 
 
 def _vectors(xp: Any, count: int, size: int, dtype: np.dtype[Any]) -> list[Array]:

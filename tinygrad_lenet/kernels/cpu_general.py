@@ -29,7 +29,7 @@ from ..ops.softmax import CrossEntropy, CrossEntropyGrad, LogSoftmax, Softmax
 from ..ops.standardize import Standardize, StandardizeGrad
 from ..shapes import normalize_axes
 from ..tensor import Number
-from .cpu import _has_nan, _masked
+from .cpu import _declined, _has_nan, _masked
 
 _STRETCH = 2048  # numbers that a product adds with a small error
 _FEW = 64  # elements up to which the plain op is as fast
@@ -171,7 +171,7 @@ def sigmoid_grad(op: SigmoidGrad, xp: Any, gy: Array, y: Array) -> Array:
     with np.errstate(invalid="ignore"):
         xp.multiply(gx, y, out=gx)
         xp.multiply(gy, gx, out=gx)
-    return NotImplemented if _has_nan(gx) else gx
+    return NotImplemented if _declined(xp, _has_nan, gx) else gx
 
 
 @kernel("cpu", "relu")
@@ -201,9 +201,9 @@ def extreme_grad(op: ExtremeGrad, xp: Any, gy: Array, x: Any, other: Any) -> Arr
     if not _floats(gy, x) or gy.shape != x.shape or getattr(other, "shape", ()) not in ((), gy.shape):
         return NotImplemented
     compare = xp.greater_equal if op.extreme == "maximum" else xp.less_equal
-    gx = _masked(gy, compare(x, other))
+    gx = _masked(xp, gy, compare(x, other))
     xp.divide(gx, xp.add(xp.equal(x, other).view(np.int8), 1, dtype=gx.dtype), out=gx)
-    return NotImplemented if _has_nan(x) else gx  # which no comparison finds
+    return NotImplemented if _declined(xp, _has_nan, x) else gx  # which no comparison finds
 
 
 # Standardization
@@ -274,7 +274,7 @@ def softmax(op: Softmax, xp: Any, x: Array) -> Array:
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         added, check = _unshifted(xp, x.reshape(rows.shape), rows)
         xp.divide(rows, added, out=rows)
-    return NotImplemented if _has_nan(check) else y
+    return NotImplemented if _declined(xp, _has_nan, check) else y
 
 
 def _unshifted(xp: Any, x: Array, out: Array) -> tuple[Array, Array]:
@@ -307,7 +307,7 @@ def cross_entropy(op: CrossEntropy, xp: Any, logits: Array, target: Array) -> Ar
     log = xp.log(_exponentials(xp, shifted, shifted))
     xp.multiply(log, _row_sums(xp, target), out=log)
     y = xp.subtract(log[:, 0], chosen)
-    return NotImplemented if _has_nan(y) else y
+    return NotImplemented if _declined(xp, _has_nan, y) else y
 
 
 @kernel("cpu", "cross_entropy_grad")
@@ -321,7 +321,7 @@ def cross_entropy_grad(op: CrossEntropyGrad, xp: Any, gy: Array, logits: Array, 
         xp.multiply(gx, xp.divide(_row_sums(xp, target), added), out=gx)
         xp.subtract(gx, target, out=gx)
         xp.multiply(gx, gy[:, None], out=gx)
-    return NotImplemented if _has_nan(check) else gx
+    return NotImplemented if _declined(xp, _has_nan, check) else gx
 
 
 def _shifted(xp: Any, x: Array, out: Array) -> Array:
