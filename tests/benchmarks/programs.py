@@ -1,8 +1,8 @@
 """The ops of public programs, with the shapes that those programs have, against eager PyTorch.
 
-One core, float32, forward and backward. Both frameworks run in this process, turn about, on the same numbers; first
-their results and gradients are compared. Images between layers lie in memory as each framework's own layers hand them
-on: batch-last here, NCHW in PyTorch.
+One core, float32, forward and backward, ours eager and replayed (`tinygrad_lenet.jit`). All run in this process, turn
+about, on the same numbers; first their results and gradients are compared. Images between layers lie in memory as each
+framework's own layers hand them on: batch-last here, NCHW in PyTorch.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_lenet import Tensor
+from tinygrad_lenet import Tensor, jit
 from tinygrad_lenet import functional as F
 
 RNG = np.random.default_rng(0)
@@ -186,7 +186,17 @@ def batch_last(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(1, 2, 3, 0)).transpose(3, 0, 1, 2)
 
 
-Step = Callable[[], list[Any]]  # a forward and backward pass; returns the output and the gradients
+class Step(NamedTuple):
+    """A forward and backward pass, ``run(gy)``, which returns the output."""
+
+    run: Callable[[Any], Any]
+    gy: Any
+    leaves: list[Any]  # whose gradients it computes
+
+    def results(self) -> list[np.ndarray]:
+        """The output and the gradients."""
+        y = self.run(self.gy)
+        return [y.detach().numpy(), *[x.grad.numpy() for x in self.leaves]]
 
 
 def ours(row: Row) -> Step:
@@ -210,47 +220,52 @@ def peers(row: Row) -> Step:
 def prepared(row: Row, functions: Any, inputs: list[Any], tensor: Callable[[np.ndarray], Any]) -> Step:
     leaves = [x for x in inputs if x.requires_grad]
     shape = tuple(row.run(functions, *inputs).shape)
-    gy = tensor(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
 
-    def step() -> list[Any]:
+    def run(gy: Any) -> Any:
         for x in leaves:
             x.grad = None
         y = row.run(functions, *inputs)
         y.backward(gy)
-        return [y, *[x.grad for x in leaves]]
+        return y
 
-    return step
+    return Step(run, tensor(np.random.default_rng(1).standard_normal(shape).astype(np.float32)), leaves)
 
 
-def compare(row: Row, span: float) -> tuple[float, float]:
-    """Median seconds of the row in both frameworks, turn about for ``span`` seconds; AssertionError if they differ."""
-    steps = ours(row), peers(row)
-    for mine, theirs in zip(*(step() for step in steps), strict=True):
-        a, b = mine.numpy(), theirs.detach().numpy()
-        scale = float(np.abs(b[np.isfinite(b)]).max(initial=0))
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale, err_msg=f"{row.op}, {row.program}")
-    times: tuple[list[float], list[float]] = ([], [])
+def compare(row: Row, span: float) -> tuple[float, float, float]:
+    """Median seconds of ours, ours replayed, and PyTorch's, turn about for ``span`` seconds.
+
+    AssertionError if their results differ.
+    """
+    mine, theirs = ours(row), peers(row)
+    steps = mine, mine._replace(run=jit(mine.run)), theirs
+    expected = theirs.results()
+    for step in (*steps[:2], steps[1], steps[1]):  # recorded, and replayed
+        for a, b in zip(step.results(), expected, strict=True):
+            scale = float(np.abs(b[np.isfinite(b)]).max(initial=0))
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale, err_msg=f"{row.op}, {row.program}")
+    times: tuple[list[float], ...] = ([], [], [])
     end = time.perf_counter() + span
     while time.perf_counter() < end or len(times[0]) < 5:
         for step, found in zip(steps, times, strict=True):
             start = time.process_time()
-            step()
+            step.run(step.gy)
             found.append(time.process_time() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+    eager, replayed, peer = map(statistics.median, times)
+    return eager, replayed, peer
 
 
 def print_table(only: str, span: float) -> None:
     """The rows that have ``only`` in their op or program, each timed for ``span`` seconds, and what they amount to."""
-    print("| op | program | ours, us | PyTorch, us | ratio |")
-    print("|---|---|---:|---:|---:|")
+    print("| op | program | ours, us | replayed, us | PyTorch, us | ratio | replayed |")
+    print("|---|---|---:|---:|---:|---:|---:|")
     ratios = []
     for row in rows():
         if only in f"{row.op}, {row.program}":
-            mine, theirs = compare(row, span)
-            ratios.append(mine / theirs)
-            times = f"{mine * 1e6:.0f} | {theirs * 1e6:.0f}"
-            print(f"| {row.op} | {row.program} | {times} | {mine / theirs:.2f} |", flush=True)
-    if ratios:
-        mean = math.exp(statistics.fmean(map(math.log, ratios)))
-        slow = sum(ratio > 1.5 for ratio in ratios)
-        print(f"\ngeometric mean of {len(ratios)} ratios: {mean:.2f}; above 1.5: {slow}")
+            eager, replayed, peer = compare(row, span)
+            ratios.append((eager / peer, replayed / peer))
+            times = " | ".join(f"{seconds * 1e6:.0f}" for seconds in (eager, replayed, peer))
+            print(f"| {row.op} | {row.program} | {times} | {ratios[-1][0]:.2f} | {ratios[-1][1]:.2f} |", flush=True)
+    for name, found in zip(("eager", "replayed"), zip(*ratios, strict=True), strict=False):
+        mean = math.exp(statistics.fmean(map(math.log, found)))
+        slow = sum(ratio > 1.5 for ratio in found)
+        print(f"\n{name}: geometric mean of {len(found)} ratios {mean:.2f}; above 1.5: {slow}")
