@@ -33,6 +33,7 @@ from .cpu import _declined, _has_nan, _masked
 
 _STRETCH = 2048  # numbers that a product adds with a small error
 _FEW = 64  # elements up to which the plain op is as fast
+_FEW_TO_ADD = 1024  # the same for sums
 _SMALL = 4096  # the same for ops of many calls
 
 
@@ -56,18 +57,18 @@ def sum_(op: Sum, xp: Any, x: Array) -> Array:
 @kernel("cpu", "mean")
 def mean(op: Mean, xp: Any, x: Array) -> Array:
     """As above."""
-    if x.size <= _FEW:
+    if x.size <= _FEW_TO_ADD:
         return NotImplemented
     y = _sum(xp, x, op.axis, op.keepdims)
     return y if y is NotImplemented else xp.divide(y, x.size // y.size, out=y)
 
 
 def _sum(xp: Any, x: Array, axis: int | tuple[int, ...] | None, keepdims: bool) -> Array:
-    if x.size <= _FEW or x.dtype.char not in "fd":
+    if x.dtype.char not in "fd" or (x.size <= _FEW_TO_ADD and x.ndim < 4):  # images are not in C order
         return NotImplemented
     order, blocks, kept, back, shape = _sum_plan(x.shape, x.strides, axis, keepdims)
     m = x.transpose(order)
-    if not m.flags.c_contiguous:
+    if not m.flags.c_contiguous or not m.size:
         return NotImplemented
     if not blocks:  # nothing to add
         return xp.array(x.reshape(shape))
@@ -110,32 +111,34 @@ def _sum_plan(shape: tuple[int, ...], strides: tuple[int, ...], axis: Any, keepd
 def _middle_sum(xp: Any, x: Array, factor: Array | None = None, out: Array | None = None) -> Array:
     """The sum of x[A R B], or of x times a factor of its shape, over R: y[A B]."""
     a, r, b = x.shape
-    if factor is not None and b > 1:
-        x, factor = xp.multiply(x, factor), None
-    if r <= _STRETCH:
-        return _short_sum(xp, x, factor, out)
-    whole = r - r % _STRETCH
-    stretches = (a, whole // _STRETCH, _STRETCH, b)
-    parts = _short_sum(
-        xp, x[:, :whole].reshape(stretches), None if factor is None else factor[:, :whole].reshape(stretches)
-    )  # (A, R/S, B)
-    y = xp.add.reduce(xp.ascontiguousarray(parts.transpose(0, 2, 1)), axis=2, out=out)  # pairwise
-    if whole < r:
-        xp.add(y, _short_sum(xp, x[:, whole:], None if factor is None else factor[:, whole:]), out=y)
-    return y
-
-
-def _short_sum(xp: Any, x: Array, factor: Array | None, out: Array | None = None) -> Array:
-    """The sum of x[... R B], or of x times a factor, over R in one product: y[... B]."""
-    *leading, r, b = x.shape
-    out = xp.empty((*leading, b), x.dtype) if out is None else out
+    if b == 1:
+        out = xp.empty((a, b), x.dtype) if out is None else out
+        _row_sum(xp, x.reshape(a, r), None if factor is None else factor.reshape(a, r), out.reshape(a))
+        return out
     if factor is not None:
-        xp.vecdot(x[..., 0], factor[..., 0], out=out[..., 0])
-    elif b == 1:
-        xp.matmul(x[..., 0], xp.ones(r, x.dtype), out=out[..., 0])
+        x = xp.multiply(x, factor)
+    if r <= _STRETCH:
+        return xp.matmul(xp.ones(r, x.dtype), x, out=out)
+    whole = r - r % _STRETCH
+    parts = xp.matmul(xp.ones(_STRETCH, x.dtype), x[:, :whole].reshape(a, -1, _STRETCH, b))  # (A, R/S, B)
+    y = xp.add.reduce(xp.ascontiguousarray(parts.transpose(0, 2, 1)), axis=2, out=out)  # pairwise
+    return xp.add(y, _middle_sum(xp, x[:, whole:]), out=y) if whole < r else y
+
+
+def _row_sum(xp: Any, x: Array, factor: Array | None, out: Array | None = None) -> Array:
+    """The sum of x[A R], or of x times a factor of its shape, over R: y[A]."""
+    a, r = x.shape
+    if r <= _STRETCH:
+        return xp.matmul(x, xp.ones(r, x.dtype), out=out) if factor is None else xp.vecdot(x, factor, out=out)
+    whole = r - r % _STRETCH
+    stretches, ones = x[:, :whole].reshape(a, -1, _STRETCH), xp.ones(_STRETCH, x.dtype)
+    if factor is None:
+        parts = xp.matmul(stretches, ones)  # (A, R/S)
     else:
-        xp.matmul(xp.ones((1, r), x.dtype), x, out=out[..., None, :])
-    return out
+        parts = xp.vecdot(stretches, factor[:, :whole].reshape(stretches.shape))
+    y = xp.add.reduce(parts, axis=1, out=out)  # pairwise
+    rest = None if factor is None else factor[:, whole:]
+    return xp.add(y, _row_sum(xp, x[:, whole:], rest), out=y) if whole < r else y
 
 
 # Elementwise
@@ -335,7 +338,7 @@ def _exponentials(xp: Any, x: Array, out: Array) -> Array:
 
 
 def _row_sums(xp: Any, x: Array) -> Array:
-    return _middle_sum(xp, x[:, :, None])
+    return _row_sum(xp, x, None)[:, None]
 
 
 # Indexing
