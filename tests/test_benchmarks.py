@@ -1,6 +1,7 @@
 """The benchmark commands run, on a slice so small that the numbers mean nothing, and report what they should."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -32,7 +33,7 @@ def test_lenet5_reports_every_round(tmp_path: Path) -> None:
     cores = [count for count in (1, 2) if count <= len(machine.cores())]
     paths = tmp_path / "report.json", tmp_path / "table.md"
     printed = run(
-        "lenet5", "--quick", "--rounds", 2, "--batch", 1, 32, "--cores", *cores, "--only", "ours",
+        "lenet5", "--quick", "--rounds", 2, "--batch", 1, 32, "--cores", *cores, "--only", "ours", "ours-eager",
         "--json", paths[0], "--table", paths[1],
     )  # fmt: skip
     text, table = (path.read_text() for path in paths)
@@ -52,6 +53,7 @@ def test_lenet5_reports_every_round(tmp_path: Path) -> None:
         assert len(ours["rounds"]) == 2
         assert 0 < ours["min"] <= ours["median"] <= ours["max"]
         assert ours["by_round"] == [1.0, 1.0]
+        assert len(found[place]["contestants"]["ours-eager"]["rounds"]) == 2
     assert found["import", None, cores[-1]]["contestants"].keys() == {"python", "numpy", "ours"}
 
     assert table in printed
@@ -61,7 +63,7 @@ def test_lenet5_reports_every_round(tmp_path: Path) -> None:
 
 
 def test_ops_times_each_op() -> None:
-    printed = run("ops", "--quick", "--batch", 4)
+    printed = run("ops", "--machine", "--quick", "--batch", 4)
     rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("|")]
     named = {row[1].strip() for row in rows}
     assert {"conv2d", "conv2d_weight_grad", "conv_transpose2d", "avg_pool2d_grad", "tanh_grad", "linear"} <= named
@@ -71,6 +73,18 @@ def test_ops_times_each_op() -> None:
         assert row[5].strip().endswith("%")
     assert "fastest matrix product" in printed
     assert "copy, read and written" in printed
+
+
+def test_ops_of_programs_give_what_pytorch_gives() -> None:
+    """The command compares outputs and gradients before it times; without PyTorch it says so."""
+    printed = run("ops", "--quick")
+    if importlib.util.find_spec("torch") is None:
+        assert "PyTorch is not installed" in printed
+        return
+    rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == 40
+    assert all(float(row[i]) > 0 for row in rows for i in (2, 3, 4))
+    assert len(re.findall(r"geometric mean of 40 ratios \d+\.\d\d; above 1\.5: \d+", printed)) == 2
 
 
 def test_environment_is_the_same_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +146,13 @@ with processes.started(["-c", "import time; time.sleep(60)"], machine.environmen
 def test_step_1998_times_both_networks() -> None:
     printed = run("step_1998", "--rounds", 2, "--steps", 3)
     rows = re.findall(r"^(.+?) +(\d+\.\d{3}) ms   \((\d+\.\d{3}) to (\d+\.\d{3})\)$", printed, re.MULTILINE)
-    assert [name for name, *_ in rows][:3] == ["1998, Eq. 8", "1998, Eq. 9", "today's, Adam"]
+    assert {name for name, *_ in rows} >= {"1998, Eq. 8", "1998, Eq. 9", "1998, Eq. 9, eager", "today's, Adam"}
     for _, median, fastest, slowest in rows:
         assert 0 < float(fastest) <= float(median) <= float(slowest)
+
+
+def test_growth_checks_that_all_compute_the_same() -> None:
+    (_, _, row) = run("growth", "--quick", "--rounds", 1).splitlines()
+    depth, batch, image, replayed, eager, *_ = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (depth, batch, image) == ("1", "16", "16 x 16")
+    assert float(replayed) > 0 and float(eager) > 0
