@@ -80,6 +80,7 @@ class StrictArray:
     device = property(lambda self: self._device)
     T = property(lambda self: self._view(self._host.T))
     base = property(lambda self: self._base)
+    data = property(lambda self: SimpleNamespace(ptr=self._host.ctypes.data))
 
     @property
     def flags(self) -> SimpleNamespace:

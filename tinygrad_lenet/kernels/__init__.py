@@ -3,6 +3,6 @@
 Derivatives are stated in ops only.
 """
 
-from . import cpu
+from . import cpu, cuda
 
-__all__ = ["cpu"]
+__all__ = ["cpu", "cuda"]
