@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "tinygrad_lenet"
 ORDER = (
     "shapes", "backend", "files", "graph", "anomaly", "index", "tensor", "op", "curvature", "ops", "kernels",
-    "einsum", "functional", "nn", "optim", "data", "checkpoint", "parallel", "testing", "models",
+    "einsum", "functional", "nn", "optim", "plan", "jit", "data", "checkpoint", "parallel", "testing", "models",
 )  # fmt: skip
 OPTIONAL = ("cupy", "hypothesis", "pooch", "safetensors", "threadpoolctl", "tqdm", "torch")
 ARRAY_LIBRARIES = {"numpy", "cupy", "scipy", "torch"}  # an op computes with the namespace that it is handed

@@ -11,6 +11,7 @@ from . import backend, checkpoint, data, functional, kernels, nn, ops, optim, pa
 from .anomaly import AnomalyError, detect_anomaly
 from .curvature import curvature
 from .graph import no_grad
+from .jit import JitError, jit
 from .op import REAL, Domain, Op
 from .shapes import ShapeError
 from .tensor import Tensor, grad
@@ -20,6 +21,7 @@ __all__ = [
     "REAL",
     "AnomalyError",
     "Domain",
+    "JitError",
     "Op",
     "ShapeError",
     "Tensor",
@@ -30,6 +32,7 @@ __all__ = [
     "detect_anomaly",
     "functional",
     "grad",
+    "jit",
     "kernels",
     "models",
     "nn",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .backend import backend_of
-from .graph import Node, observed
+from .graph import Node, Observer, observed
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
 
@@ -56,7 +56,7 @@ class Origin:
         return f"{self.file}:{self.line}, in {self.function}" + (f": {code}" if code else "")
 
 
-def _caller() -> Origin:
+def caller() -> Origin:
     """The innermost line being executed outside this package (its tests and models count as outside)."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
@@ -64,12 +64,12 @@ def _caller() -> Origin:
     return Origin(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
-class _Watch:
+class _Watch(Observer):
     """Checks every result and every gradient, but not the intermediate steps of a gradient's computation."""
 
     def computed(self, op: Any, inputs: Sequence[Any], output: Any) -> None:
         """AnomalyError if the output is not finite; it names a non-finite input, or else the inputs' values there."""
-        output.origin = _caller()
+        output.origin = caller()
         _refuse_out_of_range(op, inputs, output.origin)
         where = _first_bad(output.data)
         if where is None:
@@ -99,9 +99,6 @@ class _Watch:
                 f"{node.op.name}: the gradient for {name} is {found[1]} at index {found[0]}; "
                 f"forward was called at {node.origin or 'a line that was not recorded (it ran outside detect_anomaly)'}"
             )
-
-    def within_backward(self) -> None:
-        return None
 
 
 def _refuse_out_of_range(op: Any, inputs: Sequence[Any], origin: Origin) -> None:

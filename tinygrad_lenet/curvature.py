@@ -6,7 +6,7 @@ The curvature of an input is the sum of hy (dy/dx)^2 over the outputs y: a backw
 from collections.abc import Sequence
 from typing import Any
 
-from .graph import Path, add_up, input_gradients, no_grad, observed
+from .graph import Path, add_up, input_gradients, mode, no_grad, observed
 from .op import Gradient, Op
 from .tensor import Tensor, check_start, start_of, targets_of, unused
 
@@ -86,7 +86,8 @@ def curvature(loss: Tensor, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, 
         )
     inner = {id(y) for y in path.nodes() if y.op is not None}  # only these pass a gradient on
     found = {}
-    with no_grad(), observed(None):
+    now = mode.get().observer
+    with no_grad(), observed(None if now is None else now.within_backward()):
         start = start_of(loss, None)
         gradients, curvatures = {id(loss): start}, {id(loss): 0.0 * start}
         for y in path.backwards():

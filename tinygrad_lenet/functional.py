@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .einsum import contract
-from .graph import no_grad, op
+from .graph import no_grad, op, repeated
 from .ops.conv import Conv2d, ConvTranspose2d
 from .ops.indexing import Bernoulli, OneHot
 from .ops.layout import Concatenate, Pad
@@ -257,11 +257,17 @@ def _labels(name: str, labels: TensorLike, classes: int, like: Tensor | None = N
         raise ShapeError(f"{name}: labels have shape {given.shape}; expected [N]")
     if like is not None and given.shape != like.shape[:1]:
         raise ShapeError(f"{name}: axis N is {like.shape[0]} in the input and {given.shape[0]} in target")
-    if isinstance(given.data, np.ndarray) and given.size:
-        low, high = int(given.data.min()), int(given.data.max())
+    _check_labels(name, given, classes)
+    return given
+
+
+@repeated
+def _check_labels(name: str, labels: Tensor, classes: int) -> None:
+    """ValueError for labels out of range, unless they are on a GPU, which that would wait for."""
+    if isinstance(labels.data, np.ndarray) and labels.size:
+        low, high = int(labels.data.min()), int(labels.data.max())
         if low < 0 or high >= classes:
             raise ValueError(f"{name}: label {low if low < 0 else high} is out of range; expected 0 to {classes - 1}")
-    return given
 
 
 def _with_integers(name: str, what: str, values: Any, like: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Any, NamedTuple, Protocol, Self, TypeVar, overload
+from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from .backend import Array, memory_of
 from .shapes import Shape
@@ -40,8 +40,8 @@ class Node:
     data: Array  # in `tinygrad_lenet.Tensor`
 
 
-class Observer(Protocol):
-    """Something that watches ops run; see `observed`."""
+class Observer:
+    """Something that watches ops run, and what else changes values or reads them; see `observed`."""
 
     def computed(self, op: Any, inputs: Sequence[Any], output: Any) -> None:
         """An op has been applied to ``inputs``, tensors and numbers."""
@@ -51,6 +51,36 @@ class Observer(Protocol):
 
     def within_backward(self) -> "Observer | None":
         """The observer of the ops that compute gradients."""
+        return None
+
+    def fetched(self, leaf: Any) -> None:
+        """The gradient of a leaf is about to be read."""
+
+    def stored(self, leaf: Any, gradient: Any) -> None:
+        """A leaf is about to get another gradient, a tensor or None."""
+
+    def read(self, what: str, tensor: Any) -> None:
+        """Values of a tensor are about to be handed to Python or NumPy."""
+
+    def used(self, thing: Any) -> None:
+        """A module is about to run, or hooks are about to be called."""
+
+    def called(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call a function that changes or checks something by other means than ops; see `repeated`."""
+        return function(*arguments, **options)
+
+
+def repeated(function: Function) -> Function:
+    """A decorator for what changes or checks something by other means than ops: an observer is told of the call."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        observer = mode.get().observer
+        if observer is None:
+            return function(*arguments, **options)
+        return observer.called(function, *arguments, **options)
+
+    return call  # type: ignore[return-value]
 
 
 class Mode(NamedTuple):
@@ -244,6 +274,20 @@ def _refuse_overwritten(y: Node) -> None:
             )
 
 
+_changes = 0
+
+
+def changes() -> int:
+    """How often a module's attributes or the hooks of a tensor or module have changed."""
+    return _changes
+
+
+def note_change() -> None:
+    """Note such a change."""
+    global _changes
+    _changes += 1
+
+
 # The walk
 
 
@@ -314,6 +358,8 @@ def backpropagate(path: Path, output: Node, gy: Any, retain_graph: bool, create_
         for y in path.backwards():
             gy = pending.pop(id(y))
             if y.hooks:
+                if now.observer is not None:
+                    now.observer.used(y.hooks)
                 for hook in list(y.hooks.values()):
                     gy = _replaced(gy, hook(gy))
             if id(y) in path.wanted:

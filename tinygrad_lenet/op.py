@@ -70,6 +70,7 @@ class Op:
     integers: ClassVar[Literal["int64", "float", "kept", "refused", "native"]] = "float"
     one_float_dtype: ClassVar[bool] = False
     reads_values: ClassVar[bool] = True  # whether backward depends on values of inputs or output, other than indices
+    repeatable: ClassVar[bool] = True  # whether forward always computes the same from the same inputs
     writes: ClassVar[bool] = False  # whether forward writes into the first input and returns it
     curved: ClassVar[bool] = False  # whether `curvature` keeps the op's own second derivative, as losses do
 

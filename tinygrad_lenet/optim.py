@@ -16,7 +16,7 @@ import numpy as np
 
 from .backend import Array, Backend, backend_of, is_writable, transfer
 from .curvature import curvature
-from .graph import note_write
+from .graph import note_write, repeated
 from .nn.state import copy_values, fitting_values, write
 from .shapes import integer, number
 from .tensor import Tensor, wrap
@@ -87,6 +87,7 @@ class Optimizer:
         for p in self.params:
             p.grad = None
 
+    @repeated
     def step(self) -> None:
         """Update each parameter that has a gradient, in place; ValueError if a gradient does not fit its parameter."""
         self._follow()
@@ -424,6 +425,7 @@ class _Schedule:
     def _lr_at(self, count: int) -> float:
         raise TypeError(f"{type(self).__name__} does not define _lr_at")
 
+    @repeated
     def step(self) -> None:
         """Set the learning rate for the next step; call it once after each step of the optimiser."""
         self.optimizer.lr = self._lr_at(self.count + 1)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .graph import note_write
+from .graph import note_write, repeated
 from .shapes import integer
 from .tensor import Tensor, wrap
 
@@ -72,6 +72,7 @@ class Group:
         """
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
+    @repeated
     def sum_gradients(self, values: Sequence[float] = ()) -> list[float]:
         """Replace each parameter's gradient by its sum over all ranks; a rank's missing gradient counts as 0.
 
@@ -85,6 +86,7 @@ class Group:
         _check_room(values)
         return [float(value) for value in values]
 
+    @repeated
     def average(self, tensors: Iterable[Tensor], weight: float = 1.0) -> None:
         """Replace each tensor, in place, by its mean over all ranks, weighted by each rank's ``weight``.
 
@@ -153,6 +155,7 @@ class _ForkGroup(Group):
             start += count * dtype.itemsize
         return views
 
+    @repeated
     def sum_gradients(self, values: Sequence[float] = ()) -> list[float]:
         _check_room(values)
         rows = self._next_rows()

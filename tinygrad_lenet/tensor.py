@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from .backend import Array, backend_of, backend_of_type, default_device, is_writable, transfer
-from .graph import REGISTRY, Node, Path, backpropagate, mode, op
+from .graph import REGISTRY, Node, Path, backpropagate, mode, note_change, op
 from .index import parse
 from .shapes import Shape, ShapeError, integers, normalize_axes
 
@@ -111,6 +111,9 @@ class Tensor(Node):
     @property
     def grad(self) -> "Tensor | None":
         """The gradient that `backward` has accumulated, or None; it may be set to a tensor or None."""
+        observer = mode.get().observer
+        if observer is not None:
+            observer.fetched(self)
         return self._grad
 
     @grad.setter
@@ -121,16 +124,18 @@ class Tensor(Node):
             raise ValueError(
                 f"grad: the gradient is {value.dtype} of shape {value.shape}; expected {self.dtype} of {self.shape}"
             )
-        self._grad = value
+        _store(self, value)
 
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array: the tensor's own memory on the CPU, a copy from a GPU."""
+        _note_read("numpy", self)
         return backend_of(self.data).to_numpy(self.data)
 
     def item(self) -> float | int | bool:
         """The value of a one-element tensor as a Python number; ValueError if it has more or fewer elements."""
         if self.size != 1:
             raise ValueError(f"item: the tensor has shape {self.shape}; only one element can become a Python number")
+        _note_read("item", self)
         return self.data.item()
 
     def detach(self) -> "Tensor":
@@ -147,7 +152,7 @@ class Tensor(Node):
 
     def zero_grad(self) -> None:
         """Drop the gradient."""
-        self._grad = None
+        _store(self, None)
 
     def backward(
         self, gradient: "TensorLike | None" = None, retain_graph: bool = False, create_graph: bool = False
@@ -422,6 +427,7 @@ class Tensor(Node):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, np.dtype[np.object_]]:
         if type(self.data) is not np.ndarray:
             raise TypeError(f"a tensor on {self.device!r} is not converted to a NumPy array implicitly; use .numpy()")
+        _note_read("__array__", self)
         return np.array(self.data, dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
@@ -501,10 +507,12 @@ class HookHandle:
         self._hooks = hooks
         self._key = next(self._keys)
         hooks[self._key] = hook
+        note_change()
 
     def remove(self) -> None:
         """Remove the hook; a second call does nothing."""
         self._hooks.pop(self._key, None)
+        note_change()
 
 
 def wrap(array: Array) -> Tensor:
@@ -715,12 +723,25 @@ if hasattr(os, "register_at_fork"):
 
 def _accumulate(leaf: Tensor, gx: Tensor) -> None:
     while True:
-        known = leaf._grad
+        known = leaf.grad
         total = gx if known is None else known + gx
         with _storing:
             if leaf._grad is known:
-                leaf._grad = total
+                _store(leaf, total)
                 return
+
+
+def _store(leaf: Tensor, gradient: Tensor | None) -> None:
+    observer = mode.get().observer
+    if observer is not None:
+        observer.stored(leaf, gradient)
+    leaf._grad = gradient
+
+
+def _note_read(what: str, t: Tensor) -> None:
+    observer = mode.get().observer
+    if observer is not None:
+        observer.read(what, t)
 
 
 def targets_of(caller: str, inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:

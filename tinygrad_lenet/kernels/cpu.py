@@ -23,7 +23,7 @@ float32, for LeNet-5's second convolution (6 maps of 14 x 14 to 16 maps of 10 x 
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,8 @@ class _Scratch(threading.local):
         self.free: dict[Any, np.ndarray] = {}
         self.bytes = 0
 
-    def take(self, use: str, shape: tuple[int, ...], dtype: Any, *layout: int) -> np.ndarray:
-        """A buffer that was zeroed when it was made; elements that no use with this layout writes are still zero."""
+    def take(self, use: str, shape: tuple[int, ...], dtype: Any, *layout: int, zeroed: bool = True) -> np.ndarray:
+        """A buffer; elements that no use with this layout writes are still zero, unless it need not be ``zeroed``."""
         buffer = self.free.pop((use, shape, dtype, layout), None)
         if buffer is None:
             return np.zeros(shape, dtype)
@@ -75,18 +75,31 @@ class _Scratch(threading.local):
         self.bytes += buffer.nbytes
 
 
-_scratch = _Scratch()
+_own_scratch = _Scratch()
 
 
-def _batch_last(x: Array) -> np.ndarray:
+# ``xp`` is NumPy or, while calls are noted for a plan, its double, which has scratch memory of its own and looks at
+# values in each run: a kernel must not look at them by itself.
+
+
+def _scratch(xp: Any) -> Any:
+    return getattr(xp, "scratch", _own_scratch)
+
+
+def _declined(xp: Any, predicate: Callable[..., bool], *arrays: Array) -> bool:
+    """Whether to return NotImplemented, because ``predicate`` holds for the values of these arrays."""
+    return xp.declined(predicate, *arrays) if hasattr(xp, "declined") else predicate(*arrays)
+
+
+def _batch_last(xp: Any, x: Array) -> np.ndarray:
     """x[N C H W] as contiguous m[C H W N], without a copy if it already lies in memory like that."""
-    return np.ascontiguousarray(x.transpose(1, 2, 3, 0))
+    return xp.ascontiguousarray(x.transpose(1, 2, 3, 0))
 
 
 def _view(a: np.ndarray, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> np.ndarray:
     """A strided view of a contiguous array, with strides and offset in elements, checked against a's bounds."""
     item = a.itemsize
-    return np.ndarray(shape, a.dtype, a, offset * item, tuple([step * item for step in strides]))
+    return type(a)(shape, a.dtype, a, offset * item, tuple([step * item for step in strides]))
 
 
 def _covered(op: Conv2d | Conv2dWeightGrad | ConvTranspose2d, *arrays: Array) -> bool:
@@ -101,7 +114,7 @@ def _covered(op: Conv2d | Conv2dWeightGrad | ConvTranspose2d, *arrays: Array) ->
 
 
 def _column_blocks(
-    m: np.ndarray, kernel_w: int, positions: int, stride_w: int, width: int
+    xp: Any, m: np.ndarray, kernel_w: int, positions: int, stride_w: int, width: int
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Blocks of cols[H C KW q]: pixel (h, ow * stride_w + kw) of m[C H W N] for q of the OW * N pairs (ow, n).
 
@@ -116,19 +129,19 @@ def _column_blocks(
         width = min(pairs, math.ceil(equal / 16) * 16)
     else:
         width = min(positions, max(1, width // n)) * n
-    cols = _scratch.take("cols", (h * c * kernel_w * width,), m.dtype)
+    cols = _scratch(xp).take("cols", (h * c * kernel_w * width,), m.dtype, zeroed=False)
     for start in range(0, pairs, width):
         q = min(width, pairs - start)
         block = cols[: h * c * kernel_w * q].reshape(h, c, kernel_w, q)
         if stride_w == 1:
-            np.copyto(block, _view(m, (h, c, kernel_w, q), (w * n, h * w * n, n, 1), start))
+            xp.copyto(block, _view(m, (h, c, kernel_w, q), (w * n, h * w * n, n, 1), start))
         else:
             pixels = _view(
                 m, (h, c, kernel_w, q // n, n), (w * n, h * w * n, n, stride_w * n, 1), start * stride_w
             )  # fmt: skip
-            np.copyto(block.reshape(h, c, kernel_w, q // n, n), pixels)
+            xp.copyto(block.reshape(h, c, kernel_w, q // n, n), pixels)
         yield start, q, block
-    _scratch.give(cols, "cols")
+    _scratch(xp).give(cols, "cols")
 
 
 @kernel("cpu", "conv2d")
@@ -136,18 +149,18 @@ def conv2d(op: Conv2d, xp: Any, x: Array, weight: Array, bias: Array | None = No
     """Tricks 1 and 2: for each output row, w[F KH*C*KW] times KH rows of cols."""
     if not _covered(op, x, weight, *([] if bias is None else [bias])):
         return NotImplemented
-    m = _batch_last(pad_images(np, x, op.padding))
+    m = _batch_last(xp, pad_images(xp, x, op.padding))
     (c, h, w, n), (f, _, kh, kw), (sh, sw) = m.shape, weight.shape, op.stride
     oh, ow = (h - kh) // sh + 1, (w - kw) // sw + 1
-    y = np.empty((f, oh, ow, n), m.dtype)
+    y = xp.empty((f, oh, ow, n), m.dtype)
     if (kh, kw) == (h, w):  # one window that covers the whole map: a full layer
-        np.matmul(weight.reshape(f, c * h * w), m.reshape(c * h * w, n), out=y.reshape(f, n))
+        xp.matmul(weight.reshape(f, c * h * w), m.reshape(c * h * w, n), out=y.reshape(f, n))
     else:
         row, k = c * kw, kh * c * kw
         w2 = weight.transpose(0, 2, 1, 3).reshape(f, k)
-        for start, q, cols in _column_blocks(m, kw, ow, sw, _SMALL_PRODUCT // (f * k)):
+        for start, q, cols in _column_blocks(xp, m, kw, ow, sw, _SMALL_PRODUCT // (f * k)):
             windows = _view(cols, (oh, k, q), (sh * row * q, q, 1))
-            np.matmul(w2, windows, out=_view(y, (oh, f, q), (ow * n, oh * ow * n, 1), start))
+            xp.matmul(w2, windows, out=_view(y, (oh, f, q), (ow * n, oh * ow * n, 1), start))
     if bias is not None:
         y += bias[:, None, None, None]
     return y.transpose(3, 0, 1, 2)
@@ -158,36 +171,36 @@ def conv2d_weight_grad(op: Conv2dWeightGrad, xp: Any, x: Array, gy: Array) -> Ar
     """Tricks 1 and 2: for each output row and kernel row, gy[F q] times the transpose of a row of cols."""
     if not _covered(op, x, gy):
         return NotImplemented
-    m, g = _batch_last(pad_images(np, x, op.padding)), _batch_last(gy)
+    m, g = _batch_last(xp, pad_images(xp, x, op.padding)), _batch_last(xp, gy)
     (c, h, w, n), (f, oh, ow, _), (kh, kw), (sh, sw) = m.shape, g.shape, op.kernel_size, op.stride
     if (kh, kw) == (h, w):  # one window that covers the whole map
         a, b = g.reshape(f, n), m.reshape(c * h * w, n).T
-        gw = np.empty((f, c, kh, kw), m.dtype)
-        product = np.multiply if n == 1 else np.matmul  # OpenBLAS is slow for products of two vectors
+        gw = xp.empty((f, c, kh, kw), m.dtype)
+        product = xp.multiply if n == 1 else xp.matmul  # OpenBLAS is slow for products of two vectors
         product(a, b, out=gw.reshape(f, c * h * w))
         return gw
     if sh == sw == 1 and f * c * kw * oh * ow * n <= _FEW:
         # Few images (one: 11 us instead of 25): with cols[C KW H OW*N] all pixels under a kernel row are one matrix.
-        cols = _scratch.take("cols", (c * kw * h * ow * n,), m.dtype)
+        cols = _scratch(xp).take("cols", (c * kw * h * ow * n,), m.dtype, zeroed=False)
         pixels = _view(m, (c, kw, h, ow * n), (h * w * n, n, w * n, 1))
-        np.copyto(cols.reshape(c, kw, h, ow * n), pixels)
+        xp.copyto(cols.reshape(c, kw, h, ow * n), pixels)
         windows = _view(cols, (kh, oh * ow * n, c * kw), (ow * n, 1, h * ow * n))
-        gw = np.matmul(g.reshape(1, f, oh * ow * n), windows)  # (KH, F, C*KW)
-        _scratch.give(cols, "cols")
-        return np.array(gw.reshape(kh, f, c, kw).transpose(1, 2, 0, 3), order="C")
+        gw = xp.matmul(g.reshape(1, f, oh * ow * n), windows)  # (KH, F, C*KW)
+        _scratch(xp).give(cols, "cols")
+        return xp.array(gw.reshape(kh, f, c, kw).transpose(1, 2, 0, 3), order="C")
     row = c * kw
     merged = kh * row <= 32  # few rows: a single product for all kernel rows
     rows, products = (kh * row, 1) if merged else (row, kh)
     total: np.ndarray | None = None
-    for start, q, cols in _column_blocks(m, kw, ow, sw, _SMALL_PRODUCT // (f * rows)):
+    for start, q, cols in _column_blocks(xp, m, kw, ow, sw, _SMALL_PRODUCT // (f * rows)):
         windows = _view(cols, (oh, products, q, rows), (sh * row * q, row * q, 1, q))
-        part = np.matmul(_view(g, (oh, 1, f, q), (ow * n, 0, oh * ow * n, 1), start), windows)
-        part = np.add.reduce(part, axis=0)  # over the output rows: (products, F, rows)
-        total = part if total is None else np.add(total, part, out=total)
+        part = xp.matmul(_view(g, (oh, 1, f, q), (ow * n, 0, oh * ow * n, 1), start), windows)
+        part = xp.add.reduce(part, axis=0)  # over the output rows: (products, F, rows)
+        total = part if total is None else xp.add(total, part, out=total)
     assert total is not None  # there is at least one block
     if merged:
-        return np.array(total.reshape(f, kh, c, kw).transpose(0, 2, 1, 3), order="C")
-    return np.array(total.reshape(kh, f, c, kw).transpose(1, 2, 0, 3), order="C")
+        return xp.array(total.reshape(f, kh, c, kw).transpose(0, 2, 1, 3), order="C")
+    return xp.array(total.reshape(kh, f, c, kw).transpose(1, 2, 0, 3), order="C")
 
 
 @kernel("cpu", "conv_transpose2d")
@@ -199,13 +212,13 @@ def conv_transpose2d(op: ConvTranspose2d, xp: Any, x: Array, weight: Array, bias
         or op.output_padding != (0, 0)
     ):
         return NotImplemented
-    m = _batch_last(x)
+    m = _batch_last(xp, x)
     (f, h, w, n), (_, c, kh, kw), (ph, pw), dtype = m.shape, weight.shape, op.padding, m.dtype
     oh, ow = h + kh - 1, w + kw - 1  # before the padding is cut off
-    y = np.empty((c, oh, ow, n), dtype)
+    y = xp.empty((c, oh, ow, n), dtype)
     if h == w == 1:
-        np.matmul(weight.reshape(f, c * kh * kw).T, m.reshape(f, n), out=y.reshape(c * kh * kw, n))
-    elif not math.isfinite(weight.min()) or not math.isfinite(weight.max()):
+        xp.matmul(weight.reshape(f, c * kh * kw).T, m.reshape(f, n), out=y.reshape(c * kh * kw, n))
+    elif _declined(xp, _not_finite, weight):
         return NotImplemented  # the frame's zeros times these would be NaN where there is no pixel at all
     else:
         pairs = w * n
@@ -214,23 +227,23 @@ def conv_transpose2d(op: ConvTranspose2d, xp: Any, x: Array, weight: Array, bias
         rows, pitch, first = c * kw, (ow + 1) * n, (kw - 1) * n
         at_once = max(1, min(oh, _CACHED // (rows * pitch)))
         w2 = weight[:, :, ::-1].transpose(1, 3, 2, 0).reshape(c * kw, kh * f)
-        ones = np.ones(kw, dtype)
+        ones = xp.ones(kw, dtype)
         parts = _parts(rows * kh * f, pairs)
         q = pairs // parts
-        framed = _scratch.take("framed", (oh + kh - 1, f, pairs), dtype, kh)
-        spread = _scratch.take("spread", (at_once * rows * pitch + kw * n,), dtype, pitch, pairs, kw)
+        framed = _scratch(xp).take("framed", (oh + kh - 1, f, pairs), dtype, kh)
+        spread = _scratch(xp).take("spread", (at_once * rows * pitch + kw * n,), dtype, pitch, pairs, kw)
         framed[kh - 1 : kh - 1 + h] = m.reshape(f, h, pairs).transpose(1, 0, 2)
         for top in range(0, oh, at_once):
             count = min(at_once, oh - top)
             windows = _view(framed, (count, parts, kh * f, q), (f * pairs, q, pairs, 1), top * f * pairs)
             out = _view(spread, (count, parts, rows, q), (rows * pitch, q, pitch, 1), first)
-            np.matmul(w2, windows, out=out)
+            xp.matmul(w2, windows, out=out)
             shifted = _view(
                 spread, (count, c, kw, ow * n), (rows * pitch, kw * pitch, pitch - n, 1), first
             )  # fmt: skip
-            np.matmul(ones, shifted, out=_view(y, (count, c, ow * n), (ow * n, oh * ow * n, 1), top * ow * n))
-        _scratch.give(framed, "framed", kh)
-        _scratch.give(spread, "spread", pitch, pairs, kw)
+            xp.matmul(ones, shifted, out=_view(y, (count, c, ow * n), (ow * n, oh * ow * n, 1), top * ow * n))
+        _scratch(xp).give(framed, "framed", kh)
+        _scratch(xp).give(spread, "spread", pitch, pairs, kw)
     y = y[:, ph : oh - ph, pw : ow - pw]
     if bias is not None:
         y += bias[:, None, None, None]
@@ -252,10 +265,10 @@ def avg_pool2d_grad(op: AvgPool2dGrad, xp: Any, gy: Array) -> Array:
     n, c, oh, ow = gy.shape
     if op.stride != op.kernel_size or op.padding != (0, 0) or (oh * kh, ow * kw) != (h, w) or gy.dtype.char not in "fd":
         return NotImplemented
-    m = _batch_last(gy)
-    columns = np.empty((c, oh, ow, kw, n), m.dtype)
-    np.multiply(m[:, :, :, None], m.dtype.type(1 / (kh * kw)), out=columns)
-    gx = np.empty((c, oh, kh, w * n), m.dtype)
+    m = _batch_last(xp, gy)
+    columns = xp.empty((c, oh, ow, kw, n), m.dtype)
+    xp.multiply(m[:, :, :, None], m.dtype.type(1 / (kh * kw)), out=columns)
+    gx = xp.empty((c, oh, kh, w * n), m.dtype)
     gx[...] = columns.reshape(c, oh, 1, w * n)
     return gx.reshape(c, h, w, n).transpose(3, 0, 1, 2)
 
@@ -265,7 +278,7 @@ def subsample2d(op: Subsample2d, xp: Any, x: Array, weight: Array, bias: Array |
     """Add the rows of each window, in long runs, then its columns (see `_window_sums`)."""
     if not _alike(x, weight, *([] if bias is None else [bias])):
         return NotImplemented
-    y = _window_sums(x, op.kernel_size)
+    y = _window_sums(xp, x, op.kernel_size)
     y *= weight[:, None, None, None]
     if bias is not None:
         y += bias[:, None, None, None]
@@ -277,9 +290,9 @@ def subsample2d_weight_grad(op: Subsample2dWeightGrad, xp: Any, x: Array, gy: Ar
     """As above, then one product with ones per channel."""
     if not _alike(x, gy):
         return NotImplemented
-    s = _window_sums(x, op.kernel_size)
-    s *= _batch_last(gy)
-    return np.matmul(s.reshape(len(s), s.size // len(s)), np.ones(s.size // len(s), s.dtype))
+    s = _window_sums(xp, x, op.kernel_size)
+    s *= _batch_last(xp, gy)
+    return xp.matmul(s.reshape(len(s), s.size // len(s)), xp.ones(s.size // len(s), s.dtype))
 
 
 @kernel("cpu", "subsample2d_transpose")
@@ -289,11 +302,11 @@ def subsample2d_transpose(op: Subsample2dTranspose, xp: Any, gy: Array, weight: 
     n, c, oh, ow = gy.shape
     if (oh * kh, ow * kw) != (h, w) or not _alike(gy, weight):
         return NotImplemented
-    share = _batch_last(gy) * weight[:, None, None, None]
-    columns = np.empty((c, oh, ow, kw, n), share.dtype)
+    share = _batch_last(xp, gy) * weight[:, None, None, None]
+    columns = xp.empty((c, oh, ow, kw, n), share.dtype)
     for j in range(kw):
         columns[:, :, :, j] = share
-    gx = np.empty((c, oh, kh, w * n), share.dtype)
+    gx = xp.empty((c, oh, kh, w * n), share.dtype)
     gx[...] = columns.reshape(c, oh, 1, w * n)
     return gx.reshape(c, h, w, n).transpose(3, 0, 1, 2)
 
@@ -303,9 +316,9 @@ def _alike(*arrays: Array) -> bool:
     return arrays[0].dtype.char in "fd" and all(a.dtype == arrays[0].dtype and a.size for a in arrays)
 
 
-def _window_sums(x: Array, kernel_size: tuple[int, int]) -> np.ndarray:
+def _window_sums(xp: Any, x: Array, kernel_size: tuple[int, int]) -> np.ndarray:
     """s[C OH OW N]: the sums of x[N C H W] over adjacent windows; pixels that fill no window are left out."""
-    m, (kh, kw) = _batch_last(x), kernel_size
+    m, (kh, kw) = _batch_last(xp, x), kernel_size
     oh, ow = m.shape[1] // kh, m.shape[2] // kw
     rows = m[:, : oh * kh : kh] + m[:, 1 : oh * kh : kh] if kh > 1 else m
     for i in range(2, kh):
@@ -327,16 +340,16 @@ def max_pool2d_grad(op: MaxPool2dGrad, xp: Any, x: Array, gy: Array) -> Array:
     pixels = [window for _, _, window in window_pixels(op.kernel_size, op.stride, (1, 1), (oh, ow))]
     y = x[pixels[0]]
     for window in pixels[1:]:
-        y = np.maximum(y, x[window])
-    if np.isnan(np.max(y)):  # a NaN equals nothing
+        y = xp.maximum(y, x[window])
+    if _declined(xp, _has_nan, y):  # a NaN equals nothing
         return NotImplemented
-    gx = empty_images(np, n, c, h, w, gy.dtype)
-    free = np.ones_like(y, bool)  # windows whose maximum has not been found yet
+    gx = empty_images(xp, n, c, h, w, gy.dtype)
+    free = xp.ones_like(y, bool)  # windows whose maximum has not been found yet
     for window in pixels:
-        first = np.equal(x[window], y)
+        first = xp.equal(x[window], y)
         first &= free
         free ^= first
-        _masked(gy, first, out=gx[window])
+        _masked(xp, gy, first, out=gx[window])
     return gx
 
 
@@ -346,19 +359,19 @@ def where(op: Where, xp: Any, condition: Array, a: Array | Number, b: Array | Nu
     x, other, taken = (a, b, condition) if isinstance(a, np.ndarray) else (b, a, ~condition)
     if not isinstance(x, np.ndarray) or type(other) is not float or other or x.dtype.char not in "fd" or not x.ndim:
         return NotImplemented
-    return _masked(x, taken) if x.shape == condition.shape else NotImplemented
+    return _masked(xp, x, taken) if x.shape == condition.shape else NotImplemented
 
 
-def _masked(x: np.ndarray, condition: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def _masked(xp: Any, x: np.ndarray, condition: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """x where the condition holds, else 0: x's bits AND a mask of all ones or all zeros.
 
     np.where branches on every element, and multiplying x by the condition would turn inf times 0 into NaN.
     """
     bits = np.dtype(f"i{x.itemsize}")
-    mask = np.negative(condition.view(np.int8)).astype(bits)  # all ones or all zeros
+    mask = xp.negative(condition.view(np.int8)).astype(bits)  # all ones or all zeros
     if out is None:
-        return np.bitwise_and(x.view(bits), mask).view(x.dtype)
-    return np.bitwise_and(x.view(bits), mask, out=out.view(bits))
+        return xp.bitwise_and(x.view(bits), mask).view(x.dtype)
+    return xp.bitwise_and(x.view(bits), mask, out=out.view(bits))
 
 
 @kernel("cpu", "chain")
@@ -367,18 +380,24 @@ def chain(op: Chain, xp: Any, g: Array, s: Array) -> Array:
     if g.dtype != s.dtype or not g.ndim or g.dtype.kind != "f":
         return NotImplemented
     with np.errstate(invalid="ignore"):
-        y = np.multiply(g, s)
-    return NotImplemented if _has_nan(y) else y
+        y = xp.multiply(g, s)
+    return NotImplemented if _declined(xp, _has_nan, y) else y
 
 
 def _has_nan(y: np.ndarray) -> bool:
-    return bool(y.size) and math.isnan(y.ravel("K").min())  # in memory order, which is no copy
+    """Whether there is a NaN; a sum of squares is a NaN only then, and a dot product with itself is the fastest sum."""
+    flat = y.ravel("K")  # in memory order, which is no copy
+    return math.isnan(flat.dot(flat))
+
+
+def _not_finite(y: np.ndarray) -> bool:
+    return not (math.isfinite(y.min()) and math.isfinite(y.max()))
 
 
 @kernel("cpu", "matmul")
 def matmul(op: MatMul, xp: Any, a: Array, b: Array) -> Array:
     """A column times a row, a full layer's weight gradient at batch 1: NumPy's multiply, 3 us instead of 11."""
-    return np.multiply(a, b) if a.ndim == b.ndim == 2 and a.shape[1] == 1 else NotImplemented
+    return xp.multiply(a, b) if a.ndim == b.ndim == 2 and a.shape[1] == 1 else NotImplemented
 
 
 @kernel("cpu", "tanh_grad")
@@ -386,12 +405,12 @@ def tanh_grad(op: TanhGrad, xp: Any, gy: Array, y: Array) -> Array:
     """One new array and four passes over it (five if scaled), instead of three arrays."""
     if gy.shape != y.shape or gy.dtype != y.dtype or not y.ndim or y.dtype.kind != "f":
         return NotImplemented
-    gx = np.multiply(y, y)
+    gx = xp.multiply(y, y)
     if op.slope != op.amplitude:
         gx *= op.slope / op.amplitude
-    np.subtract(op.slope * op.amplitude, gx, out=gx)
-    np.multiply(gy, gx, out=gx)
-    return NotImplemented if _has_nan(gx) else gx
+    xp.subtract(op.slope * op.amplitude, gx, out=gx)
+    xp.multiply(gy, gx, out=gx)
+    return NotImplemented if _declined(xp, _has_nan, gx) else gx
 
 
 @kernel("cpu", "broadcast_to")
@@ -399,8 +418,8 @@ def broadcast_to(op: BroadcastTo, xp: Any, x: Array) -> Array:
     """A single number to few elements, as in the gradient of a mean: filling takes 1 us, a broadcast view 8."""
     if x.size != 1 or math.prod(op.shape) > 4096:
         return NotImplemented
-    y = np.empty(op.shape, x.dtype)
-    y.fill(x.item())
+    y = xp.empty(op.shape, x.dtype)
+    y[...] = x.reshape(())
     return y
 
 
@@ -416,28 +435,28 @@ def sum_rows(op: Sum, xp: Any, x: Array) -> Array:
         return NotImplemented
     if axis == (0, 2, 3) and x.ndim == 4 and x.size and x.transpose(1, 2, 3, 0).flags.c_contiguous:
         m = x.transpose(1, 2, 3, 0).reshape(x.shape[1], x.size // x.shape[1])
-        return _stretches(m.T, 0)
+        return _stretches(xp, m.T, 0)
     if axis == (0,) and x.ndim == 2 and x.flags.c_contiguous and len(x) > _STRETCH:
-        return _stretches(x, 1)
+        return _stretches(xp, x, 1)
     return NotImplemented
 
 
 _STRETCH = 2048  # a product adds this many with a small error
 
 
-def _stretches(x: np.ndarray, contiguous: int) -> np.ndarray:
+def _stretches(xp: Any, x: np.ndarray, contiguous: int) -> np.ndarray:
     """The sum of x[R K] over R; axis 0 or 1 of x is contiguous in memory."""
     r, k = x.shape
     whole = r - r % _STRETCH
     if not whole:
-        return _ones_times(x)
+        return _ones_times(xp, x)
     if contiguous:
-        parts = np.matmul(np.ones((1, _STRETCH), x.dtype), x[:whole].reshape(-1, _STRETCH, k))[:, 0]  # (R/S, K)
+        parts = xp.matmul(xp.ones((1, _STRETCH), x.dtype), x[:whole].reshape(-1, _STRETCH, k))[:, 0]  # (R/S, K)
     else:
-        parts = np.matmul(x[:whole].T.reshape(k, -1, _STRETCH), np.ones(_STRETCH, x.dtype)).T
-    y = np.add.reduce(np.ascontiguousarray(parts.T), axis=1)  # pairwise
-    return y + _ones_times(x[whole:]) if whole < r else y
+        parts = xp.matmul(x[:whole].T.reshape(k, -1, _STRETCH), xp.ones(_STRETCH, x.dtype)).T
+    y = xp.add.reduce(xp.ascontiguousarray(parts.T), axis=1)  # pairwise
+    return y + _ones_times(xp, x[whole:]) if whole < r else y
 
 
-def _ones_times(x: np.ndarray) -> np.ndarray:
-    return np.matmul(x.T, np.ones(len(x), x.dtype))
+def _ones_times(xp: Any, x: np.ndarray) -> np.ndarray:
+    return xp.matmul(x.T, xp.ones(len(x), x.dtype))

@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar, overload
 import numpy as np
 
 from ..backend import Array, backend_of, transfer
-from ..graph import no_grad
+from ..graph import mode, no_grad, note_change, repeated
 from ..shapes import Shape, ShapeError, integer
 from ..tensor import HookHandle, Tensor
 from .state import copy_values, fitting_values
@@ -75,11 +75,18 @@ class Module:
 
     def __call__(self: _Forward[P, R_co], *inputs: P.args, **options: P.kwargs) -> R_co:
         """Compute the output; the inputs are those of `forward`."""
+        observer = mode.get().observer
+        if observer is not None:
+            observer.used(self)
         y = self.forward(*inputs, **options)
         for hook in tuple(self._forward_hooks.values()):
             answer = hook(self, inputs, y)
             y = y if answer is None else answer
         return y
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        note_change()
 
     def register_forward_hook(self, hook: "ForwardHook") -> HookHandle:
         """Call ``hook(module, inputs, output)`` after every call; if it returns anything but None, that is the output.
@@ -163,6 +170,7 @@ class Module:
 
     # Modes, gradients, devices
 
+    @repeated
     def train(self, mode: bool = True) -> Self:
         """Switch this module and those inside it to training mode or, if not ``mode``, to eval mode; return self."""
         for _, module in self.named_modules():

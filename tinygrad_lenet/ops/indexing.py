@@ -156,6 +156,7 @@ class Bernoulli(Op):
     rules = {"p": (number, "[0, 1]"), "rng": (generator,)}
     parameters = {"p": (0.0, 0.3, 1.0), "rng": (0, 7)}
     integers = "native"
+    repeatable = False
 
     def forward(self, xp, x):
         return xp.asarray(self.rng.random(x.shape, dtype="float32") >= self.p)

@@ -1,0 +1,925 @@
+"""Recording what a function does to tensors, and replaying it without Python in between.
+
+A function that is called again and again with arrays of the same shapes, such as a training step, applies the same ops
+each time. `jit` observes two calls, checks that they did the same, and makes a plan of the calls (`plan.py`); from then
+on it runs the plan. What is not an op but changes something, such as an optimiser's step, is called at its place in
+every run.
+
+A recording is only replayed while everything that led to it is as it was: that is what `_Conditions` and the comparison
+of the two recordings are for.
+"""
+
+import functools
+import inspect
+import operator
+import threading
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import numpy as np
+
+from .anomaly import caller
+from .backend import Array, backend_of, backend_of_type, default_device, memory_of, transfer
+from .graph import Node, Observer, changes, mode, note_write, observed, tick
+from .nn.module import Parameter
+from .op import Op
+from .plan import Bound, Plan
+from .tensor import Tensor, wrap
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_KEPT = 32  # plans that a function keeps in each thread
+_TRIES = 8  # recordings that came to nothing before a function is refused
+_PLAIN = (int, float, bool, str, bytes, complex, type(None))
+
+
+class JitError(ValueError):
+    """A function does something that a replay could not repeat; the message names it and the line."""
+
+
+# What is recorded
+
+
+@dataclass
+class _Applied:
+    """An op, applied to slots and numbers."""
+
+    op: Op
+    inputs: tuple[Any, ...]
+    output: int
+    line: Any
+
+
+@dataclass
+class _Stored:
+    """A leaf got a gradient: the value in a slot, or None."""
+
+    leaf: Any
+    slot: int | None
+
+
+@dataclass
+class _Fetched:
+    """A leaf's gradient was read that was not computed in the recording."""
+
+    leaf: Any
+    slot: int | None
+    array: Array
+
+
+@dataclass
+class _Called:
+    """A function was called that changes or checks something by other means than ops."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """The place of a value."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _Argument:
+    """The tensor that is argument ``index``."""
+
+    index: int
+
+
+@dataclass
+class _Outside:
+    """An array that the ops of a recording found: it was there before, or was made without an op."""
+
+    tensor: Tensor
+    array: Array
+    values: np.ndarray  # a copy, from when it was found
+    line: Any
+    made: bool = False  # whether each call makes it anew, always with the same values
+
+
+class _Recorder(Observer):
+    """Notes what a call does."""
+
+    def __init__(self, name: str, arguments: Sequence[Any]) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.log: list[Any] = []
+        self.slots: dict[int, int] = {}  # by id of the array
+        self.alive: list[Any] = []  # so that no id is used twice
+        self.outside: dict[int, _Outside] = {}  # by slot
+        self.starts: dict[int, tuple[Any, bool]] = {}  # by id of a leaf: the leaf, and whether it had no gradient
+        self.gradients: dict[int, Any] = {}  # by id of a leaf: the gradient that the function gave it
+        self.modules: dict[int, tuple[Any, dict[str, Any]]] = {}  # by id: a module, and its settings at its first use
+        self.switched: set[int] = set()  # ids of modules whose mode the function sets
+        self.values = [_host(x).copy() for x in arguments]
+        for x in arguments:
+            self._new(_array(x))
+
+    def refuse(self, sentence: str) -> None:
+        raise JitError(f"jit: {self.name} {sentence} (at {caller()})")
+
+    def _new(self, array: Array) -> int:
+        self.alive.append(array)
+        return self.slots.setdefault(id(array), len(self.alive) - 1)
+
+    def slot(self, x: Tensor) -> int:
+        found = self.slots.get(id(x.data))
+        if found is None:
+            if x.op is not None:
+                self.refuse(
+                    f"uses the result of {x.op.name}, which was computed before the call; pass it as an argument, or "
+                    "compute it inside"
+                )
+            found = self._new(x.data)
+            self.outside[found] = _Outside(x, x.data, _host(x).copy(), caller())
+            self.alive.append(x)
+            self.slots[id(x.data)] = found
+        return found
+
+    def leaf(self, leaf: Any) -> Any:
+        return next((_Argument(i) for i, x in enumerate(self.arguments) if x is leaf), leaf)
+
+    def computed(self, op: Any, inputs: Sequence[Any], output: Any) -> None:
+        refs = tuple([_Slot(self.slot(x)) if isinstance(x, Tensor) else x for x in inputs])
+        shapes = tuple([x.shape if isinstance(x, Tensor) else () for x in inputs])
+        if op._shape(shapes) is None:
+            self.refuse(
+                f"uses {op.name}, the shape of whose result depends on values; for x[mask], use functional.where"
+            )
+        if op.writes:
+            self.log.append(_Applied(op, refs, refs[0].index, caller()))
+        elif id(output.data) not in self.slots:
+            self.log.append(_Applied(op, refs, self._new(output.data), caller()))
+
+    def within_backward(self) -> "Observer | None":
+        return self
+
+    def fetched(self, leaf: Any) -> None:
+        known = leaf._grad
+        if id(leaf) not in self.gradients:
+            self.starts.setdefault(id(leaf), (leaf, known is None))
+            if known is None:
+                return
+        elif known is self.gradients[id(leaf)]:
+            return
+        if known is None:
+            self.log.append(_Fetched(self.leaf(leaf), None, None))
+        elif id(known.data) not in self.slots:
+            self.alive.append(known)
+            self.log.append(_Fetched(self.leaf(leaf), self._new(known.data), known.data))
+
+    def stored(self, leaf: Any, gradient: Any) -> None:
+        self.alive.append(leaf)
+        self.gradients[id(leaf)] = gradient
+        self.log.append(_Stored(self.leaf(leaf), None if gradient is None else self.slot(gradient)))
+
+    def read(self, what: str, tensor: Any) -> None:
+        self.refuse(
+            f"reads values with {what}, which a replay would not do again; return the tensor and read it outside, or "
+            "choose by functional.where"
+        )
+
+    def used(self, thing: Any) -> None:
+        if isinstance(thing, dict):
+            self.refuse("calls hooks, which a replay would not do; remove them first")
+        if id(thing) not in self.modules:
+            self.modules[id(thing)] = (thing, _settings(thing, id(thing) in self.switched))
+
+    def called(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        for owner in arguments:
+            for p in getattr(owner, "params", ()):
+                if any(p is x for x in self.arguments):
+                    self.refuse("has a parameter of its optimiser as an argument; use it without passing it")
+        if function.__name__ == "train":
+            self.switched |= {id(module) for _, module in arguments[0].named_modules()}
+        refs = tuple([_Slot(self.slot(x)) if isinstance(x, Tensor) else x for x in arguments])
+        self.log.append(_Called(function, refs, options))
+        with observed(None):
+            answer = function(*arguments, **options)
+        if type(answer) in (int, float) or (isinstance(answer, (list, tuple)) and answer):
+            self.refuse(f"uses numbers that {function.__name__} returned, which a replay would not see")
+        return answer
+
+
+# What a recording depends on
+
+
+class _Conditions:
+    """What has to be as it was when a function was recorded."""
+
+    def __init__(self, recorder: _Recorder, names: "_Names") -> None:
+        self.tensors = [(each.tensor, each.array, each.tensor._requires_grad) for each in recorder.outside.values()]
+        self.starts = [(recorder.leaf(leaf), missing) for leaf, missing in recorder.starts.values()]
+        self.modules = [(*each, id(each[0]) in recorder.switched) for each in recorder.modules.values()]
+        self.names = names
+        self.changes = -1
+
+    def hold(self, arguments: Sequence[Any]) -> bool:
+        """Whether all is as it was."""
+        for tensor, array, requires_grad in self.tensors:
+            if tensor.data is not array or tensor._requires_grad is not requires_grad:
+                return False
+        for leaf, missing in self.starts:
+            if ((arguments[leaf.index] if type(leaf) is _Argument else leaf)._grad is None) is not missing:
+                return False
+        if self.names.changed() is not None:
+            return False
+        now = changes()
+        if now != self.changes:
+            if any(tensor.hooks for tensor, _, _ in self.tensors) or self.changed_module() is not None:
+                return False
+            self.changes = now
+        return True
+
+    def changed_module(self) -> str | None:
+        """A module and its attribute that is not as it was."""
+        for module, before, switched in self.modules:
+            settings = _settings(module, switched)
+            for name in before.keys() | settings.keys():
+                if name not in before or name not in settings or before[name] != settings[name]:
+                    return f"{type(module).__name__}.{name}"
+        return None
+
+
+def _settings(module: Any, switched: bool) -> dict[str, Any]:
+    """What an attribute of a module can change: its mode, unless it is set anyway, numbers, names, hooks and parts."""
+    found = {name: _summary(value) for name, value in vars(module).items() if name != "training"}
+    mode = {} if switched else {"training": module.training}
+    return {**found, **mode, "its class": type(module), "its hooks": len(module._forward_hooks)}
+
+
+def _summary(value: Any) -> Any:
+    """A value that equals another one only if nothing that matters has changed."""
+    if isinstance(value, _PLAIN):
+        return type(value), repr(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return type(value), tuple([_summary(each) if isinstance(each, _PLAIN) else _Same(each) for each in value])
+    if isinstance(value, dict):
+        return dict, tuple([(_summary(key), _Same(each)) for key, each in value.items()])
+    return _Same(value)
+
+
+class _Same:
+    """Equal only to itself around the same object."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and (
+            self.value is other.value
+            or (isinstance(self.value, _PLAIN) and _summary(self.value) == _summary(other.value))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class _Names:
+    """What the names in a function's code stand for: variables around it, globals, and plain attributes of those.
+
+    Functions that it names are searched as well, except those of this package, which keep nothing in globals.
+    """
+
+    def __init__(self, function: Callable[..., Any], objects: Sequence[Any]) -> None:
+        self.found: list[tuple[str, Callable[[], Any], Any]] = []
+        self._seen: set[int] = set()
+        self._visit(function)
+        plain = inspect.unwrap(getattr(function, "__func__", function))
+        for each in objects:
+            self._attributes("an argument", each, _names_in(plain.__code__) if hasattr(plain, "__code__") else set())
+
+    def changed(self) -> str | None:
+        """A name whose value has changed; None if there is none."""
+        for name, look, before in self.found:
+            try:
+                value = look()
+            except (AttributeError, KeyError, ValueError):
+                return name
+            if value is before[0]:
+                if before[1] is None or _summary(value) == before[1]:
+                    continue
+            elif type(value) in _PLAIN and type(value) is type(before[0]) and repr(value) == repr(before[0]):
+                continue
+            return name
+        return None
+
+    def _note(self, name: str, look: Callable[[], Any]) -> Any:
+        try:
+            value = look()
+        except (AttributeError, KeyError, ValueError):
+            return None
+        contents = _summary(value) if isinstance(value, (list, dict, set)) else None
+        self.found.append((name, look, (value, contents)))
+        return value
+
+    def _visit(self, function: Any) -> None:
+        owner = getattr(function, "__self__", None)
+        function = inspect.unwrap(getattr(function, "__func__", function))
+        if not isinstance(function, types.FunctionType):  # an object that can be called, such as a module
+            call = getattr(type(function), "forward", None) or vars(type(function)).get("__call__")
+            owner, function = function, inspect.unwrap(call) if isinstance(call, types.FunctionType) else None
+        if function is None or id(function.__code__) in self._seen:
+            return
+        self._seen.add(id(function.__code__))
+        if Path(function.__code__.co_filename).is_relative_to(_PACKAGE):
+            return
+        names = _names_in(function.__code__)
+        if owner is not None:
+            self._attributes("self", owner, names)
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            self._value(name, functools.partial(getattr, cell, "cell_contents"), names)
+        for name in sorted(names & function.__globals__.keys()):
+            self._value(name, functools.partial(operator.getitem, function.__globals__, name), names)
+
+    def _value(self, name: str, look: Callable[[], Any], names: set[str]) -> None:
+        value = self._note(name, look)
+        if isinstance(value, (types.FunctionType, types.MethodType)):
+            self._visit(value)
+        elif not isinstance(value, (types.ModuleType, type, Tensor, np.ndarray, *_PLAIN)):
+            self._attributes(name, value, names)
+
+    def _attributes(self, name: str, value: Any, names: set[str]) -> None:
+        if hasattr(type(value), "forward"):
+            self._visit(value)
+        for attribute in sorted(names):
+            kind = getattr(type(value), attribute, None)
+            if attribute in getattr(value, "__dict__", {}) or isinstance(kind, property):
+                try:
+                    plain = isinstance(getattr(value, attribute), (*_PLAIN, list, dict, set))
+                except Exception:
+                    continue
+                if plain:
+                    self._note(f"{name}.{attribute}", functools.partial(getattr, value, attribute))
+
+
+_PACKAGE = Path(__file__).parent
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    """The names that a function's code mentions, those of functions inside it included."""
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _names_in(constant)
+    return found
+
+
+# Comparing two recordings
+
+
+def _differ(a: _Recorder, b: _Recorder) -> str | None:
+    """What two recordings do differently, as a sentence for `JitError`; None if they do the same."""
+    if [type(entry) for entry in a.log] != [type(entry) for entry in b.log] or a.outside.keys() != b.outside.keys():
+        return "does not apply the same ops in two calls with arguments of the same shapes"
+    for one, two in zip(a.log, b.log, strict=True):
+        if isinstance(one, _Applied):
+            if type(one.op) is not type(two.op) or one.output != two.output or len(one.inputs) != len(two.inputs):
+                return f"applies {one.op.name} in one call and {two.op.name} in the next (at {two.line})"
+            for name in type(one.op).parameters:
+                if not _alike(getattr(one.op, name), getattr(two.op, name)):
+                    return f"applies {one.op.name} with another {name} in each call (at {two.line})"
+            for x, y in zip(one.inputs, two.inputs, strict=True):
+                if not _alike(x, y):
+                    return (
+                        f"uses the number {x!r} in {one.op.name} in one call and {y!r} in the next; pass it as an "
+                        f"argument, as a tensor if it changes often (at {two.line})"
+                    )
+        elif not _alike(vars(one) | {"array": None}, vars(two) | {"array": None}):
+            return f"changes other things in two calls with arguments of the same shapes ({one}, then {two})"
+    owners = [memory_of(_array(x)) for x in b.arguments]
+    for slot, two in b.outside.items():
+        one = a.outside[slot]
+        if one.array is two.array or (
+            memory_of(one.array) is memory_of(two.array) and _layout(one.array) == _layout(two.array)
+        ):
+            continue
+        if any(memory_of(two.array) is owner for owner in owners):
+            return f"takes part of an argument's array without an op; index the tensor instead (at {two.line})"
+        if _layout(one.array)[1:] != _layout(two.array)[1:] or one.values.tobytes() != two.values.tobytes():
+            return (
+                f"uses an array of shape {two.array.shape} that is made outside ops and differs between two calls; "
+                f"pass it as an argument (at {two.line})"
+            )
+        two.made = True
+    return None
+
+
+def _layout(array: Array) -> tuple[Any, ...]:
+    address = array.__array_interface__["data"][0] if type(array) is np.ndarray else id(array)
+    return address, array.shape, array.strides, array.dtype
+
+
+def _alike(x: Any, y: Any) -> bool:
+    """Whether two values in a recording are the same, in type, too."""
+    if type(x) is not type(y):
+        return False
+    if isinstance(x, (tuple, list)):
+        return len(x) == len(y) and all(map(_alike, x, y))
+    if isinstance(x, dict):
+        return x.keys() == y.keys() and all(_alike(x[name], y[name]) for name in x)
+    if isinstance(x, (float, complex)):
+        return repr(x) == repr(y)
+    if isinstance(x, (Node, np.ndarray)):
+        return x is y
+    return x is y or bool(x == y)
+
+
+def _array(x: Any) -> Array:
+    return x.data if isinstance(x, Tensor) else x
+
+
+def _host(x: Any) -> np.ndarray:
+    array = _array(x)
+    return backend_of(array).to_numpy(array)
+
+
+# Arguments and results
+
+
+class _Identity:
+    """A key that is equal to itself only."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _flat(name: str, x: Any, arrays: list[Any], objects: list[Any]) -> Any:
+    """A hashable description of an argument; its tensors and arrays are added to ``arrays``."""
+    kind: Any = type(x)
+    if isinstance(x, Tensor) and not isinstance(x, Parameter):
+        data = x.data
+        arrays.append(x)
+        return Tensor, data.shape, data.dtype, data.strides, type(data), x._requires_grad, _place(data)
+    if backend_of_type(kind) is not None:
+        arrays.append(x)
+        return kind, x.shape, x.dtype, x.strides, _place(x)
+    if kind in _PLAIN:
+        return kind, repr(x) if kind is float or kind is complex else x
+    if kind in (tuple, list):
+        return kind, *[_flat(name, each, arrays, objects) for each in x]
+    if kind is dict:
+        return kind, *[(key, _flat(name, each, arrays, objects)) for key, each in x.items()]
+    try:
+        hash(x)
+    except TypeError:
+        raise TypeError(
+            f"jit: {name} was given {kind.__name__}; expected tensors, arrays, hashable values, or tuples, lists and "
+            "dictionaries of these"
+        ) from None
+    if isinstance(x, np.ndarray):
+        raise TypeError(f"jit: {name} was given {kind.__name__}; pass np.asarray(x)")
+    objects.append(x)
+    return kind, x if kind.__hash__ is not object.__hash__ else _Identity(x)
+
+
+def _place(array: Array) -> Any:
+    if type(array) is np.ndarray:
+        return array.flags.aligned, array.dtype.isnative
+    return backend_of(array).device_of(array)
+
+
+@dataclass
+class _Result:
+    """What a call returned: how to make it again."""
+
+    kind: str  # "slot", "argument", "outside", "gradient", "value", or a container: "tuple", "list", "dict"
+    what: Any = None
+    parts: Any = ()
+    requires_grad: bool = False
+    op: Any = None
+
+
+def _results(recorder: _Recorder, y: Any) -> _Result:
+    """The description of a returned value; JitError for what cannot be returned by a replay."""
+    if isinstance(y, Tensor):
+        for i, x in enumerate(recorder.arguments):
+            if y is x:
+                return _Result("argument", i)
+        for leaf in (entry.leaf for entry in recorder.log if isinstance(entry, (_Stored, _Fetched))):
+            if (recorder.arguments[leaf.index] if isinstance(leaf, _Argument) else leaf)._grad is y:
+                return _Result("gradient", leaf)
+        if y._requires_grad and y.op is not None and y.inputs is not None:
+            recorder.refuse(
+                "returns a tensor with its graph, which a replay does not make; take the gradient inside, call it "
+                "under no_grad(), or return it detached"
+            )
+        slot = recorder.slot(y)
+        if slot in recorder.outside and recorder.outside[slot].tensor is y:
+            return _Result("outside", y, slot)
+        return _Result("slot", slot, (), y._requires_grad, y.op)
+    if type(y) in (tuple, list):
+        return _Result(type(y).__name__, None, [_results(recorder, each) for each in y])
+    if type(y) is dict:
+        return _Result("dict", list(y), [_results(recorder, each) for each in y.values()])
+    if type(y) in _PLAIN:
+        return _Result("value", y)
+    recorder.refuse(
+        f"returns {type(y).__name__}; expected tensors, numbers, None, or tuples, lists or dictionaries of them"
+    )
+    raise AssertionError
+
+
+def _slots_of(result: _Result) -> list[int]:
+    if result.kind == "slot":
+        return [result.what]
+    if result.kind == "outside":
+        return [result.parts]
+    return [slot for part in (result.parts or ()) for slot in _slots_of(part)]
+
+
+# Replaying
+
+
+class _Frame:
+    """The arguments of the call that is being replayed."""
+
+    arguments: Sequence[Any] = ()
+
+    def tensor(self, leaf: Any) -> Any:
+        return self.arguments[leaf.index] if type(leaf) is _Argument else leaf
+
+
+def _store(frame: _Frame, leaf: Any, array: Array | None) -> None:
+    frame.tensor(leaf)._grad = None if array is None else wrap(array.copy(order="K"))
+
+
+def _fetch(frame: _Frame, leaf: Any, into: np.ndarray | None) -> None:
+    known = frame.tensor(leaf)._grad
+    if into is None or known is None:
+        if into is not known:
+            raise JitError("jit: a call in the recorded function left other gradients than when it was recorded")
+    else:
+        np.copyto(into, known.data)
+
+
+def _call(function: Callable[..., Any], options: dict[str, Any], tensors: Sequence[bool], *arguments: Any) -> None:
+    function(*[wrap(x) if tensor else x for x, tensor in zip(arguments, tensors, strict=True)], **options)
+
+
+def _give_back(frame: _Frame, index: int, array: np.ndarray) -> None:
+    given = _array(frame.arguments[index])
+    np.copyto(given, array)
+    note_write(given)
+
+
+class _Planned:
+    """A recording on NumPy arrays, as a plan; JitError if it does not compute what the recording did."""
+
+    def __init__(self, recorder: _Recorder, results: _Result) -> None:
+        self.frame = _Frame()
+        self.plan, ends = self._make(recorder, results)
+        shown = [np.array(y) for y in ends]
+        self.plan.lay_out(ends)
+        if not self._agrees(ends, shown):
+            self.plan, ends = self._make(recorder, results)
+            self.plan.lay_out(ends, share=False)
+            if not self._agrees(ends, shown):
+                raise JitError("jit: the plan of a recording gave other results than its ops")
+        self.bound: Bound = self.plan.bind()
+        self.inputs = [self.bound.array(x) for x in self.arguments]
+        self.ends = dict(zip(_slots_of(results), map(self.bound.array, ends), strict=False))
+
+    def _make(self, recorder: _Recorder, results: _Result) -> tuple[Plan, list[np.ndarray]]:
+        plan = Plan()
+        values: dict[int, Any] = {}
+        for slot, x in enumerate(recorder.arguments):
+            values[slot] = plan.stand_in(_array(x), "argument")
+        self.arguments = [values[slot].view(np.ndarray) for slot in range(len(recorder.arguments))]
+        for slot, each in recorder.outside.items():
+            values[slot] = plan.constant(each.values) if each.made else plan.stand_in(each.array, "held")
+        written: set[int] = set()
+        for entry in recorder.log:
+            if isinstance(entry, _Applied):
+                inputs = [values[x.index] if type(x) is _Slot else x for x in entry.inputs]
+                values[entry.output] = plan.apply(entry.op, inputs)
+                if entry.op.writes:
+                    written.add(entry.output)
+            elif isinstance(entry, _Stored):
+                array = None if entry.slot is None else values[entry.slot]
+                plan.effect("gradient" if array is not None else "no gradient", _store, self.frame, entry.leaf, array)
+            elif isinstance(entry, _Fetched):
+                if entry.slot is not None:
+                    values[entry.slot] = plan.stand_in(entry.array, "argument")
+                target = None if entry.slot is None else values[entry.slot]
+                plan.effect("read gradient", _fetch, self.frame, entry.leaf, target, writes=True)
+            else:
+                tensors = [type(x) is _Slot for x in entry.arguments]
+                given = [values[x.index] if type(x) is _Slot else x for x in entry.arguments]
+                plan.effect(entry.function.__qualname__, _call, entry.function, entry.options, tensors, *given)
+        for i in sorted(written & set(range(len(recorder.arguments)))):
+            plan.effect("argument", _give_back, self.frame, i, values[i])
+        self.written = [
+            memory_of(recorder.outside[slot].array) for slot in written if slot in recorder.outside
+        ]  # fmt: skip
+        return plan, [values[slot].view(np.ndarray) for slot in _slots_of(results)]
+
+    def _agrees(self, ends: list[np.ndarray], shown: list[np.ndarray]) -> bool:
+        """Whether the calls on their own memory give what the ops gave."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self.plan.agrees(list(zip(ends, shown, strict=True)))
+
+    def run(self, arguments: Sequence[Any]) -> dict[int, Tensor]:
+        self.frame.arguments = arguments
+        try:
+            for view, x in zip(self.inputs, arguments, strict=True):
+                np.copyto(view, x.data if isinstance(x, Tensor) else x)
+            self.bound.run()
+            return {slot: self._result(array) for slot, array in self.ends.items()}
+        finally:
+            self.frame.arguments = ()
+            if self.written:
+                note_write(*self.written)
+
+    def _result(self, array: np.ndarray) -> Tensor:
+        return wrap(np.array(array) if self.bound.private(array) else array)
+
+
+class _Stepwise:
+    """A recording that is replayed op by op, on arrays of other backends."""
+
+    def __init__(self, recorder: _Recorder, results: _Result) -> None:
+        self.frame = _Frame()
+        self.log = recorder.log
+        self.outside = recorder.outside
+        self.wanted = _slots_of(results)
+
+    def run(self, arguments: Sequence[Any]) -> dict[int, Tensor]:
+        self.frame.arguments = arguments
+        values: dict[int, Any] = {slot: _array(x) for slot, x in enumerate(arguments)}
+        for slot, each in self.outside.items():
+            values[slot] = transfer(each.values.copy(), each.tensor.device) if each.made else each.array
+        try:
+            for entry in self.log:
+                if isinstance(entry, _Applied):
+                    arrays = [values[x.index] if type(x) is _Slot else x for x in entry.inputs]
+                    backend = backend_of(*arrays)
+                    with backend.current(*arrays):
+                        values[entry.output] = entry.op.compute(backend, arrays)
+                    if entry.op.writes:
+                        note_write(arrays[0])
+                elif isinstance(entry, _Stored):
+                    _store(self.frame, entry.leaf, None if entry.slot is None else values[entry.slot])
+                elif isinstance(entry, _Fetched):
+                    known = self.frame.tensor(entry.leaf)._grad
+                    if (known is None) is not (entry.slot is None):
+                        raise JitError("jit: a call in the recorded function left other gradients than before")
+                    if entry.slot is not None:
+                        values[entry.slot] = known.data
+                else:
+                    given = [wrap(values[x.index]) if type(x) is _Slot else x for x in entry.arguments]
+                    entry.function(*given, **entry.options)
+            return {slot: wrap(values[slot]) for slot in self.wanted}
+        finally:
+            self.frame.arguments = ()
+
+
+class _Recording:
+    """A call that was recorded and, once a second one did the same, what replays it."""
+
+    def __init__(self, recorder: _Recorder, conditions: _Conditions, results: _Result) -> None:
+        self.recorder: _Recorder | None = recorder
+        self.conditions = conditions
+        self.results = results
+        self.replay: _Planned | _Stepwise | None = None
+        self.values: list[np.ndarray | None] = list(recorder.values)  # of arguments that have not changed so far
+        self.owners = {id(memory_of(each.array)) for each in recorder.outside.values() if not each.made}
+        self.alive = [each.array for each in recorder.outside.values()]
+        self.tries = 1
+
+    def confirm(self, recorder: _Recorder) -> None:
+        """Compare with another recording; JitError if it did something else."""
+        assert self.recorder is not None
+        difference = _differ(self.recorder, recorder)
+        if difference is not None:
+            raise JitError(f"jit: {recorder.name} {difference}")
+        for i, (old, new) in enumerate(zip(self.values, recorder.values, strict=True)):
+            if old is not None and old.size and old.tobytes() != new.tobytes():
+                self.values[i] = None
+
+    def covers(self, arguments: Sequence[Any]) -> bool:
+        """Whether the replay is right for these arguments: not if one of them takes a value for the second time."""
+        return all(
+            before is None or before.tobytes() == _host(x).tobytes()
+            for before, x in zip(self.values, arguments, strict=True)
+        )
+
+    def run(self, arguments: Sequence[Any]) -> Any:
+        assert self.replay is not None
+        return self._made(self.results, self.replay.run(arguments), arguments)
+
+    def _made(self, result: _Result, found: dict[int, Tensor], arguments: Sequence[Any]) -> Any:
+        if result.kind == "slot":
+            y = found[result.what]
+            if result.requires_grad and y.op is None:
+                y._requires_grad = True
+                if result.op is not None:  # its graph has been freed
+                    y.op, y.inputs, y.made = result.op, None, tick()
+            return y
+        if result.kind == "argument":
+            return arguments[result.what]
+        if result.kind == "gradient":
+            leaf = result.what
+            return (arguments[leaf.index] if isinstance(leaf, _Argument) else leaf)._grad
+        if result.kind in ("outside", "value"):
+            return result.what
+        parts = [self._made(part, found, arguments) for part in result.parts]
+        if result.kind == "dict":
+            return dict(zip(result.what, parts, strict=True))
+        return tuple(parts) if result.kind == "tuple" else parts
+
+
+class _State(threading.local):
+    """What a thread has recorded."""
+
+    def __init__(self) -> None:
+        self.recordings: dict[Any, list[_Recording]] = {}
+        self.busy = False
+        self.latest: _Recording | None = None
+
+
+class jit(Generic[P, R]):  # noqa: N801 - a decorator
+    """Replay what ``function`` does to tensors, without running its Python code again.
+
+    The first two calls with arguments of new shapes, dtypes, devices or plain values run as they are and are recorded;
+    if they did the same, later ones replay that. What a call returns, and parameters, gradients, statistics and the
+    state of optimisers after it, are those of ``function`` itself, to the bit. Arguments are tensors, arrays, hashable
+    values, and tuples, lists and dictionaries of these; results likewise, of tensors and plain values.
+
+    Everything that tensors do is replayed, random ops draw anew, and the steps of optimisers and schedules are taken
+    with the settings of the moment. Other Python code is not run again: `JitError`, with the line, if the function
+    reads a value (``item``, ``float``, ``if loss > 1``), has hooks, returns a tensor with its graph, or changes
+    variables; and if an array or a number that it uses is made anew in each call and differs. Replaced parameters,
+    ``train`` and ``eval``, `no_grad`, and other values of the variables and attributes that the function names lead to
+    a new recording. Under `detect_anomaly`, and within another recording, it runs as it is. Each thread has its own
+    recordings; results that would be views of an argument are copies. ``jit(f).plan`` is a table of the latest one.
+
+    >>> from tinygrad_lenet import Tensor, jit
+    >>> @jit
+    ... def double(x):
+    ...     return x + x
+    >>> [double(Tensor([float(i)])).item() for i in range(4)]
+    [0.0, 2.0, 4.0, 6.0]
+    """
+
+    def __init__(self, function: Callable[P, R]) -> None:
+        if not callable(function):
+            raise TypeError(f"jit: {function!r} is {type(function).__name__}; expected a function")
+        for found in (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction):
+            if found(function):
+                raise TypeError(f"jit: {function!r} is a generator or a coroutine; expected a function")
+        self.function = function
+        self._name = getattr(function, "__name__", type(function).__name__)
+        self._state = _State()
+        functools.update_wrapper(self, function, updated=())
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __call__(self, *arguments: P.args, **options: P.kwargs) -> R:
+        now, state = mode.get(), self._state
+        if now.observer is not None or state.busy:
+            return self.function(*arguments, **options)
+        arrays: list[Any] = []
+        objects: list[Any] = []
+        key = (
+            _flat(self._name, arguments, arrays, objects),
+            _flat(self._name, options, arrays, objects) if options else (),
+            now.recording,
+            default_device(),
+        )
+        known = state.recordings.get(key)
+        if known is None:
+            while len(state.recordings) >= _KEPT:
+                del state.recordings[next(iter(state.recordings))]
+            known = state.recordings[key] = []
+        state.busy = True
+        try:
+            owners = [id(memory_of(_array(x))) for x in arrays]
+            for recording in known:
+                if recording.conditions.hold(arrays):
+                    if not recording.owners.isdisjoint(owners):
+                        return self.function(*arguments, **options)
+                    if recording.replay is not None and recording.covers(arrays):
+                        state.latest = recording
+                        return recording.run(arrays)
+                    break
+            else:
+                recording = None
+            if len(set(owners)) < len(owners) or not all(_plannable(x) for x in arrays):
+                return self.function(*arguments, **options)
+            return self._record(known, recording, arrays, objects, arguments, options)
+        finally:
+            state.busy = False
+
+    def _record(
+        self,
+        known: list[_Recording],
+        before: _Recording | None,
+        arrays: list[Any],
+        objects: list[Any],
+        arguments: Any,
+        options: Any,
+    ) -> Any:
+        """Call the function, note what it does and, if ``before`` did the same, make a plan of it."""
+        names = _Names(self.function, objects)
+        recorder = _Recorder(self._name, arrays)
+        with observed(recorder):
+            y = self.function(*arguments, **options)
+            results = _results(recorder, y)
+        conditions = _Conditions(recorder, names)
+        changed = names.changed() or conditions.changed_module()
+        if changed is not None:
+            raise JitError(
+                f"jit: {self._name} changes {changed}, which a replay would not do; return what it should become, or "
+                "keep it in a tensor"
+            )
+        for tensor, array, _ in conditions.tensors:
+            if tensor.data is not array:
+                raise JitError(
+                    f"jit: {self._name} replaces the array of a tensor of shape {array.shape}; write into it instead"
+                )
+        if before is None:
+            if len(known) >= _TRIES:
+                del known[0]
+            known.append(_Recording(recorder, conditions, results))
+            return y
+        if before.replay is not None:  # a plan, called with values that it was not made from
+            before.confirm(recorder)
+            return y
+        before.tries += 1
+        try:
+            before.confirm(recorder)
+            if not _same_results(before.results, results):
+                raise JitError(f"jit: {self._name} returns other values in two calls with arguments of the same shapes")
+        except JitError:
+            known.remove(before)
+            raise
+        self._refuse_hidden_writes(recorder)
+        made = _Recording(recorder, conditions, results)
+        made.values = before.values
+        known[known.index(before)] = made
+        if made.owners.isdisjoint(id(memory_of(_array(x))) for x in arrays):
+            planned = all(type(_array(x)) is np.ndarray for x in recorder.alive if isinstance(x, (Tensor, np.ndarray)))
+            made.replay = (_Planned if planned else _Stepwise)(recorder, results)
+            self._state.latest = made
+        return y
+
+    def _refuse_hidden_writes(self, recorder: _Recorder) -> None:
+        """JitError if an array that the function found has other values now, though no op and no call changed it."""
+        if any(isinstance(entry, _Called) and entry.function.__name__ == "step" for entry in recorder.log):
+            return
+        written = {entry.output for entry in recorder.log if isinstance(entry, _Applied) and entry.op.writes}
+        owners = {id(memory_of(recorder.outside[slot].array)) for slot in written if slot in recorder.outside}
+        for each in recorder.outside.values():
+            if id(memory_of(each.array)) not in owners and each.values.tobytes() != _host(each.array).tobytes():
+                raise JitError(
+                    f"jit: {self._name} writes into an array of shape {each.array.shape} without an op, which a replay "
+                    f"would not do; write t[...] = value under no_grad() (it is used at {each.line})"
+                )
+
+    @property
+    def plan(self) -> "Plan | None":
+        """The plan of this thread's latest recording; None if there is none. Printing it measures its steps."""
+        latest = self._state.latest
+        return None if latest is None or not isinstance(latest.replay, _Planned) else latest.replay.plan
+
+    def __repr__(self) -> str:
+        return f"jit({self.function!r})"
+
+
+def _plannable(x: Any) -> bool:
+    array = _array(x)
+    return type(array) is not np.ndarray or bool(array.flags.aligned)
+
+
+def _same_results(a: _Result, b: _Result) -> bool:
+    if a.kind == b.kind == "outside" and a.what is not b.what:
+        b.kind, b.what, b.parts = "slot", b.parts, ()
+        return True
+    if a.kind != b.kind or len(a.parts if isinstance(a.parts, list) else ()) != len(
+        b.parts if isinstance(b.parts, list) else ()
+    ):
+        return False
+    if isinstance(a.parts, list):
+        return a.what == b.what and all(map(_same_results, a.parts, b.parts))
+    return _alike(a.what, b.what)
