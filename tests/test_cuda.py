@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from models import LeNet5
 from tests.cuda_on_host import kernels_on_host, needs_compiler
 from tests.strict import StrictArray, no_host_reads, on_device, strict_xp
-from tinygrad_lenet import Op, Tensor, backend, testing
+from tinygrad_lenet import Op, Tensor, backend, optim, testing
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.kernels import cuda
 from tinygrad_lenet.op import REGISTRY
@@ -169,6 +169,47 @@ def test_a_step_of_lenet5(monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=0, atol=1e-5 * scale, err_msg=name)
     files = {where.partition(".")[0] for where in served}
     assert files == {path.stem for path in SOURCES} - {"optim"}
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("make", [
+    lambda params: optim.Adam(params, lr=0.1),
+    lambda params: optim.AdamW(params, lr=0.1, weight_decay=0.1),
+    lambda params: optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.1),
+])  # fmt: skip
+def test_a_step_over_all_parameters_at_once(make: Any, dtype: str) -> None:
+    """As on the CPU: also for more arrays than one launch takes, gaps between those with a gradient, and empty ones."""
+    rng = np.random.default_rng(0)
+    shapes = [(3,), (2, 5), (0,), (1, 1), (), (7,), *[(2,)] * 70]
+    values = [rng.uniform(-1, 1, shape).astype(dtype) for shape in shapes]
+    gradients = [[None if i == 5 and k < 2 else rng.uniform(-1, 1, x.shape).astype(dtype) for i, x in enumerate(values)]
+                 for k in range(4)]  # fmt: skip
+    results = []
+    for device in ("cpu", "strict:1"):
+        params = [Tensor(x.copy(), requires_grad=True, device=device) for x in values]
+        optimizer = make(params)
+        with kernels_on_host():
+            for given in gradients:
+                for p, g in zip(params, given, strict=True):
+                    p.grad = None if g is None else Tensor(g, device=device)
+                optimizer.step()
+        results.append([p.numpy() for p in params])
+    for x, y in zip(*results, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol={"float64": 1e-14, "float32": 1e-6, "float16": 2e-3}[dtype])
+
+
+@needs_compiler
+def test_an_optimiser_takes_three_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+    launch = cuda._launch
+    monkeypatch.setattr(cuda, "_launch", lambda *a, **words: launched.append(a[1]) or launch(*a, **words))
+    params = [Tensor(np.ones(n, np.float32), requires_grad=True, device="strict") for n in (2, 3, 5)]
+    with kernels_on_host(), no_host_reads():
+        for p in params:
+            p.grad = Tensor(np.ones(p.shape, np.float32), device="strict")
+        optim.Adam(params).step()
+    assert launched == ["optim.gather", "optim.adam", "optim.subtract"]
 
 
 # What is not finite, and what is declined

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, Backend, backend_of, is_writable, transfer
+from .backend import Array, Backend, backend_of, find_kernel, is_writable, transfer
 from .curvature import curvature
 from .graph import note_write, repeated
 from .nn.state import copy_values, fitting_values, write
@@ -123,8 +123,9 @@ class Optimizer:
                 gradient += scratch
         step = self._steps[group.members[first]]
         self._update(group.backend.xp, step, gradient, scratch, *(vector[part] for vector in group.state.values()))
-        for array, change in zip(arrays, group.gradients[first:last], strict=True):
-            array -= change
+        if not _served(group.backend, "subtract_from", arrays, gradient):
+            for array, change in zip(arrays, group.gradients[first:last], strict=True):
+                array -= change
 
     def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
         """Replace the gradient by the amount to subtract from the parameters, and update the state."""
@@ -134,8 +135,8 @@ class Optimizer:
         """Copy the group's gradients into its vector; return the longest runs of parameters to update as one."""
         runs: list[tuple[int, int]] = []
         first, step = 0, -1  # of the current run; step is -1 while there is none
-        table = zip(group.members, group.params, group.gradients, group.shapes, strict=True)
-        for k, (member, p, target, shape) in enumerate(table):
+        table = zip(group.members, group.params, group.shapes, strict=True)
+        for k, (member, p, shape) in enumerate(table):
             grad = p.grad
             if grad is None:
                 if step >= 0:
@@ -154,9 +155,13 @@ class Optimizer:
                 if step >= 0:
                     runs.append((first, k))
                 first, step = k, self._steps[member]
-            target[...] = array
         if step >= 0:
             runs.append((first, len(group.members)))
+        for first, last in runs:
+            found = [p.grad.data for p in group.params[first:last] if p.grad is not None]
+            if not _served(group.backend, "gather", found, group.gradient[group.offsets[first] : group.offsets[last]]):
+                for target, array in zip(group.gradients[first:last], found, strict=True):
+                    target[...] = array
         return runs
 
     def _lay_out(self) -> None:
@@ -315,18 +320,21 @@ class Adam(Optimizer):
     def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
         m, v = state
         b1, b2 = self.betas
+        # Sums instead of the usual running means, and all constants combined into two, save 4 of 13 passes.
+        weight_m, weight_v = (1 - b1**step) / (1 - b1), (1 - b2**step) / (1 - b2)
+        root = math.sqrt(weight_v)
+        eps, rate = self.eps * root, self.lr * root / weight_m
+        if _served(backend_of(gradient), "adam", gradient, m, v, self.betas, eps, rate):
+            return
         m *= b1
         m += gradient
         gradient *= gradient
         v *= b2
         v += gradient
-        # Sums instead of the usual running means, and all constants combined into two, save 4 of 13 passes.
-        weight_m, weight_v = (1 - b1**step) / (1 - b1), (1 - b2**step) / (1 - b2)
-        root = math.sqrt(weight_v)
         xp.sqrt(v, out=gradient)
-        gradient += self.eps * root
+        gradient += eps
         xp.divide(m, gradient, out=gradient)
-        gradient *= self.lr * root / weight_m
+        gradient *= rate
 
 
 class AdamW(Adam):
@@ -555,6 +563,12 @@ class PassRates(_Schedule):
     def _lr_at(self, count: int) -> float:
         ends = itertools.accumulate(passes for passes, _ in self.rates)
         return next((rate for end, (_, rate) in zip(ends, self.rates, strict=True) if count < end), self.rates[-1][1])
+
+
+def _served(backend: Backend, name: str, *arguments: Any) -> bool:
+    """Whether there is a kernel that makes this pass of a step over all parameters at once, and it has made it."""
+    kernel = find_kernel(backend.name, name)
+    return kernel is not None and kernel(backend.xp, *arguments) is not NotImplemented
 
 
 def _vectors(xp: Any, count: int, size: int, dtype: np.dtype[Any]) -> list[Array]:
