@@ -5,7 +5,7 @@ LeCun, Bottou, Bengio, Haffner, Gradient-Based Learning Applied to Document Reco
 
 from typing import Any
 
-from ..backend import Array
+from ..backend import Array, backend_of
 from ..curvature import Elementwise, Movement
 from ..op import REAL, Op, op
 from ..shapes import Pair, PairLike, ShapeError, integer, number, pair, window_positions
@@ -259,10 +259,10 @@ class RBF(Op):
 
 def _on_device(kernels: ScatterKernels | GatherKernels, xp: Any, x: Array) -> Array:
     """The op's places as an array on the device of x, kept from call to call: an upload would wait for the GPU."""
-    kept = kernels.__dict__.setdefault("_kept", {})
-    if x.device not in kept:
-        kept[x.device] = xp.asarray(kernels.places)
-    return kept[x.device]
+    kept, device = kernels.__dict__.setdefault("_kept", {}), backend_of(x).device_of(x)
+    if device not in kept:
+        kept[device] = xp.asarray(kernels.places)
+    return kept[device]
 
 
 def connection_table(op: str, connections: Any, channels: int) -> tuple[tuple[int, ...], ...]:
