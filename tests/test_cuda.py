@@ -251,6 +251,7 @@ def test_what_is_not_finite_stays_where_it_belongs(value: float) -> None:
         (REGISTRY["conv2d_weight_grad"]((2, 2), groups=2), [(1, 2, 4, 4), (1, 2, 3, 3)]),
         (REGISTRY["matmul"](), [(2, 3, 4), (2, 4, 5)]),
         (REGISTRY["matmul"](), [(257, 257), (257, 257)]),
+        (REGISTRY["matmul"](), [(2**19, 1), (1, 1)]),
         (REGISTRY["sum"](None, False), [(2, 2, 2, 2, 2)]),
         (REGISTRY["sum"](1, False), [(70_000, 9)]),
         (REGISTRY["tanh_grad"](), [(2, 3), (3,)]),

@@ -38,6 +38,7 @@ _BUSY = 128  # blocks that keep a GPU busy
 _CHANNELS = 8  # as in conv.cu
 _ARRAYS = 64  # as in optim.cu
 _LARGEST_WEIGHT = 2**16  # elements up to which a convolution is computed directly
+_MANY = 2**31 - 2**16  # elements, of which the kernels count fewer in an int
 _LARGE = 256  # a product is left to cuBLAS if all its three extents are above this
 
 
@@ -80,7 +81,14 @@ def _real(x: Array) -> str:
 def _covered(*arrays: Array | None) -> bool:
     """Whether all are of one dtype, float32 or float64, not empty, and small enough for an int to count."""
     given = [a for a in arrays if a is not None]
-    return given[0].dtype.char in "fd" and all(a.dtype == given[0].dtype and 0 < a.size < 2**31 for a in given)
+    return given[0].dtype.char in "fd" and all(a.dtype == given[0].dtype and 0 < _extent(a) < _MANY for a in given)
+
+
+def _extent(x: Array) -> int:
+    """How far x reaches in memory, in elements; 0 if it is empty."""
+    if x.flags.c_contiguous or not x.size:
+        return x.size
+    return 1 + sum([(size - 1) * abs(step) for size, step in zip(x.shape, x.strides, strict=True)]) // x.itemsize
 
 
 # Convolution and products
@@ -125,7 +133,7 @@ def _direct(
 ) -> Array:
     """y of ``shape`` [N F OH OW]; ``steps`` are the weight's for an output channel, an input channel, KH and KW."""
     (n, f, oh, ow), (kh, kw) = shape, weight.shape[2:]
-    if weight.size > _LARGEST_WEIGHT or math.prod(shape) >= 2**31:
+    if weight.size > _LARGEST_WEIGHT or math.prod(shape) >= _MANY:
         return NotImplemented
     y = xp.empty(shape, x.dtype)
     window = kh, kw, *op.stride, *op.padding, *op.dilation
@@ -189,13 +197,13 @@ def _tiled(
     Tiles are as large as leaves enough blocks to keep a GPU busy. If there are too few of the smallest, sums are cut.
     """
     m, n, k = extents
-    if min(extents) > _LARGE or m * n >= 2**31:
+    if min(extents) > _LARGE or m * n >= _MANY or m > 8 * 65535:  # a grid has no more rows of blocks
         return NotImplemented
 
     def blocks(rows: int, columns: int) -> tuple[int, int]:
         return -(-n // (32 * columns)), -(-m // (8 * rows))
 
-    fitting = [(r, c) for r, c in ((4, 4), (2, 4), (1, 4), (4, 1), (2, 1)) if m > 4 * r and n > 16 * c]
+    fitting = [(r, c) for r, c in ((4, 4), (2, 4), (1, 4), (4, 1), (2, 1)) if m > 4 * r and (c == 1 or n > 64)]
     rows, columns = next((each for each in fitting if math.prod(blocks(*each)) >= _BUSY), (1, 1))
     grid = blocks(rows, columns)
     cut = max(1, min(_BUSY // math.prod(grid), k // 256)) if len(inputs) < 3 or inputs[2] is None else 1
@@ -295,7 +303,7 @@ def _pooled(
     adjoint: bool = False,
 ) -> Array:
     """The output of a kernel of pool.cu, which has the shape of the images if it is an adjoint."""
-    if not _covered(*inputs) or math.prod(images) >= 2**31:
+    if not _covered(*inputs) or math.prod(images) >= _MANY:
         return NotImplemented
     y = xp.empty(images if adjoint else (*images[:2], *positions), inputs[0].dtype)
     sizes = _struct(*images, *positions, *op.kernel_size, *op.stride, *op.padding, *steps)
@@ -309,7 +317,7 @@ def _pooled(
 @kernel("cuda", "one_hot")
 def one_hot(op: OneHot, xp: Any, labels: Array) -> Array:
     """A thread makes an element."""
-    if op.dtype not in _C_NAMES or not 0 < labels.size * op.classes < 2**31:
+    if op.dtype not in _C_NAMES or not 0 < labels.size * op.classes < _MANY:
         return NotImplemented
     y = xp.empty((*labels.shape, op.classes), op.dtype)
     arguments = labels, y, np.int32(len(labels)), np.int32(op.classes), np.int32(_steps(labels)[0])

@@ -3,6 +3,7 @@
 LeCun, Bottou, Bengio, Haffner, Gradient-Based Learning Applied to Document Recognition, Proc. IEEE 86(11), 1998.
 """
 
+from functools import lru_cache
 from typing import Any
 
 from ..backend import Array, backend_of
@@ -258,11 +259,13 @@ class RBF(Op):
 
 
 def _on_device(kernels: ScatterKernels | GatherKernels, xp: Any, x: Array) -> Array:
-    """The op's places as an array on the device of x, kept from call to call: an upload would wait for the GPU."""
-    kept, device = kernels.__dict__.setdefault("_kept", {}), backend_of(x).device_of(x)
-    if device not in kept:
-        kept[device] = xp.asarray(kernels.places)
-    return kept[device]
+    """The op's places as an array on the device of x, which is made once: an upload would wait for the GPU."""
+    return _uploaded(xp, kernels.places, backend_of(x).device_of(x))
+
+
+@lru_cache(maxsize=64)
+def _uploaded(xp: Any, places: tuple[int, ...], device: str) -> Array:
+    return xp.asarray(places)
 
 
 def connection_table(op: str, connections: Any, channels: int) -> tuple[tuple[int, ...], ...]:
