@@ -28,6 +28,7 @@ static inline double max(double a, double b) { return fmax(a, b); }
 using std::exp;
 using std::log;
 using std::sqrt;
+using std::tanh;
 
 static void (*thread_body)(void**);
 static void** arguments;

@@ -4,6 +4,7 @@ Where there is a GPU, `tests/test_ops.py` runs them on it.
 """
 
 import ctypes
+import functools
 import importlib.util
 import re
 from collections import Counter
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import LeNet5
+from models import LeNet5, LeNet5_1998
 from tests.cuda_on_host import kernels_on_host, needs_compiler
 from tests.strict import StrictArray, no_host_reads, on_device, strict_xp
 from tinygrad_lenet import Op, Tensor, backend, optim, testing
@@ -103,6 +104,14 @@ def calls(n: int, dtype: str = "float32") -> list[tuple[Op, list[np.ndarray]]]:
             (REGISTRY["max_pool2d"](2), [x]),
             (REGISTRY["max_pool2d_grad"](**pool), [x, gy]),
         ]
+    for c, h in ((6, 28), (16, 10)):
+        x, gy, weight = values(n, c, h, h), values(n, c, h // 2, h // 2), values(c)
+        found += [
+            (REGISTRY["subsample2d"](2), [x, weight, weight]),
+            (REGISTRY["subsample2d_weight_grad"](2), [x, gy]),
+            (REGISTRY["subsample2d_transpose"](2, (h, h)), [gy, weight]),
+            (REGISTRY["scaled_tanh"](1.7159, 2 / 3), [x]),
+        ]
     for i, o in ((120, 84), (84, 10)):
         x, weight, gy = values(n, i), values(o, i), values(n, o)
         found += [
@@ -157,12 +166,16 @@ def test_a_step_of_lenet5(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cuda, "_launch", counted)
     images = np.random.default_rng(0).uniform(-1, 1, (9, 1, 32, 32)).astype(np.float32)
-    for pool in ("avg", "max"):
-        there, here = LeNet5(pool=pool, rng=0).to("strict"), LeNet5(pool=pool, rng=0)
+    losses: dict[str, Any] = {
+        "avg": F.cross_entropy, "max": F.cross_entropy, "1998": functools.partial(F.penalty_loss, j=1.0)
+    }  # fmt: skip
+    for pool, loss in losses.items():
+        there, here = (LeNet5_1998(rng=0) if pool == "1998" else LeNet5(pool=pool, rng=0) for _ in range(2))
+        there.to("strict")
         with kernels_on_host(), no_host_reads(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(strict_xp, "matmul", refused)
-            F.cross_entropy(there(Tensor(images, device="strict")), np.arange(9)).backward()
-        F.cross_entropy(here(Tensor(images)), np.arange(9)).backward()
+            loss(there(Tensor(images, device="strict")), np.arange(9)).backward()
+        loss(here(Tensor(images)), np.arange(9)).backward()
         for (name, p), q in zip(there.named_parameters(), here.parameters(), strict=True):
             assert p.grad is not None and q.grad is not None
             scale = np.abs(q.grad.numpy()).max()

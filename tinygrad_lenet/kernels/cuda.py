@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, kernel
+from ..backend import Array, backend_of, kernel
 from ..ops.conv import Conv2d, Conv2dWeightGrad, ConvTranspose2d
 from ..ops.elementwise import TanhGrad
 from ..ops.indexing import OneHot
+from ..ops.lenet_1998 import ScaledTanh, Subsample2d, Subsample2dTranspose, Subsample2dWeightGrad
 from ..ops.linalg import Linear, MatMul
 from ..ops.pool import AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad
 from ..ops.reduction import Mean, Sum
@@ -311,6 +312,40 @@ def _pooled(
     return y
 
 
+@kernel("cuda", "subsample2d")
+def subsample2d(op: Subsample2d, xp: Any, x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """A thread makes a pixel."""
+    if not _covered(x, weight, bias):
+        return NotImplemented
+    y = xp.empty(op.output_shape(x.shape, weight.shape), x.dtype)
+    sizes = _struct(*x.shape, *y.shape[2:], *op.kernel_size, *_steps(x), 0, 0, 0, 0, *_steps(weight), *_steps(bias))
+    _launch(xp, "subsample.subsample2d", _blocks(y.size), (x, weight, bias, y, sizes), Real=_real(y))
+    return y
+
+
+@kernel("cuda", "subsample2d_weight_grad")
+def subsample2d_weight_grad(op: Subsample2dWeightGrad, xp: Any, x: Array, gy: Array) -> Array:
+    """A thread makes a term; then the terms are summed."""
+    if not _covered(x, gy):
+        return NotImplemented
+    terms = xp.empty(gy.shape, gy.dtype)
+    sizes = _struct(*x.shape, *gy.shape[2:], *op.kernel_size, *_steps(x), *_steps(gy), 0, 0)
+    _launch(xp, "subsample.weight_terms", _blocks(terms.size), (x, gy, terms, sizes), Real=_real(gy))
+    return Sum((0, 2, 3), False).compute(backend_of(gy), [terms])
+
+
+@kernel("cuda", "subsample2d_transpose")
+def subsample2d_transpose(op: Subsample2dTranspose, xp: Any, gy: Array, weight: Array) -> Array:
+    """A thread makes a pixel."""
+    shape = *gy.shape[:2], *op.size
+    if not _covered(gy, weight) or math.prod(shape) >= _MANY:
+        return NotImplemented
+    gx = xp.empty(shape, gy.dtype)
+    sizes = _struct(*shape, *gy.shape[2:], *op.kernel_size, 0, 0, 0, 0, *_steps(gy), *_steps(weight), 0)
+    _launch(xp, "subsample.subsample2d_transpose", _blocks(gx.size), (gy, weight, gx, sizes), Real=_real(gx))
+    return gx
+
+
 # Losses and activations
 
 
@@ -365,6 +400,17 @@ def tanh_grad(op: TanhGrad, xp: Any, gy: Array, y: Array) -> Array:
     )
     _launch(xp, "elementwise.tanh_grad", _blocks(y.size), arguments, Real=_real(y))
     return gx
+
+
+@kernel("cuda", "scaled_tanh")
+def scaled_tanh(op: ScaledTanh, xp: Any, x: Array) -> Array:
+    """One pass over memory."""
+    if not _covered(x):
+        return NotImplemented
+    y = xp.empty(x.shape, x.dtype)
+    arguments = xp.ascontiguousarray(x), y, np.int32(x.size), float(op.amplitude), float(op.slope)
+    _launch(xp, "elementwise.scaled_tanh", _blocks(y.size), arguments, Real=_real(y))
+    return y
 
 
 # An optimiser's step
