@@ -36,7 +36,7 @@ except ModuleNotFoundError:
 import tinygrad_lenet
 from examples.runs import Run, ctrl_c_deferred, own_folder, read_json
 from models import LeNet5, LeNet5_1998
-from tinygrad_lenet import Tensor, checkpoint, data, nn, no_grad, optim, parallel
+from tinygrad_lenet import Tensor, checkpoint, data, jit, nn, no_grad, optim, parallel
 from tinygrad_lenet import functional as F
 
 SAMPLES = 500  # patterns to estimate the curvature from before each pass, and to draw at a time
@@ -98,6 +98,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint-every", type=float, default=60, metavar="SECONDS", help="time between checkpoints within a pass"
     )
+    parser.add_argument("--no-jit", action="store_true", help="run each step's code instead of replaying it")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bars")
     return parser.parse_args()
 
@@ -162,6 +163,17 @@ def loss_of(part: Part, output: Tensor, labels: Any) -> Tensor:
 def train(part: Part, run: Run, no_progress: bool, test: Callable[[], int], interrupted: Callable[[], bool]) -> None:
     """Train for the remaining passes, until the end, Ctrl-C or a loss of NaN."""
     model, optimizer, schedule, loader = run.model, run.optimizer, run.schedule, run.loader
+
+    def step(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Learn from a batch; return the sum of its losses and how many answers were right."""
+        output = model(x)
+        loss = loss_of(part, output, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach() * float(len(labels)), (best(part, output) == labels).sum()
+
+    learn = step if run.args.no_jit else jit(step)
     batch = loader.batch_size if part.adam else 1
     saved = time.monotonic()
     with tqdm(
@@ -180,16 +192,11 @@ def train(part: Part, run: Run, no_progress: bool, test: Callable[[], int], inte
                 run.note(smallest_rate=rates.min(), largest_rate=rates.max())
             for x, y in loader:
                 for i in range(0, len(y), batch):
-                    labels = y[i : i + batch]
-                    output = model(Tensor(x[i : i + batch]))
-                    loss = loss_of(part, output, labels)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
+                    loss, right = learn(Tensor(x[i : i + batch]), Tensor(y[i : i + batch]))
                     if isinstance(schedule, optim.OneCycle):
                         schedule.step()
-                    run.loss += loss.item() * len(labels)
-                    run.correct += float((best(part, output.numpy()) == labels).sum())
+                    run.loss += loss.item()
+                    run.correct += right.item()
                 if not math.isfinite(run.loss):
                     run.trouble = f"the loss became {run.loss} in pass {epoch + 1}"
                     return
@@ -272,6 +279,7 @@ def run_part(name: str, part: Part, args: argparse.Namespace, interrupted: Calla
     """Train one part and write its results, unless it is finished; return whether it is finished now."""
     folder = args.out / name
     settings = argparse.Namespace(**settings_of(name, part, args), out=folder, checkpoint_every=args.checkpoint_every)
+    settings.no_jit = args.no_jit
     images, labels = load(args, "train")
     test_images, test_labels = load(args, "test")
     with own_folder(folder, make=True):

@@ -40,6 +40,7 @@ MAY_CHANGE = {
     "checkpoint_every",
     "resume",
     "plots",
+    "no_jit",
     "no_progress",
     "tensorboard",
 }

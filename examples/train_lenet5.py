@@ -36,7 +36,7 @@ except ModuleNotFoundError:
 import tinygrad_lenet
 from examples.runs import Run, ctrl_c_deferred, own_folder
 from models import LeNet5
-from tinygrad_lenet import AnomalyError, Tensor, backend, data, detect_anomaly, nn, no_grad, optim, parallel
+from tinygrad_lenet import AnomalyError, Tensor, backend, data, detect_anomaly, jit, nn, no_grad, optim, parallel
 from tinygrad_lenet import functional as F
 
 MODELS: dict[str, Callable[[int], LeNet5]] = {
@@ -114,6 +114,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--plots", action="store_true", help="draw losses, mistakes, kernels and feature maps")
     parser.add_argument("--tensorboard", action="store_true", help="write event files for TensorBoard, epoch by epoch")
+    parser.add_argument("--no-jit", action="store_true", help="run each step's code instead of replaying it")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     parser.set_defaults(**RECIPES[parser.parse_known_args()[0].recipe])
     return parser.parse_args()
@@ -173,6 +174,7 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
     if group.rank == 0 and not args.resume and (aside := run.begin()):  # only now that all workers have started
         print(f"the checkpoint of an earlier run is kept in {aside} until this one is finished")
     board = event_writer(run) if group.rank == 0 and args.tensorboard else nullcontext()
+    gradient = gradient_of if args.no_jit else jit(gradient_of)
     dropouts = [module for _, module in model.named_modules() if isinstance(module, nn.Dropout)]
     learned = {name for name, _ in model.named_parameters()}
     statistics = [tensor for name, tensor in model.state_dict().items() if name not in learned]
@@ -193,14 +195,12 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
             epoch = loader.epoch
             start = time.perf_counter() - run.seconds
             for x, y in loader:
-                for i, module in enumerate(dropouts):  # a new generator for each step and worker: none to be saved
-                    module.rng = np.random.default_rng((args.seed, epoch, loader.position, group.rank, i))
+                for i, module in enumerate(dropouts):  # seeded anew for each step and worker: no state to be saved
+                    seeded = np.random.default_rng((args.seed, epoch, loader.position, group.rank, i))
+                    module.rng.bit_generator.state = seeded.bit_generator.state
                 run.optimizer.zero_grad()
                 if len(y):  # the last batch of an epoch can have fewer images than there are workers
-                    logits = model(Tensor(x))
-                    loss = F.cross_entropy(logits, y, reduction="sum")
-                    (loss / loader.drawn).backward()
-                    unread.append((loss.detach(), (logits.argmax(axis=1) == y).sum()))
+                    unread.append(gradient(model, Tensor(x), Tensor(y), loader.drawn))
                 stopping, saving = interrupted(), time.monotonic() - saved >= args.checkpoint_every
                 due = len(unread) >= READ_EVERY[args.backend] or loader.position == len(loader.images)
                 own = read(unread) if due or stopping or saving else (0.0, 0.0)
@@ -245,6 +245,14 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
             if group.rank == 0:
                 run.save()
                 saved = time.monotonic()
+
+
+def gradient_of(model: nn.Module, x: Tensor, y: Tensor, drawn: int) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of a share of a batch of ``drawn`` images; return its summed loss and its hits."""
+    logits = model(x)
+    loss = F.cross_entropy(logits, y, reduction="sum")
+    (loss / drawn).backward()
+    return loss.detach(), (logits.argmax(axis=1) == y).sum()
 
 
 def read(unread: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
@@ -304,9 +312,10 @@ def first_anomaly(model: nn.Module, x: Any, y: Any) -> str:
 def predict(model: LeNet5, images: Any, batch_size: int = 256) -> Any:
     """The probability of each class for each image, [N K]."""
     model.eval()
+    answer = jit(model)
     with no_grad():
         batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
-        return np.concatenate([F.softmax(model(Tensor(data.to_input(batch)))).numpy() for batch in batches])
+        return np.concatenate([F.softmax(answer(Tensor(data.to_input(batch)))).numpy() for batch in batches])
 
 
 def main() -> None:
@@ -355,6 +364,9 @@ def train_and_test(run: Run, model: LeNet5, test_images: Any, test_labels: Any, 
         goes_on = f"continues in epoch {loader.epoch + 1} of {args.epochs}"
         print(f"the run in {args.out} {'is complete; testing it again' if finished(run) else goes_on}")
     print(model.summary((1, 32, 32)))
+    print(
+        "steps run their own code" if args.no_jit else "steps are recorded and replayed; --no-jit runs their own code"
+    )
 
     with ctrl_c_deferred() as interrupted:
         parallel.run(train, args.workers, model.parameters(), run, interrupted)

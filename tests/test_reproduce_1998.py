@@ -90,7 +90,7 @@ def test_stopped_and_gone_on_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def arguments(out: Path, **changes: Any) -> Any:
-    values = {"quick": True, "seed": 0, "out": out, "checkpoint_every": 60.0, "no_progress": True}
+    values = {"no_jit": False, "quick": True, "seed": 0, "out": out, "checkpoint_every": 60.0, "no_progress": True}
     return reproduce_1998.argparse.Namespace(**values | changes)
 
 

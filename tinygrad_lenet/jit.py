@@ -12,6 +12,7 @@ of the two recordings are for.
 import functools
 import inspect
 import operator
+import sys
 import threading
 import types
 import warnings
@@ -27,13 +28,14 @@ from .backend import Array, backend_of, backend_of_type, default_device, memory_
 from .graph import Node, Observer, changes, mode, note_write, observed, tick
 from .nn.module import Parameter
 from .op import Op
-from .plan import Bound, Plan
+from .plan import Bound, Plan, owner_of
 from .tensor import Tensor, wrap
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _KEPT = 32  # plans that a function keeps in each thread
+_MOVES = 2  # how often gradients may be kept by others before they are handed out as copies
 _TRIES = 8  # recordings that came to nothing before a function is refused
 _PLAIN = (int, float, bool, str, bytes, complex, type(None))
 
@@ -550,16 +552,22 @@ def _slots_of(result: _Result) -> list[int]:
 
 
 class _Frame:
-    """The arguments of the call that is being replayed."""
+    """The call that is being replayed."""
 
-    arguments: Sequence[Any] = ()
+    def __init__(self) -> None:
+        self.arguments: Sequence[Any] = ()
+        self.given: dict[int, Tensor] = {}  # gradients in memory that is handed out, by id of the array
 
     def tensor(self, leaf: Any) -> Any:
         return self.arguments[leaf.index] if type(leaf) is _Argument else leaf
 
 
 def _store(frame: _Frame, leaf: Any, array: Array | None) -> None:
-    frame.tensor(leaf)._grad = None if array is None else wrap(array.copy(order="K"))
+    if array is None:
+        gradient = None
+    else:
+        gradient = frame.given.get(id(array)) or wrap(array.copy(order="K"))
+    frame.tensor(leaf)._grad = gradient
 
 
 def _fetch(frame: _Frame, leaf: Any, into: np.ndarray | None) -> None:
@@ -588,15 +596,30 @@ class _Planned:
         self.frame = _Frame()
         self.plan, ends = self._make(recorder, results)
         shown = [np.array(y) for y in ends]
-        self.plan.lay_out(ends)
+        self.plan.lay_out(ends, [array for _, array in self.gradients])
         if not self._agrees(ends, shown):
             self.plan, ends = self._make(recorder, results)
             self.plan.lay_out(ends, share=False)
             if not self._agrees(ends, shown):
                 raise JitError("jit: the plan of a recording gave other results than its ops")
+        self._ends = list(zip(_slots_of(results), ends, strict=False))
+        self._moves = 0
+        self._bind()
+
+    def _bind(self) -> None:
         self.bound: Bound = self.plan.bind()
         self.inputs = [self.bound.array(x) for x in self.arguments]
-        self.ends = dict(zip(_slots_of(results), map(self.bound.array, ends), strict=False))
+        self.ends = {slot: self.bound.array(y) for slot, y in self._ends}
+        given = [(leaf, self.bound.given(array)) for leaf, array in self.gradients] if self._moves < _MOVES else []
+        self._handed = [(leaf, wrap(array)) for leaf, array in given if array is not None]
+        self.frame.given = {id(tensor.data): tensor for _, tensor in self._handed}
+        self._watched = [x for _, tensor in self._handed for x in (tensor, tensor.data, owner_of(tensor.data))]
+        self._references = -1
+
+    def _count(self) -> int:
+        """How many references there are to gradients that were handed out, apart from those of their leaves."""
+        attached = sum([leaf._grad is tensor for leaf, tensor in self._handed])
+        return sum(map(sys.getrefcount, self._watched)) - attached
 
     def _make(self, recorder: _Recorder, results: _Result) -> tuple[Plan, list[np.ndarray]]:
         plan = Plan()
@@ -627,9 +650,8 @@ class _Planned:
                 plan.effect(entry.function.__qualname__, _call, entry.function, entry.options, tensors, *given)
         for i in sorted(written & set(range(len(recorder.arguments)))):
             plan.effect("argument", _give_back, self.frame, i, values[i])
-        self.written = [
-            memory_of(recorder.outside[slot].array) for slot in written if slot in recorder.outside
-        ]  # fmt: skip
+        self.written = [memory_of(recorder.outside[slot].array) for slot in written if slot in recorder.outside]
+        self.gradients = _gradients(recorder.log, values)
         return plan, [values[slot].view(np.ndarray) for slot in _slots_of(results)]
 
     def _agrees(self, ends: list[np.ndarray], shown: list[np.ndarray]) -> bool:
@@ -639,6 +661,9 @@ class _Planned:
             return self.plan.agrees(list(zip(ends, shown, strict=True)))
 
     def run(self, arguments: Sequence[Any]) -> dict[int, Tensor]:
+        if self._handed and self._references not in (-1, self._count()):  # somebody has kept a gradient
+            self._moves += 1
+            self._bind()
         self.frame.arguments = arguments
         try:
             for view, x in zip(self.inputs, arguments, strict=True):
@@ -649,9 +674,25 @@ class _Planned:
             self.frame.arguments = ()
             if self.written:
                 note_write(*self.written)
+            if self._handed:
+                self._references = self._count()
 
     def _result(self, array: np.ndarray) -> Tensor:
         return wrap(np.array(array) if self.bound.private(array) else array)
+
+
+def _gradients(log: list[Any], values: dict[int, Any]) -> list[tuple[Any, np.ndarray]]:
+    """The leaves that get a gradient, and their last one, in the order of the optimiser that reads them."""
+    found: dict[int, tuple[Any, np.ndarray]] = {}
+    order: dict[int, int] = {}
+    for entry in log:
+        if isinstance(entry, _Stored) and not isinstance(entry.leaf, _Argument):
+            found.pop(id(entry.leaf), None)
+            if entry.slot is not None:
+                found[id(entry.leaf)] = entry.leaf, values[entry.slot].view(np.ndarray)
+        elif isinstance(entry, _Called) and entry.function.__name__ == "step":
+            order |= {id(p): i for i, p in enumerate(getattr(entry.arguments[0], "params", ()))}
+    return sorted(found.values(), key=lambda each: order.get(id(each[0]), len(order)))
 
 
 class _Stepwise:

@@ -8,13 +8,14 @@ parameters' arrays are only ever written in place, so memory that others share w
 import copy
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, Backend, backend_of, find_kernel, is_writable, transfer
+from .backend import Array, Backend, backend_of, find_kernel, is_writable, memory_of, transfer
 from .curvature import curvature
 from .graph import note_write, repeated
 from .nn.state import copy_values, fitting_values, write
@@ -37,8 +38,8 @@ class _Group:
     params: list[Tensor]
     arrays: list[Array]  # their data
     offsets: list[int]  # parameter k lies at offsets[k] : offsets[k + 1] of each vector
-    gradient: Array
-    scratch: Array
+    gradient: Array  # the gathered gradients
+    change: Array  # what is subtracted from the parameters
     state: dict[str, Array]
 
     def views(self, vector: Array) -> list[Array]:
@@ -49,8 +50,26 @@ class _Group:
         ]
 
     def __post_init__(self) -> None:
-        self.gradients, self.scratches = self.views(self.gradient), self.views(self.scratch)
+        self.gradients, self.changes = self.views(self.gradient), self.views(self.change)
         self.shapes = [array.shape for array in self.arrays]
+        self.found: list[Array] = []  # gradients that lie in memory as in a vector, and that vector
+        self.vector: Array | None = None
+
+    def together(self, arrays: list[Array | None]) -> Array:
+        """The gradients as one vector: copied or, if they already lie like that in memory, as they are."""
+        if len(arrays) == len(self.found) and all(map(operator.is_, arrays, self.found)):
+            assert self.vector is not None
+            return self.vector
+        self.found, self.vector = [], None
+        if (vector := _in_line(arrays, self.gradient)) is not None:
+            self.found, self.vector = arrays, vector
+            return vector
+        whole = all(array is not None for array in arrays)
+        if not whole or not _served(self.backend, "gather", arrays, self.gradient):
+            for target, array in zip(self.gradients, arrays, strict=True):
+                if array is not None:
+                    target[...] = array
+        return self.gradient
 
 
 class Optimizer:
@@ -95,10 +114,10 @@ class Optimizer:
         for group in self._groups:  # all is checked before any update
             with group.backend.current(group.gradient):
                 runs.append(self._gather(group))
-        for group, found in zip(self._groups, runs, strict=True):
+        for group, (gradient, found) in zip(self._groups, runs, strict=True):
             with group.backend.current(group.gradient):
                 for first, last in found:
-                    self._update_run(group, first, last)
+                    self._update_run(group, gradient, first, last)
                     note_write(*group.arrays[first:last])
 
     def _follow(self) -> None:
@@ -107,10 +126,10 @@ class Optimizer:
         if any(p.data is not array for p, array in pairs):
             self._lay_out()
 
-    def _update_run(self, group: _Group, first: int, last: int) -> None:
+    def _update_run(self, group: _Group, vector: Array, first: int, last: int) -> None:
         """Update parameters first..last-1 of a group, which have all been updated equally often."""
         arrays, part = group.arrays[first:last], slice(group.offsets[first], group.offsets[last])
-        gradient, scratch = group.gradient[part], group.scratch[part]
+        gradient, change = vector[part], group.change[part]
         for member in group.members[first:last]:
             self._steps[member] += 1
         if self.weight_decay:
@@ -118,32 +137,36 @@ class Optimizer:
                 for array in arrays:
                     array *= 1 - self.lr * self.weight_decay
             else:
-                for array, product in zip(arrays, group.scratches[first:last], strict=True):
+                for array, product in zip(arrays, group.changes[first:last], strict=True):
                     group.backend.xp.multiply(array, self.weight_decay, out=product)
-                gradient += scratch
+                change += gradient
+                gradient = group.backend.xp.array(change)
         step = self._steps[group.members[first]]
-        self._update(group.backend.xp, step, gradient, scratch, *(vector[part] for vector in group.state.values()))
-        if not _served(group.backend, "subtract_from", arrays, gradient):
-            for array, change in zip(arrays, group.gradients[first:last], strict=True):
-                array -= change
+        state = [each[part] for each in group.state.values()]
+        self._update(group.backend.xp, step, gradient, change, *state)
+        if not _served(group.backend, "subtract_from", arrays, change):
+            for array, difference in zip(arrays, group.changes[first:last], strict=True):
+                array -= difference
 
-    def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
-        """Replace the gradient by the amount to subtract from the parameters, and update the state."""
+    def _update(self, xp: Any, step: int, gradient: Array, change: Array, *state: Array) -> None:
+        """Write the amount to subtract from the parameters into ``change``, and update the state."""
         raise TypeError(f"{type(self).__name__} does not define _update")
 
-    def _gather(self, group: _Group) -> list[tuple[int, int]]:
-        """Copy the group's gradients into its vector; return the longest runs of parameters to update as one."""
+    def _gather(self, group: _Group) -> tuple[Array, list[tuple[int, int]]]:
+        """The group's gradients as one vector, and the longest runs of parameters to update as one."""
         runs: list[tuple[int, int]] = []
         first, step = 0, -1  # of the current run; step is -1 while there is none
-        table = zip(group.members, group.params, group.shapes, strict=True)
-        for k, (member, p, shape) in enumerate(table):
+        arrays: list[Array | None] = []
+        for k, (member, p, shape) in enumerate(zip(group.members, group.params, group.shapes, strict=True)):
             grad = p.grad
             if grad is None:
                 if step >= 0:
                     runs.append((first, k))
                     step = -1
+                arrays.append(None)
                 continue
             array = grad.data
+            arrays.append(array)
             if array.shape != shape:
                 raise ValueError(
                     f"{type(self).__name__}: the gradient of parameter {member} has shape {array.shape}; "
@@ -157,12 +180,7 @@ class Optimizer:
                 first, step = k, self._steps[member]
         if step >= 0:
             runs.append((first, len(group.members)))
-        for first, last in runs:
-            found = [p.grad.data for p in group.params[first:last] if p.grad is not None]
-            if not _served(group.backend, "gather", found, group.gradient[group.offsets[first] : group.offsets[last]]):
-                for target, array in zip(group.gradients[first:last], found, strict=True):
-                    target[...] = array
-        return runs
+        return group.together(arrays), runs
 
     def _lay_out(self) -> None:
         """Make the flat vectors on the devices where the parameters are now, and move the state there."""
@@ -187,9 +205,9 @@ class Optimizer:
             backend = backend_of(arrays[0])
             with backend.current(arrays[0]):
                 wide = np.dtype(np.float32) if dtype == np.float16 else dtype
-                gradient, *state, scratch = _vectors(backend.xp, 2 + len(self._state), offsets[-1], wide)
+                gradient, *state, change = _vectors(backend.xp, 2 + len(self._state), offsets[-1], wide)
             named = dict(zip(self._state, state, strict=True))
-            self._groups.append(_Group(backend, members, params, arrays, offsets, gradient, scratch, named))
+            self._groups.append(_Group(backend, members, params, arrays, offsets, gradient, change, named))
         for name, array in self._tensors().items():
             if name in remembered:
                 write(array, transfer(remembered[name], backend_of(array).device_of(array)))
@@ -273,17 +291,18 @@ class SGD(Optimizer):
             self._state = ("velocity",)
         super().__init__(params, lr, weight_decay)
 
-    def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
-        for velocity in state:  # one with momentum, none without
+    def _update(self, xp: Any, step: int, gradient: Array, change: Array, *state: Array) -> None:
+        if not state:
+            xp.multiply(gradient, self.lr, out=change)
+        for velocity in state:
             velocity *= self.momentum
             velocity += gradient
             if self.nesterov:
-                xp.multiply(velocity, self.momentum, out=scratch)
-                gradient += scratch
+                xp.multiply(velocity, self.momentum, out=change)
+                change += gradient
+                change *= self.lr
             else:
-                xp.multiply(velocity, self.lr, out=gradient)
-        if self.nesterov or not state:
-            gradient *= self.lr
+                xp.multiply(velocity, self.lr, out=change)
 
 
 class Adam(Optimizer):
@@ -317,24 +336,24 @@ class Adam(Optimizer):
         self.eps: float = number(name, "eps", eps, "[0, inf)")
         super().__init__(params, lr, weight_decay)
 
-    def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
+    def _update(self, xp: Any, step: int, gradient: Array, change: Array, *state: Array) -> None:
         m, v = state
         b1, b2 = self.betas
         # Sums instead of the usual running means, and all constants combined into two, save 4 of 13 passes.
         weight_m, weight_v = (1 - b1**step) / (1 - b1), (1 - b2**step) / (1 - b2)
         root = math.sqrt(weight_v)
         eps, rate = self.eps * root, self.lr * root / weight_m
-        if _served(backend_of(gradient), "adam", gradient, m, v, self.betas, eps, rate):
+        if _served(backend_of(gradient), "adam", gradient, change, m, v, self.betas, eps, rate):
             return
         m *= b1
         m += gradient
-        gradient *= gradient
+        xp.multiply(gradient, gradient, out=change)
         v *= b2
-        v += gradient
-        xp.sqrt(v, out=gradient)
-        gradient += eps
-        xp.divide(m, gradient, out=gradient)
-        gradient *= rate
+        v += change
+        xp.sqrt(v, out=change)
+        change += eps
+        xp.divide(m, change, out=change)
+        change *= rate
 
 
 class AdamW(Adam):
@@ -416,10 +435,10 @@ class StochasticDiagonalLM(Optimizer):
         tensors = self._tensors()
         return [(self.lr * wrap(tensors[f"{member}.inverse"])).data for member in range(len(self.params))]
 
-    def _update(self, xp: Any, step: int, gradient: Array, scratch: Array, *state: Array) -> None:
+    def _update(self, xp: Any, step: int, gradient: Array, change: Array, *state: Array) -> None:
         (inverse,) = state
-        gradient *= inverse
-        gradient *= self.lr
+        xp.multiply(gradient, inverse, out=change)
+        change *= self.lr
 
 
 class _Schedule:
@@ -569,6 +588,25 @@ def _served(backend: Backend, name: str, *arguments: Any) -> bool:
     """Whether there is a kernel that makes this pass of a step over all parameters at once, and it has made it."""
     kernel = find_kernel(backend.name, name)
     return kernel is not None and kernel(backend.xp, *arguments) is not NotImplemented
+
+
+def _in_line(arrays: Sequence[Array | None], like: Array) -> Array | None:
+    """The vector that the arrays make up if they follow one another in memory, as the gradients of a replay do."""
+    first = arrays[0]
+    if type(first) is not np.ndarray or first.base is None or first.dtype != like.dtype:
+        return None
+    address = first.__array_interface__["data"][0]
+    for array in arrays:
+        if type(array) is not np.ndarray or array.dtype != first.dtype or not array.flags.c_contiguous:
+            return None
+        if array.__array_interface__["data"][0] != address:
+            return None
+        address += array.nbytes
+    memory = memory_of(first)
+    if memory.dtype != np.uint8 or memory.ndim != 1:
+        return None
+    start = first.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
+    return memory[start : start + like.nbytes].view(like.dtype)
 
 
 def _vectors(xp: Any, count: int, size: int, dtype: np.dtype[Any]) -> list[Array]:

@@ -10,6 +10,7 @@ So a plan computes what the ops compute, with the same calls on arrays of the sa
 when it is made.
 """
 
+import collections
 import functools
 import threading
 import time
@@ -23,6 +24,8 @@ from numpy.lib.array_utils import byte_bounds
 from .backend import NUMPY, Backend
 from .op import Op
 
+_LARGE = 2**17  # bytes that are not worth being kept in the cache to be used again
+_SMALL = 2**12  # bytes in which two copies are faster than a choice and a copy
 _LINE = 64  # bytes of a cache line, to which each block is aligned
 
 
@@ -34,7 +37,7 @@ class Memory:
     """A block of memory that calls read and write.
 
     ``kind`` is "held" (of an array that exists outside the plan), "argument" (filled before each run), "value" (needed
-    from its first use to its last) or "kept" (zero at first, and kept between runs).
+    from its first use to its last), "given" (handed out) or "kept" (zero at first, and kept between runs).
     """
 
     __slots__ = ("address", "block", "bytes", "first", "kind", "last", "outside", "place", "start")
@@ -87,6 +90,13 @@ def _tracer() -> "Plan":
     return _tracing.plan
 
 
+def _in_line(x: Any) -> Any:
+    """The elements of an array in memory order, if that is no copy."""
+    order = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
+    line = x.transpose(order)
+    return line.reshape(-1) if line.flags.c_contiguous else x
+
+
 def _plain(x: Any) -> Any:
     """``x`` with plain arrays instead of traced ones, also in tuples and lists."""
     if isinstance(x, Traced):
@@ -105,7 +115,7 @@ def _arrays(x: Any) -> Iterable[np.ndarray]:
             yield from _arrays(each)
 
 
-def _owner(array: Any) -> Any:
+def owner_of(array: Any) -> Any:
     """The array that owns the memory of ``array``."""
     owner = array
     while array is not None:
@@ -126,7 +136,10 @@ class Traced(np.ndarray):
                 target = plan.adopt(np.asarray(ufunc(*plain, **options)))
             else:
                 ufunc(*plain, out=_plain(target), **options)
-            plan.note(ufunc, (*plain, _plain(target)), options, plain, [target])
+            if ufunc in _BY_NAME:
+                plan.note(ufunc, plain, {**options, "out": _plain(target)}, plain, [target])
+            else:
+                plan.note(ufunc, (*plain, _plain(target)), options, plain, [target])
         elif method == "reduce" and options.pop("where", True) is True:
             if target is None:
                 target = plan.adopt(np.asarray(ufunc.reduce(*plain, **options)))
@@ -153,6 +166,15 @@ class Traced(np.ndarray):
             return None
         if function is np.broadcast_to:
             return _broadcast(*arguments, **options)
+        if function is np.where and len(plain) == 3 and not options:
+            y = plan.adopt(np.asarray(np.where(*plain)))
+            if y.nbytes <= _SMALL:
+                out = _plain(y)
+                plan.note(np.copyto, (out, plain[2], "unsafe"), {}, plain[2:], [y])
+                plan.note(np.copyto, (out, plain[1], "unsafe", plain[0]), {}, plain[:2], [y])
+                return y
+            plan.note(_into, (_plain(y), function, plain, {}), {}, plain, [y])
+            return y
         if function is np.concatenate:
             y = plan.adopt(np.concatenate(*plain, **named))
             plan.note(np.concatenate, plain, {**named, "out": _plain(y)}, plain, [y])
@@ -196,7 +218,7 @@ class Traced(np.ndarray):
 
     def reshape(self, *shape: Any, order: Any = "C") -> Any:  # type: ignore[override]
         y = super().reshape(*shape, order=order)
-        if _owner(y) is _owner(self):
+        if owner_of(y) is owner_of(self):
             return y
         if order != "C":
             raise UntraceableError("reshape in another order")
@@ -229,6 +251,7 @@ for _name in (
 ):  # fmt: skip
     setattr(Traced, _name, _refused(_name))  # NumPy computes these without asking the subclass
 
+_BY_NAME = {np.maximum, np.minimum}  # which take their output by name only
 _REDUCE = (("axis", 0), ("dtype", None), ("keepdims", False))
 _THROUGH = {
     np.amax, np.amin, np.expand_dims, np.max, np.min, np.moveaxis, np.prod, np.ravel, np.reshape, np.squeeze, np.sum,
@@ -370,7 +393,7 @@ class _Namespace:
         return _tracer()
 
     def declined(self, predicate: Callable[..., Any], *arrays: Any) -> bool:
-        _tracer().guards.append((predicate, arrays))
+        _tracer().guards.append((predicate, tuple(map(_in_line, arrays))))
         return False
 
 
@@ -397,17 +420,17 @@ class Plan:
 
     def memory(self, array: np.ndarray) -> Memory | None:
         """The block that an array lies in; None for constants, which an op made without ``xp``."""
-        return self.memories.get(id(_owner(array)))
+        return self.memories.get(id(owner_of(array)))
 
     def stand_in(self, array: np.ndarray, kind: str) -> Traced:
         """A traced array in memory that stands for the array's own: "held", or an "argument"."""
-        owner = _owner(array) if kind == "held" else array
+        owner = owner_of(array) if kind == "held" else array
         low, high = byte_bounds(owner)
         memory = next((m for m in self.memories.values() if owner is m.outside), None)
         if memory is None:
             block = _aligned(high - low, low)
             np.copyto(_at(block, _address(owner) - low, owner), owner)
-            memory = self.memories[id(_owner(block))] = Memory(block, kind, owner if kind == "held" else None)
+            memory = self.memories[id(owner_of(block))] = Memory(block, kind, owner if kind == "held" else None)
         return _at(memory.block, _address(array) - low, array).view(Traced)
 
     def constant(self, values: np.ndarray) -> Traced:
@@ -423,7 +446,7 @@ class Plan:
         key = (use, shape, dtype, layout)
         if key not in self._scratch:
             self._scratch[key] = self.adopt(np.zeros(shape, dtype))
-            self.memories[id(_owner(self._scratch[key]))].kind = "kept"
+            self.memories[id(owner_of(self._scratch[key]))].kind = "kept"
         return self._scratch[key]
 
     def give(self, buffer: Any, use: str, *layout: int) -> None:
@@ -493,11 +516,18 @@ class Plan:
 
     # Making a runnable list of the calls
 
-    def lay_out(self, results: Sequence[np.ndarray], share: bool = True) -> None:
+    def lay_out(self, results: Sequence[np.ndarray], given: Sequence[np.ndarray] = (), share: bool = True) -> None:
         """Drop calls that no result needs, fill in constants once, and give each value a place.
 
-        Unless ``share``, no two values share a place.
+        Those ``given`` to others lie one after the other in a block of their own. Unless ``share``, no two values share
+        a place.
         """
+        self.given = []
+        for y in given:
+            memory = self.memory(y)
+            if memory is not None and memory.kind == "value" and y.nbytes == memory.bytes:
+                memory.kind = "given"
+                self.given.append(memory)
         needed = {memory for y in results if (memory := self.memory(y)) is not None}
         kept: list[Call] = []
         for call in reversed(self.calls):
@@ -505,6 +535,8 @@ class Plan:
                 needed |= call.reads
                 kept.append(call)
         self.calls = kept[::-1]
+        if share:
+            self._merge({memory for y in results if (memory := self.memory(y)) is not None})
         self.once = [call for call in self.calls if call.fill and self._constant(call)] if share else []
         for call in self.once:
             for memory in call.writes:
@@ -519,6 +551,56 @@ class Plan:
                 memory.last = len(self.calls)
         self._place(share)
         self.results = list(results)
+
+    def _merge(self, fixed: set[Memory]) -> None:
+        """Leave out calls that compute once more what an earlier one has computed, unless it is large."""
+        writers = collections.Counter(memory for call in self.calls for memory in call.writes)
+        fixed = fixed.union(*(call.reads for call in self.calls if call.effect))
+        versions: collections.Counter[Memory] = collections.Counter()  # of what calls write
+        effects = 0  # each of which may write what is held
+        known: dict[Any, Memory] = {}
+        instead: dict[Memory, Memory] = {}
+
+        def moved(x: Any) -> Any:
+            if type(x) in (tuple, list):
+                return type(x)(map(moved, x))
+            memory = self.memory(x) if isinstance(x, np.ndarray) else None
+            if memory not in instead:
+                return x
+            return _at(_bytes(instead[memory].block), _address(x) - memory.address, x)
+
+        def described(x: Any, out: Memory) -> Any:
+            if type(x) in (tuple, list):
+                return tuple([described(each, out) for each in x])
+            if not isinstance(x, np.ndarray):
+                return (type(x), repr(x)) if isinstance(x, (int, float, str, type(None), np.generic)) else id(x)
+            memory = self.memory(x)
+            if memory is None:
+                return id(x)
+            if memory is out:
+                return "out", _address(x) - out.address, x.shape, x.strides, x.dtype
+            age = versions[memory], effects if memory.kind == "held" else 0
+            return memory, age, _address(x), x.shape, x.strides, x.dtype
+
+        calls = []
+        for call in self.calls:
+            if instead:
+                call.arguments = moved(call.arguments)
+                call.options = {name: moved(x) for name, x in call.options.items()}
+                call.reads = {instead.get(memory, memory) for memory in call.reads}
+            effects += call.effect
+            for memory in call.writes:
+                versions[memory] += 1
+            if len(call.writes) == 1 and not call.effect and not call.fill and call.function is not _computed:
+                (out,) = call.writes
+                if out.kind == "value" and writers[out] == 1 and out.bytes <= _LARGE and out not in call.reads:
+                    key = call.function, described((call.arguments, *call.options.items()), out), out.bytes
+                    if key in known and out not in fixed:
+                        instead[out] = known[key]
+                        continue
+                    known.setdefault(key, out)
+            calls.append(call)
+        self.calls = calls
 
     def _constant(self, fill: Call) -> bool:
         """Whether a filled block is as good as new in each run: the rest of it is written anew before it is read."""
@@ -573,7 +655,11 @@ class Plan:
     def bind(self, trial: bool = False) -> "Bound":
         """The calls on the memory in which they will run; for a ``trial``, held memory is a copy of what it was."""
         places: dict[Memory, np.ndarray] = {}
-        shared = _aligned(self.bytes)
+        shared, handed = _aligned(self.bytes), _aligned(sum(memory.bytes for memory in self.given))
+        start = 0
+        for memory in self.given:
+            places[memory] = handed[start : start + memory.bytes]
+            start += memory.bytes
         for memory in self.memories.values():
             if memory.start is not None and (trial or memory.kind == "argument"):
                 places[memory] = _aligned(memory.bytes, memory.address)
@@ -586,13 +672,18 @@ class Plan:
             elif memory.place >= 0:
                 places[memory] = shared[memory.place : memory.place + memory.bytes]
 
+        known: dict[Any, np.ndarray] = {}
+
         def bound(x: Any) -> Any:
             if type(x) in (tuple, list):
                 return type(x)(map(bound, x))
             memory = self.memory(x) if isinstance(x, np.ndarray) else None
             if memory is None:
                 return x
-            return _at(places[memory], _address(x) - memory.address, x)
+            key = (_address(x), x.shape, x.strides, x.dtype)
+            if key not in known:
+                known[key] = _at(places[memory], _address(x) - memory.address, x)
+            return known[key]
 
         for call in self.once:
             call.function(*bound(call.arguments))
@@ -616,12 +707,14 @@ class Plan:
     def agrees(self, results: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
         """Whether the calls, made on copies of all memory, give these values and those seen when they were noted."""
         trial = self.bind(trial=True)
+        held = {m: m.block.tobytes() for m in self.memories.values() if m.kind == "held"}
+        for memory in self.memories.values():
+            _bytes(memory.block)[:] = 255  # which a call would notice that still uses it
         trial.run()
-        held = (m for m in self.memories.values() if m.kind == "held")
         return (
             all(trial.looks)
             and all(_same(trial.array(y), expected) for y, expected in results)
-            and all(trial.places[m].tobytes() == m.block.tobytes() for m in held)
+            and all(trial.places[m].tobytes() == values for m, values in held.items())
         )
 
     def microseconds(self, rounds: int = 20) -> list[float]:
@@ -673,6 +766,11 @@ class Bound:
     def private(self, array: np.ndarray) -> bool:
         """Whether an array lies in memory that the next run overwrites."""
         return not any(array.base is place for place in self._outside)
+
+    def given(self, array: np.ndarray) -> np.ndarray | None:
+        """Where an array now lies, if its memory is handed out: the object that the calls get, too."""
+        y = self.array(array)
+        return y if any(y.base is place for memory, place in self.places.items() if memory.kind == "given") else None
 
     def run(self) -> None:
         """Make all calls."""
@@ -739,7 +837,7 @@ class _Interface:
 
     def __init__(self, owner: np.ndarray) -> None:
         low, high = byte_bounds(owner)
-        self.owner = owner
+        self.base = owner
         self.__array_interface__ = {
             "version": 3, "typestr": "|u1", "shape": (max(high - low, 1),), "data": (low, not owner.flags.writeable),
         }  # fmt: skip

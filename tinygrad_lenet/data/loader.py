@@ -26,9 +26,9 @@ def to_input(
     """Return uint8 images (N, H, W), 28x28 or 32x32, as float32 (N, 1, 32, 32): 0 is background, 255 foreground.
 
     28x28 images get a border of background. By default MNIST's pixels, without the border, get mean 0 and variance 1;
-    LeCun et al. (1998, Section II.B) used -0.1 for the background and 1.175 for the foreground. The result lies where the
-    images do, which may be a GPU; on the CPU the images are last in memory, as in a C-contiguous (1, 32, 32, N) array,
-    the order in which convolutions run fastest. Raises TypeError for another dtype, ValueError for another shape.
+    LeCun et al. (1998, Section II.B) used -0.1 for the background and 1.175 for the foreground. The result lies where
+    the images do, which may be a GPU; on the CPU the images are last in memory, as in a C-contiguous (1, 32, 32, N)
+    array, the order in which convolutions run fastest. TypeError for another dtype, ValueError for another shape.
 
     >>> x = to_input(np.full((2, 28, 28), 255, np.uint8), background=-0.1, foreground=1.175)
     >>> x.shape, round(float(x[0, 0, 0, 0]), 3), round(float(x[0, 0, 2, 2]), 3)

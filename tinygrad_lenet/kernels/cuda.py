@@ -453,10 +453,12 @@ def _table(addresses: tuple[int, ...], sizes: tuple[int, ...]) -> np.ndarray:
 
 
 @kernel("cuda", "adam")
-def adam(xp: Any, gradient: Array, m: Array, v: Array, betas: tuple[float, float], eps: float, rate: float) -> Any:
-    """Replace the gradient by the amount to subtract, and update m and v, in one pass."""
-    if not _covered(gradient, m, v):
+def adam(
+    xp: Any, gradient: Array, change: Array, m: Array, v: Array, betas: tuple[float, float], eps: float, rate: float
+) -> Any:
+    """Compute the amounts to subtract, and update m and v, in one pass."""
+    if not _covered(gradient, change, m, v):
         return NotImplemented
-    arguments = gradient, m, v, np.int32(gradient.size), *map(float, (*betas, eps, rate))
+    arguments = gradient, change, m, v, np.int32(gradient.size), *map(float, (*betas, eps, rate))
     _launch(xp, "optim.adam", _blocks(gradient.size), arguments, Real=_real(gradient))
     return None

@@ -27,13 +27,13 @@ extern "C" __global__ void subtract(const Table table, const Real* __restrict__ 
   if (i < n) *element(table, i) -= vector[i];
 }
 
-// m = b1 m + g, v = b2 v + g^2, g = rate m / (sqrt(v) + eps)
-extern "C" __global__ void adam(Real* __restrict__ gradient, Real* __restrict__ m, Real* __restrict__ v, int n,
-                                double b1, double b2, double eps, double rate) {
+// m = b1 m + g, v = b2 v + g^2, change = rate m / (sqrt(v) + eps)
+extern "C" __global__ void adam(const Real* __restrict__ gradient, Real* __restrict__ change, Real* __restrict__ m,
+                                Real* __restrict__ v, int n, double b1, double b2, double eps, double rate) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
   const Real g = gradient[i];
   m[i] = m[i] * Real(b1) + g;
   v[i] = v[i] * Real(b2) + g * g;
-  gradient[i] = m[i] / (sqrt(v[i]) + Real(eps)) * Real(rate);
+  change[i] = m[i] / (sqrt(v[i]) + Real(eps)) * Real(rate);
 }
