@@ -92,9 +92,8 @@ def calls(n: int, dtype: str = "float32") -> list[tuple[Op, list[np.ndarray]]]:
             (REGISTRY["conv2d_weight_grad"](kernel_size=(5, 5)), [x, gy]),
             (REGISTRY["conv_transpose2d"](), [gy, weight]),
             (REGISTRY["tanh_grad"](), [gy, gy]),
+            (REGISTRY["sum"](axis=(0, 2, 3), keepdims=False), [gy]),
         ]
-        if n > 7:  # fewer are left to CuPy
-            found.append((REGISTRY["sum"](axis=(0, 2, 3), keepdims=False), [gy]))
     pool = {"kernel_size": (2, 2), "stride": (2, 2), "padding": (0, 0)}
     for c, h in ((6, 28), (16, 10)):
         x, gy = values(n, c, h, h), values(n, c, h // 2, h // 2)
@@ -118,11 +117,13 @@ def calls(n: int, dtype: str = "float32") -> list[tuple[Op, list[np.ndarray]]]:
             (REGISTRY["linear"](), [x, weight, values(o)]),
             (REGISTRY["matmul"](), [gy, weight]),
             (REGISTRY["matmul"](), [gy.T.copy(), x]),
+            (REGISTRY["sum"](axis=0, keepdims=False), [gy]),
         ]
     target = np.eye(10, dtype=dtype)[np.arange(n) % 10]
     return [
         *found,
         (REGISTRY["one_hot"](10, dtype), [np.arange(n) % 10]),
+        (REGISTRY["mean"](axis=None, keepdims=False), [values(n)]),
         (REGISTRY["cross_entropy"](), [10 * values(n, 10), target]),
         (REGISTRY["cross_entropy_grad"](), [values(n), 10 * values(n, 10), target]),
     ]
@@ -267,6 +268,7 @@ def test_what_is_not_finite_stays_where_it_belongs(value: float) -> None:
         (REGISTRY["matmul"](), [(2**19, 1), (1, 1)]),
         (REGISTRY["sum"](None, False), [(2, 2, 2, 2, 2)]),
         (REGISTRY["sum"](1, False), [(70_000, 9)]),
+        (REGISTRY["sum"](1, False), [(2000, 7)]),
         (REGISTRY["tanh_grad"](), [(2, 3), (3,)]),
     ],
 )

@@ -238,7 +238,7 @@ def _summed(op: Sum | Mean, xp: Any, x: Array, divisor: int) -> Array:
     gone = normalize_axes(op.name, op.axis, x.ndim)
     kept = [a for a in range(x.ndim) if a not in gone]
     count, outputs = math.prod([x.shape[a] for a in gone]), math.prod([x.shape[a] for a in kept])
-    if count < 8 or outputs > 2**16:  # nothing for a block to do
+    if outputs > (2**16 if count >= 8 else 2**10):  # a block would have little to do, many times
         return NotImplemented
     parts = max(1, min(_BUSY // outputs, count // 2048))
     steps = _steps(x)
