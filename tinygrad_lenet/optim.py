@@ -404,7 +404,10 @@ class StochasticDiagonalLM(Optimizer):
         self._estimated = False
 
     def estimate(self, loss: Tensor) -> None:
-        """Compute h from ``loss``, a mean over samples; errors are those of `tinygrad_lenet.curvature`."""
+        """Compute h from ``loss``, a mean over samples; errors are those of `tinygrad_lenet.curvature`.
+
+        It reads a number for each parameter, to refuse what is not finite, so it waits for a GPU.
+        """
         diagonals = curvature(loss, self.params)
         for member, h in enumerate(diagonals):
             if not np.isfinite(h.sum().item()):
