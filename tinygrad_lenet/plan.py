@@ -11,6 +11,7 @@ when it is made.
 """
 
 import collections
+import copy
 import functools
 import threading
 import time
@@ -509,7 +510,7 @@ class Plan:
             op.compute(NUMPY, plain)
             self.note(_written, (op, plain), {}, plain, inputs[:1])
             return inputs[0]
-        found = np.asarray(op.compute(NUMPY, plain))
+        found = np.asarray((op if op.repeatable else copy.deepcopy(op)).compute(NUMPY, plain))  # no number is used up
         y = self.adopt(np.array(found))
         self.note(_computed, (_plain(y), op, plain), {}, plain, [y])
         return y
@@ -634,6 +635,8 @@ class Plan:
         if not isinstance(call.function, np.ufunc) or call.function.signature or call.options:
             return None
         *inputs, out = call.arguments
+        if out.size == 1:  # NumPy would take x += y for a sum, which picks another NaN
+            return None
         for x in inputs:
             source = self.memory(x) if isinstance(x, np.ndarray) else None
             if (
@@ -829,7 +832,21 @@ def _address(x: np.ndarray) -> int:
 
 def _at(block: np.ndarray, offset: int, like: np.ndarray) -> np.ndarray:
     """An array of the same layout as ``like`` whose first element is at ``offset`` of a block of bytes."""
+    if not like.size:  # whose strides may go beyond the block
+        return np.ndarray(like.shape, like.dtype, block)
     return np.ndarray(like.shape, like.dtype, block, offset, like.strides)
+
+
+def in_own_memory(x: np.ndarray) -> np.ndarray:
+    """A copy of an array with its layout, so that what is computed from either is the same to the bit."""
+    y = np.array(x)
+    if y.strides == x.strides or not x.size:
+        return y
+    low, high = byte_bounds(x)
+    y = _at(_aligned(high - low, low), _address(x) - low, x)
+    np.copyto(y, x)
+    y.flags.writeable = all(y.strides)  # elements that are repeated, as NumPy repeats them
+    return y
 
 
 class _Interface:
