@@ -1126,6 +1126,7 @@ def test_program_is_replayed(steps: Any, optimizers: Any, schedules: Any, zero: 
                 program.b.data = program.b.data * np.float32(0.5)
         kept.append(pair)
         assert all(shown(pair[0]) == shown(pair[-1]) for pair in kept if pair), f"{event}, event {i}"
+    assert replayed.run.plan is not None
 
 
 # Memory
