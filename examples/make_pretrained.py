@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from tqdm import tqdm
 
-from examples.predict import to_mnist
+from examples.mnist_form import to_mnist
 from models import LeNet5, LeNet5_1998
 from tinygrad_lenet import Tensor, checkpoint, data, nn, no_grad, optim, parallel
 from tinygrad_lenet import functional as F

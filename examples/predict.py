@@ -5,7 +5,7 @@ thirtieth of the picture's height, tilted by at most 15 degrees, perhaps on line
 sheet on a desk. It is brought to MNIST's form, and the three most probable classes are printed. An image of several
 digits, or of none, is refused: of 150 made pictures of one digit 145 were read right and 2 wrong, and of 150 others 6
 were answered (`python -m tests.pictures` makes them and counts). Read from top to bottom: the picture, the marks on it,
-MNIST's form, which mark is the digit; the model; the answers.
+which mark is the digit (in MNIST's form, see `mnist_form.py`); the model; the answers.
 """
 
 import os
@@ -30,6 +30,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from examples.classes import CLASSES, DIGITS
+from examples.mnist_form import to_mnist
 from examples.train_lenet5 import MODELS
 from models import LeNet5
 from tinygrad_lenet import Tensor, checkpoint, data, nn, no_grad
@@ -41,7 +42,6 @@ LEVELS = 16  # of brightness
 SMALLEST = 25  # pixels
 MOST = 300  # marks, of a picture that is all grain
 SURE = 0.9  # a probability, of a digit; of what is none it is mostly below 0.5
-THINNEST = 0.075  # of a digit's longer side: 1.5 pixels of MNIST's 20
 FAINTEST = 0.06  # of the way from black to white; what stands out less is paper grain or nothing
 
 
@@ -216,43 +216,6 @@ def with_parts(mark: Mark, marks: Sequence[Mark]) -> Mark:
         place = ink[each.top - top : each.bottom - top, each.left - left : each.right - left]
         np.maximum(place, each.ink, out=place)
     return Mark(top, left, bottom, right, mark.contrast, mark.dark, ink)
-
-
-# MNIST's format
-
-
-def to_mnist(ink: np.ndarray) -> np.ndarray:
-    """A digit's ink[H W] in MNIST's format: uint8 (28, 28), white on black.
-
-    Its bounding box is scaled to fit 20 x 20 pixels, keeping its proportions and smoothing its edges, and placed with
-    its centre of mass in the middle (source: LeCun, Cortes, Burges, The MNIST database of handwritten digits). Strokes
-    much thinner than MNIST's are widened first, since they would vanish.
-    """
-    rows, columns = (np.flatnonzero((ink > 0.15).any(axis=axis)) for axis in (1, 0))
-    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    missing = THINNEST * max(ink.shape) - stroke(ink)
-    if missing > 1:
-        ink = ndimage.grey_dilation(np.pad(ink, round(missing / 2)), 2 * round(missing / 2) + 1)
-    image = Image.fromarray(np.rint(255 * ink).astype(np.uint8))
-    scale = 20 / max(image.size)
-    size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
-    small = np.asarray(image.resize(size, Image.Resampling.BICUBIC), np.float64)
-    small *= 255 / small.max()
-    place = []
-    for axis, length in enumerate(small.shape):
-        centre = np.average(np.arange(length), weights=small.sum(axis=1 - axis))
-        place.append(min(max(round(14 - centre), 0), 28 - length))
-    digit = np.zeros((28, 28), np.uint8)
-    digit[place[0] : place[0] + small.shape[0], place[1] : place[1] + small.shape[1]] = np.rint(small)
-    return digit
-
-
-def stroke(ink: np.ndarray) -> float:
-    """The approximate width of the strokes, in pixels: twice the area divided by the length of the outline."""
-    inside = np.pad(ink > 0.5, 1)
-    core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-    area = inside.sum()
-    return float(2 * area / max(1, area - core.sum()))
 
 
 # The digit

@@ -82,7 +82,8 @@ def run(main: Callable[[], int | None], advice: str = "") -> NoReturn:
 
     The status is 130 after Ctrl-C, as shells expect, and ``advice`` then says what to do; it is 1 if output was lost.
     """
-    name = Path(sys.argv[0]).stem
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.stem == "__main__" else program.stem
     sys.stdout, output = replace(sys.stdout, 1)
     sys.stderr, _ = replace(sys.stderr, 2)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as begin() left it

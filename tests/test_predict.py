@@ -25,6 +25,7 @@ import matplotlib as mpl
 from PIL import Image, ImageDraw, ImageFont
 
 from examples import predict
+from examples.mnist_form import to_mnist
 from tests import pictures
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ IMAGES, LABELS = data.digits("test")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the training example leaves behind, of a short training."""
     images, labels = data.digits("train")
-    images = np.stack([predict.to_mnist(image / 255) for image in images])  # centred as MNIST's are
+    images = np.stack([to_mnist(image / 255) for image in images])  # centred as MNIST's are
     model = LeNet5(rng=0)
     optimizer = optim.Adam(model.parameters())
     loader = data.DataLoader(images, labels, 64, seed=0, transform=data.to_input, augment=data.Affine(seed=0))
@@ -96,18 +97,18 @@ def test_mnists_form(character: str, tmp_path: Path) -> None:
 
 def test_a_digit_of_mnists_form_stays_as_it_is() -> None:
     """Shifted, enlarged and framed, it comes back."""
-    original = predict.to_mnist(IMAGES[3] / 255)
-    assert close(predict.to_mnist(original / 255), original, 1)
+    original = to_mnist(IMAGES[3] / 255)
+    assert close(to_mnist(original / 255), original, 1)
     large = np.zeros((400, 300))
     large[50:274, 60:284] = original.repeat(8, axis=0).repeat(8, axis=1) / 255
-    assert close(predict.to_mnist(large), original, 1.5)
+    assert close(to_mnist(large), original, 1.5)
 
 
 @pytest.mark.parametrize(("height", "width", "rows", "columns"), [(80, 40, 20, 10), (30, 90, 7, 20), (400, 40, 20, 2)])
 def test_proportions_are_kept(height: int, width: int, rows: int, columns: int) -> None:
     ink = np.zeros((500, 600))
     ink[20 : 20 + height, 33 : 33 + width] = 1
-    digit = predict.to_mnist(ink) > 127
+    digit = to_mnist(ink) > 127
     found = digit.any(axis=1).sum(), digit.any(axis=0).sum()
     assert found == (rows, columns)
 
@@ -117,7 +118,7 @@ def test_thin_lines_do_not_vanish() -> None:
     ink = np.zeros((450, 450))
     ink[20:420, 200:202] = 1
     ink[218:220, 100:300] = 1
-    digit = predict.to_mnist(ink)
+    digit = to_mnist(ink)
     in_mnists_form(digit)
     assert 2 * 15 < (digit > 100).sum() < 3 * 30
 
@@ -322,7 +323,7 @@ def test_enlarged_test_images(folder: Path, tmp_path: Path) -> None:
             through_files.append(seen(picture, tmp_path, f"digit.{'png' if n % 4 < 2 else 'jpg'}"))
         except ValueError:
             continue
-        direct.append(predict.to_mnist(image / 255))
+        direct.append(to_mnist(image / 255))
     answers = [predict.probabilities(model, np.stack(x)).argmax(axis=1) for x in (direct, through_files)]
     assert len(direct) > 40
     assert (answers[0] == answers[1]).mean() > 0.9

@@ -14,7 +14,7 @@ pytest.importorskip("PIL", reason="the example's packages are not installed")
 pytest.importorskip("scipy", reason="the example's packages are not installed")
 pytest.importorskip("tqdm", reason="the example's packages are not installed")
 from examples import make_pretrained as make
-from examples.predict import to_mnist
+from examples.mnist_form import to_mnist
 
 IMAGES, LABELS = data.digits("test")
 DIGITS = np.stack([to_mnist(image / 255) for image in IMAGES])

@@ -14,7 +14,7 @@ import pytest
 from examples.programs import Stream
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("train_lenet5", "reproduce_1998", "claims", "predict", "by_hand", "draw_graph", "make_pretrained")
+PROGRAMS = ("train_lenet5", "reproduce_1998", "claims", "predict", "by_hand", "draw_graph", "make_pretrained", "draw")
 TOOL = """
 import os, signal, sys
 from examples import programs
@@ -113,8 +113,10 @@ def test_every_program_ends_so(name: str) -> None:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     sentence = f"{name}: standard output cannot be written (No space left on device)\n"
     assert (done.returncode, done.stderr) == (1, sentence)
-    ends = [path.stem for path in (ROOT / "examples").glob("*.py") if 'if __name__ == "__main__":' in path.read_text()]
-    assert set(ends) == set(PROGRAMS)
+    files = {path.stem: path for path in (ROOT / "examples").glob("*.py")}
+    files |= {path.parent.name: path for path in (ROOT / "examples").glob("*/__main__.py")}
+    ends = {name for name, path in files.items() if 'if __name__ == "__main__":' in path.read_text()}
+    assert ends == set(PROGRAMS)
 
 
 class Raw(io.RawIOBase):

@@ -739,7 +739,7 @@ class _Planned:
         for i in sorted(written & set(range(len(recorder.arguments)))):
             plan.effect("argument", _give_back, self.frame, i, values[i])
         self.written = [memory_of(recorder.outside[slot].array) for slot in written if slot in recorder.outside]
-        self.gradients = _gradients(recorder.log, values)
+        self.gradients = _gradients(recorder, values)
         return plan, [values[slot].view(np.ndarray) for slot in _slots_of(results)]
 
     def _agrees(self, ends: list[np.ndarray], shown: list[np.ndarray]) -> bool:
@@ -769,11 +769,15 @@ class _Planned:
         return wrap(in_own_memory(array) if self.bound.private(array) else array)
 
 
-def _gradients(log: list[Any], values: dict[int, Any]) -> list[tuple[Any, np.ndarray]]:
-    """The leaves that get a gradient, and their last one, in the order of the optimiser that reads them."""
+def _gradients(recorder: _Recorder, values: dict[int, Any]) -> list[tuple[Any, np.ndarray]]:
+    """The leaves that get a gradient, and their last one, in the order in which an optimiser most likely reads them.
+
+    That is the order of the parameters of an optimiser that takes a step in the recording or, without one, the order in
+    which leaves are first used.
+    """
+    order = {id(each.tensor): slot for slot, each in recorder.outside.items()}
     found: dict[int, tuple[Any, np.ndarray]] = {}
-    order: dict[int, int] = {}
-    for entry in log:
+    for entry in recorder.log:
         if isinstance(entry, _Stored) and not isinstance(entry.leaf, _Argument):
             found.pop(id(entry.leaf), None)
             if entry.slot is not None:

@@ -10,6 +10,7 @@ So a plan computes what the ops compute, with the same calls on arrays of the sa
 when it is made.
 """
 
+import collections
 import copy
 import functools
 import threading
@@ -24,6 +25,8 @@ from numpy.lib.array_utils import byte_bounds
 from .backend import NUMPY, Backend
 from .op import Op
 
+_LARGE = 2**17  # bytes that are not worth being kept in the cache to be used again
+_SMALL = 2**12  # bytes in which two copies are faster than a choice and a copy
 _LINE = 64  # bytes of a cache line, to which each block is aligned
 
 
@@ -86,6 +89,13 @@ def _tracer() -> "Plan":
     if _tracing.plan is None:
         raise UntraceableError("a traced array was used after its op had returned")
     return _tracing.plan
+
+
+def _in_line(x: Any) -> Any:
+    """The elements of an array in memory order, if that is no copy."""
+    order = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
+    line = x.transpose(order)
+    return line.reshape(-1) if line.flags.c_contiguous else x
 
 
 def _plain(x: Any) -> Any:
@@ -157,6 +167,15 @@ class Traced(np.ndarray):
             return None
         if function is np.broadcast_to:
             return _broadcast(*arguments, **options)
+        if function is np.where and len(plain) == 3 and not options:
+            y = plan.adopt(np.asarray(np.where(*plain)))
+            if y.nbytes <= _SMALL:
+                out = _plain(y)
+                plan.note(np.copyto, (out, plain[2], "unsafe"), {}, plain[2:], [y])
+                plan.note(np.copyto, (out, plain[1], "unsafe", plain[0]), {}, plain[:2], [y])
+                return y
+            plan.note(_into, (_plain(y), function, plain, {}), {}, plain, [y])
+            return y
         if function is np.concatenate:
             y = plan.adopt(np.concatenate(*plain, **named))
             plan.note(np.concatenate, plain, {**named, "out": _plain(y)}, plain, [y])
@@ -375,7 +394,7 @@ class _Namespace:
         return _tracer()
 
     def declined(self, predicate: Callable[..., Any], *arrays: Any) -> bool:
-        _tracer().guards.append((predicate, arrays))
+        _tracer().guards.append((predicate, tuple(map(_in_line, arrays))))
         return False
 
 
@@ -517,6 +536,8 @@ class Plan:
                 needed |= call.reads
                 kept.append(call)
         self.calls = kept[::-1]
+        if share:
+            self._merge({memory for y in results if (memory := self.memory(y)) is not None})
         self.once = [call for call in self.calls if call.fill and self._constant(call)] if share else []
         for call in self.once:
             for memory in call.writes:
@@ -531,6 +552,56 @@ class Plan:
                 memory.last = len(self.calls)
         self._place(share)
         self.results = list(results)
+
+    def _merge(self, fixed: set[Memory]) -> None:
+        """Leave out calls that compute once more what an earlier one has computed, unless it is large."""
+        writers = collections.Counter(memory for call in self.calls for memory in call.writes)
+        fixed = fixed.union(*(call.reads for call in self.calls if call.effect))
+        versions: collections.Counter[Memory] = collections.Counter()  # of what calls write
+        effects = 0  # each of which may write what is held
+        known: dict[Any, Memory] = {}
+        instead: dict[Memory, Memory] = {}
+
+        def moved(x: Any) -> Any:
+            if type(x) in (tuple, list):
+                return type(x)(map(moved, x))
+            memory = self.memory(x) if isinstance(x, np.ndarray) else None
+            if memory not in instead:
+                return x
+            return _at(_bytes(instead[memory].block), _address(x) - memory.address, x)
+
+        def described(x: Any, out: Memory) -> Any:
+            if type(x) in (tuple, list):
+                return tuple([described(each, out) for each in x])
+            if not isinstance(x, np.ndarray):
+                return (type(x), repr(x)) if isinstance(x, (int, float, str, type(None), np.generic)) else id(x)
+            memory = self.memory(x)
+            if memory is None:
+                return id(x)
+            if memory is out:
+                return "out", _address(x) - out.address, x.shape, x.strides, x.dtype
+            age = versions[memory], effects if memory.kind == "held" else 0
+            return memory, age, _address(x), x.shape, x.strides, x.dtype
+
+        calls = []
+        for call in self.calls:
+            if instead:
+                call.arguments = moved(call.arguments)
+                call.options = {name: moved(x) for name, x in call.options.items()}
+                call.reads = {instead.get(memory, memory) for memory in call.reads}
+            effects += call.effect
+            for memory in call.writes:
+                versions[memory] += 1
+            if len(call.writes) == 1 and not call.effect and not call.fill and call.function is not _computed:
+                (out,) = call.writes
+                if out.kind == "value" and writers[out] == 1 and out.bytes <= _LARGE and out not in call.reads:
+                    key = call.function, described((call.arguments, *call.options.items()), out), out.bytes
+                    if key in known and out not in fixed:
+                        instead[out] = known[key]
+                        continue
+                    known.setdefault(key, out)
+            calls.append(call)
+        self.calls = calls
 
     def _constant(self, fill: Call) -> bool:
         """Whether a filled block is as good as new in each run: the rest of it is written anew before it is read."""
@@ -639,12 +710,14 @@ class Plan:
     def agrees(self, results: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
         """Whether the calls, made on copies of all memory, give these values and those seen when they were noted."""
         trial = self.bind(trial=True)
+        held = {m: m.block.tobytes() for m in self.memories.values() if m.kind == "held"}
+        for memory in self.memories.values():
+            _bytes(memory.block)[:] = 255  # which a call would notice that still uses it
         trial.run()
-        held = (m for m in self.memories.values() if m.kind == "held")
         return (
             all(trial.looks)
             and all(_same(trial.array(y), expected) for y, expected in results)
-            and all(trial.places[m].tobytes() == m.block.tobytes() for m in held)
+            and all(trial.places[m].tobytes() == values for m, values in held.items())
         )
 
     def microseconds(self, rounds: int = 20) -> list[float]:
@@ -781,7 +854,7 @@ class _Interface:
 
     def __init__(self, owner: np.ndarray) -> None:
         low, high = byte_bounds(owner)
-        self.owner = owner
+        self.base = owner
         self.__array_interface__ = {
             "version": 3, "typestr": "|u1", "shape": (max(high - low, 1),), "data": (low, not owner.flags.writeable),
         }  # fmt: skip

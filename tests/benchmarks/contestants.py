@@ -71,27 +71,29 @@ class Contestant(ABC):
 
 
 class Ours(Contestant):
-    """This project, on as many workers as cores, but never more than images in a batch."""
+    """This project, on as many workers as cores, but never more than images in a batch; its steps are replayed."""
 
-    def __init__(self, group: Any, model: Any, images: Any, labels: Any, test_images: Any) -> None:
+    def __init__(self, group: Any, model: Any, replay: bool, images: Any, labels: Any, test_images: Any) -> None:
         from models import LeNet5
-        from tinygrad_lenet import parallel
+        from tinygrad_lenet import jit, parallel
 
         self.notes = {}
+        self.recorded: Callable[[Any], Any] = jit if replay else lambda function: function
+        self.gradient, self.answer = self.recorded(_gradient), self.recorded(_answer)
         self.images, self.labels, self.test_images = images, labels, test_images
         alone = LeNet5(rng=0)
         self.teams = {1: (parallel.Group(alone.parameters()), alone), group.size: (group, model)}
         self.loaders: dict[tuple[int, int, bool], Any] = {}
 
     @classmethod
-    def run(cls, cores: int, *data: Any) -> None:
+    def run(cls, cores: int, *data: Any, replay: bool = True) -> None:
         """Fork the workers; the first one answers requests and passes on those that are for all."""
         from models import LeNet5
         from tinygrad_lenet import parallel
 
         parallel.tune_process()
         model = LeNet5(rng=0)
-        parallel.run(lambda group: cls(group, model, *data)._work(group), cores, model.parameters())
+        parallel.run(lambda group: cls(group, model, replay, *data)._work(group), cores, model.parameters())
 
     def _work(self, group: Any) -> None:
         if group.rank == 0:
@@ -133,7 +135,6 @@ class Ours(Contestant):
 
     def _train(self, batch: int, count: int, shuffle: int) -> list[float]:
         from tinygrad_lenet import Tensor, data
-        from tinygrad_lenet import functional as F
 
         group, model = self._team(batch)
         key = (batch, count, bool(shuffle))
@@ -144,9 +145,8 @@ class Ours(Contestant):
         loader, optimizer = self.loaders[key], self.optimizer
         losses: list[float] = []
         for x, y in loader:
-            loss = F.cross_entropy(model(Tensor(x)), y, reduction="sum") / loader.drawn
             optimizer.zero_grad()
-            loss.backward()
+            loss = self.gradient(model, Tensor(x), Tensor(y), loader.drawn)
             losses += group.sum_gradients([loss.item()])
             optimizer.step()
         return losses
@@ -164,7 +164,7 @@ class Ours(Contestant):
         images = self.test_images[:count][group.share(count)]
         with no_grad():
             for i in range(0, len(images), batch):
-                logits = model(Tensor(data.to_input(images[i : i + batch])))
+                logits = self.answer(model, Tensor(data.to_input(images[i : i + batch])))
                 zeros += int((logits.numpy().argmax(axis=1) == 0).sum())
         model.train()
         return int(group.sum([zeros])[0])
@@ -179,16 +179,30 @@ class Ours(Contestant):
 
         def forward() -> int:
             with no_grad():
-                return int(model(Tensor(x)).numpy().argmax())
+                return int(self.answer(model, Tensor(x)).numpy().argmax())
 
-        def step() -> float:
-            loss = F.cross_entropy(model(Tensor(x)), y)
+        @self.recorded
+        def learn(x: Tensor, y: Tensor) -> Tensor:
+            loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            return float(loss.item())
+            return loss
 
-        return forward, step
+        return forward, lambda: float(learn(Tensor(x), Tensor(y)).item())
+
+
+def _gradient(model: Any, x: Any, y: Any, drawn: int) -> Any:
+    """Compute the gradients of a share of a batch; return its part of the mean loss."""
+    from tinygrad_lenet import functional as F
+
+    loss = F.cross_entropy(model(x), y, reduction="sum") / drawn
+    loss.backward()
+    return loss
+
+
+def _answer(model: Any, x: Any) -> Any:
+    return model(x)
 
 
 class Peer(Contestant):
@@ -570,6 +584,7 @@ class Autograd(Slow):
 
 CONTESTANTS: dict[str, tuple[str, Callable[..., Contestant]]] = {  # name: (package, how to make it)
     "ours": ("tinygrad_lenet", Ours),
+    "ours-eager": ("tinygrad_lenet", Ours),
     "torch": ("torch", Torch),
     "torch-channels-last": ("torch", partial(Torch, channels_last=True)),
     "torch-compile": ("torch", partial(Torch, compiled=True)),
@@ -652,8 +667,8 @@ def main() -> None:
         import numpy as np
 
         data = [np.load(folder / f"{part}.npy") for part in ("images", "labels", "test_images")]
-        if name == "ours":
-            Ours.run(cores, *data)
+        if make is Ours:
+            Ours.run(cores, *data, replay=name == "ours")
         else:
             serve(make(cores, *data))
     except Exception as error:

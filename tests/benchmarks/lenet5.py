@@ -24,6 +24,7 @@ from .processes import Child, ChildError
 
 TITLES = {
     "ours": "tinygrad_lenet",
+    "ours-eager": "eager",
     "torch": "PyTorch",
     "torch-channels-last": "PyTorch channels_last",
     "torch-compile": "torch.compile",
@@ -189,7 +190,7 @@ class Bench:
             if importlib.util.find_spec(package) is None:
                 self.fail(name, f"{package} is not installed")
                 continue
-            environment = machine.environment(1 if name == "ours" else cores, name.endswith("-malloc"))
+            environment = machine.environment(1 if name.startswith("ours") else cores, name.endswith("-malloc"))
             command = ["-m", "tests.benchmarks.contestants", name, str(cores), str(self.folder)]
             try:
                 child = Child(stack, command, environment, machine.cores()[:cores])

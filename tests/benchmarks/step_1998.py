@@ -19,7 +19,7 @@ from models import LeNet5, LeNet5_1998
 from tests.benchmarks.contestants import lenet5
 from tests.benchmarks.machine import ROOT, cores, environment
 from tests.benchmarks.processes import as_child
-from tinygrad_lenet import Tensor, optim, parallel
+from tinygrad_lenet import Tensor, jit, optim, parallel
 from tinygrad_lenet import functional as F
 
 Step = Callable[[int], float]
@@ -27,27 +27,28 @@ X = np.random.default_rng(0).uniform(-0.1, 1.175, (500, 1, 32, 32)).astype(np.fl
 Y = np.random.default_rng(1).integers(0, 10, 500)
 
 
-def of_1998(j: float | None) -> Step:
+def of_1998(j: float | None, replay: bool = True) -> Step:
     model = LeNet5_1998(init="sqrt-fan-in", rng=0)
     optimizer = optim.StochasticDiagonalLM(model.parameters(), lr=1e-6)  # so that nothing runs away on noise
     optimizer.estimate(F.penalty_loss(model(Tensor(X)), Y, j))
-    return step_of(model, optimizer, lambda penalties, labels: F.penalty_loss(penalties, labels, j))
+    return step_of(model, optimizer, lambda penalties, labels: F.penalty_loss(penalties, labels, j), replay)
 
 
-def of_today() -> Step:
+def of_today(replay: bool = True) -> Step:
     model = LeNet5(rng=0)
-    return step_of(model, optim.Adam(model.parameters(), lr=1e-6), F.cross_entropy)
+    return step_of(model, optim.Adam(model.parameters(), lr=1e-6), F.cross_entropy, replay)
 
 
-def step_of(model: Any, optimizer: optim.Optimizer, loss_of: Callable[[Tensor, Any], Tensor]) -> Step:
-    def step(i: int) -> float:
-        loss = loss_of(model(Tensor(X[i : i + 1])), Y[i : i + 1])
+def step_of(model: Any, optimizer: optim.Optimizer, loss_of: Callable[[Tensor, Any], Tensor], replay: bool) -> Step:
+    def learn(x: Tensor, y: Tensor) -> Tensor:
+        loss = loss_of(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return loss
 
-    return step
+    function = jit(learn) if replay else learn
+    return lambda i: float(function(Tensor(X[i : i + 1]), Tensor(Y[i : i + 1])).item())
 
 
 def of_torch() -> Step:
@@ -70,8 +71,10 @@ def of_torch() -> Step:
 
 CONTESTANTS: dict[str, Callable[[], Step]] = {
     "1998, Eq. 8": lambda: of_1998(None),
-    "1998, Eq. 9": lambda: of_1998(1.0),
+    "1998, Eq. 9": lambda: of_1998(5.0),
+    "1998, Eq. 9, eager": lambda: of_1998(5.0, replay=False),
     "today's, Adam": of_today,
+    "today's, Adam, eager": lambda: of_today(replay=False),
     "today's, Adam, PyTorch": of_torch,
 }
 

@@ -1,0 +1,1 @@
+"""A page to draw a digit on and watch both LeNets read it: `python -m examples.draw`."""
