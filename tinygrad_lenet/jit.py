@@ -401,7 +401,7 @@ class _Names:
             for attribute in sorted(names):
                 self._attribute(f"{name}.{attribute}", thing, attribute, names)
 
-    def _function(self, function: types.FunctionType, owner: Any) -> None:
+    def _function(self, function: Any, owner: Any) -> None:
         code, key = function.__code__, (id(function), id(owner))
         if key in self._seen or _is_library(function.__module__):
             return
