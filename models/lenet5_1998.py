@@ -87,6 +87,15 @@ class LeNet5_1998(nn.Module):  # noqa: N801
     (60000, 340908)
     """
 
+    c1: nn.Conv2d
+    s2: nn.Subsample2d
+    c3: nn.Conv2d
+    s4: nn.Subsample2d
+    c5: nn.Conv2d
+    f6: nn.Linear
+    output: nn.RBF
+    act: nn.ScaledTanh
+
     def __init__(
         self,
         init: str = "fan-in",
