@@ -13,7 +13,7 @@ CALLS = 6  # of each function: two are recorded, the others replayed
 def shown(x: Any) -> Any:
     """What can be compared of a value: types, dtypes, shapes and bytes."""
     if isinstance(x, Tensor):
-        return "tensor", x.requires_grad, shown(x.data)
+        return "tensor", x.requires_grad, x.device, shown(x.numpy())
     if isinstance(x, np.ndarray):
         return x.dtype.str, x.shape, x.tobytes()
     if isinstance(x, dict):

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tests.strict  # noqa: F401 - a device, "strict"
 from models import LeNet5, LeNet5_1998
 from tests.replays import CALLS, batch, net, shown, state, training
 from tinygrad_lenet import Op, Tensor, curvature, grad, jit, no_grad, optim, testing
@@ -46,10 +47,11 @@ def applied(op: Op, real: Sequence[int]) -> Callable[..., Any]:
     return function
 
 
+@pytest.mark.parametrize("place", ["cpu", "strict"])  # planned, and op by op as on a GPU
 @pytest.mark.parametrize("name", OPS)
-@settings(max_examples=max(8, settings().max_examples // 3))
+@settings(max_examples=max(5, settings().max_examples // 4))
 @given(data=st.data())
-def test_op_is_replayed(name: str, data: st.DataObject) -> None:
+def test_op_is_replayed(name: str, place: str, data: st.DataObject) -> None:
     op, arrays = data.draw(testing.cases(REGISTRY[name]))
     layouts = data.draw(st.lists(st.sampled_from(LAYOUTS), min_size=len(arrays), max_size=len(arrays)))
     dtype = data.draw(st.sampled_from([np.float32, np.float64]))
@@ -58,9 +60,11 @@ def test_op_is_replayed(name: str, data: st.DataObject) -> None:
 
     def tensors(values: Sequence[np.ndarray]) -> list[Tensor]:
         cast = [x.astype(dtype) if x.dtype.kind == "f" else x for x in values]
-        placed = [testing._on_device(x, "cpu", layout) for x, layout in zip(cast, layouts, strict=True)]
+        placed = [testing._on_device(x, place, layout) for x, layout in zip(cast, layouts, strict=True)]
         return [Tensor(x, requires_grad=i in real) for i, x in enumerate(placed)]
 
+    if name == "transfer":
+        op.device = place
     twin = copy.deepcopy(op)
     eager, replayed = applied(op, real), jit(applied(twin, real))
     if name in BY_VALUE:
@@ -72,10 +76,10 @@ def test_op_is_replayed(name: str, data: st.DataObject) -> None:
     for call in range(CALLS):
         values = testing._draw_values(domains, [x.shape for x in arrays], rng)
         cotangents = [rng.normal(size=shape).astype(dtype)] if real else []
-        a, b = ([*tensors(values), *map(Tensor, cotangents)] for _ in range(2))
+        a, b = ([*tensors(values), *[Tensor(c, device=place) for c in cotangents]] for _ in range(2))
         assert shown(replayed(*a)) == shown(eager(*b)), f"call {call} of {op} on {layouts}"
         assert shown(a) == shown(b)
-    assert replayed.plan is not None
+    assert (replayed.plan is not None) == (place == "cpu")
 
 
 # Networks

@@ -1039,7 +1039,7 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
         made.values = before.values
         known[known.index(before)] = made
         if made.owners.isdisjoint(id(memory_of(_array(x))) for x in arrays):
-            planned = all(type(_array(x)) is np.ndarray for x in recorder.alive if isinstance(x, (Tensor, np.ndarray)))
+            planned = all(type(array) is np.ndarray for array, _, _ in recorder.known.values())
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the function has given those of its own
                 made.replay = (_Planned if planned else _Stepwise)(recorder, results)
