@@ -207,7 +207,7 @@ class Program:
         self.rng = np.random.default_rng(1)
         self.steps, self.zero = steps, zero
         self.optimizers = [
-            OPTIMIZERS[name](params) for name, params in zip(optimizers, self.shares(optimizers), strict=True)
+            OPTIMIZERS[name](params) for name, params in zip(optimizers, self.shares(optimizers), strict=False)
         ]
         self.schedules = [
             optim.StepLR(o, 2, 0.5) for o, wanted in zip(self.optimizers, schedules, strict=False) if wanted

@@ -919,10 +919,12 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
     Everything that tensors do is replayed, random ops draw anew, and the steps of optimisers and schedules are taken
     with the settings of the moment. Other Python code is not run again: `JitError`, with the line, if the function
     reads a value (``item``, ``float``, ``if loss > 1``), has hooks, returns a tensor with its graph, or changes
-    variables; and if an array or a number that it uses is made anew in each call and differs. Replaced parameters,
-    ``train`` and ``eval``, `no_grad`, and other values of the variables and attributes that the function names lead to
-    a new recording. Under `detect_anomaly`, and within another recording, it runs as it is. Each thread has its own
-    recordings; results that would be views of an argument are copies. ``jit(f).plan`` is a table of the latest one.
+    variables; and if an array or a number that it uses is made anew in each call and differs. What it prints, or reads
+    from ``.data``, the clock or a file, is not noticed. Replaced parameters, ``train`` and ``eval``, `no_grad`, and
+    other values of the variables and attributes that the function names lead to a new recording. Under
+    `detect_anomaly`, within another recording, and for arguments that share memory or have a graph or hooks, it runs as
+    it is. Each thread has its own recordings; results that would be views of an argument are copies. ``jit(f).plan`` is
+    a table of the latest one.
 
     >>> from tinygrad_lenet import Tensor, jit
     >>> @jit
