@@ -665,11 +665,10 @@ class _Frame:
 
 
 def _store(frame: _Frame, leaf: Any, array: Array | None) -> None:
-    if array is None:
-        gradient = None
-    else:
-        gradient = frame.given.get(id(array)) or wrap(array.copy(order="K"))
-    frame.tensor(leaf)._grad = gradient
+    given = frame.given.get(id(array))
+    if given is None and array is not None:
+        given = wrap(array.copy(order="K"))
+    frame.tensor(leaf)._grad = given
 
 
 def _fetch(frame: _Frame, leaf: Any, into: np.ndarray | None) -> None:
@@ -711,9 +710,9 @@ class _Planned:
     def _bind(self) -> None:
         self.bound: Bound = self.plan.bind()
         self.inputs = [self.bound.array(x) for x in self.arguments]
-        self.ends = {slot: self.bound.array(y) for slot, y in self._ends}
-        given = [(leaf, self.bound.given(array)) for leaf, array in self.gradients] if self._moves < _MOVES else []
-        self._handed = [(leaf, wrap(array)) for leaf, array in given if array is not None]
+        self.ends = {slot: (self.bound.array(y), self.plan.kind(y) == "held") for slot, y in self._ends}
+        given = [each for each in self.gradients if self.plan.kind(each[1]) == "given" and self._moves < _MOVES]
+        self._handed = [(leaf, wrap(self.bound.array(array))) for leaf, array in given]
         self.frame.given = {id(tensor.data): tensor for _, tensor in self._handed}
         self._watched = [x for _, tensor in self._handed for x in (tensor, tensor.data, owner_of(tensor.data))]
         self._references = -1
@@ -730,7 +729,7 @@ class _Planned:
             values[slot] = plan.stand_in(_array(x), "argument")
         self.arguments = [values[slot].view(np.ndarray) for slot in range(len(recorder.arguments))]
         for slot, each in recorder.outside.items():
-            values[slot] = plan.constant(each.values) if each.made else plan.stand_in(each.array, "held")
+            values[slot] = plan.constant(_known(each)) if each.made else plan.stand_in(each.array, "held")
         written: set[int] = set()
         for entry in recorder.log:
             if isinstance(entry, _Applied):
@@ -771,7 +770,7 @@ class _Planned:
             for view, x in zip(self.inputs, arguments, strict=True):
                 np.copyto(view, x.data if isinstance(x, Tensor) else x)
             self.bound.run()
-            return {slot: self._result(array) for slot, array in self.ends.items()}
+            return {slot: wrap(y if held else in_own_memory(y)) for slot, (y, held) in self.ends.items()}
         finally:
             self.frame.arguments = ()
             if self.written:
@@ -779,8 +778,10 @@ class _Planned:
             if self._handed:
                 self._references = self._count()
 
-    def _result(self, array: np.ndarray) -> Tensor:
-        return wrap(in_own_memory(array) if self.bound.private(array) else array)
+
+def _known(each: _Outside) -> np.ndarray:
+    assert each.values is not None
+    return each.values
 
 
 def _gradients(recorder: _Recorder, values: dict[int, Any]) -> list[tuple[Any, np.ndarray]]:
@@ -814,7 +815,7 @@ class _Stepwise:
         self.frame.arguments = arguments
         values: dict[int, Any] = {slot: _array(x) for slot, x in enumerate(arguments)}
         for slot, each in self.outside.items():
-            values[slot] = transfer(each.values.copy(), each.tensor.device) if each.made else each.array
+            values[slot] = transfer(_known(each).copy(), each.tensor.device) if each.made else each.array
         try:
             for entry in self.log:
                 if isinstance(entry, _Applied):

@@ -434,6 +434,11 @@ class Plan:
             memory = self.memories[id(owner_of(block))] = Memory(block, kind, owner if kind == "held" else None)
         return _at(memory.block, _address(array) - low, array).view(Traced)
 
+    def kind(self, array: np.ndarray) -> str:
+        """The kind of memory that an array lies in."""
+        memory = self.memory(array)
+        return "value" if memory is None else memory.kind
+
     def constant(self, values: np.ndarray) -> Traced:
         """A traced array that has these values whenever the calls are made."""
         y = self.adopt(np.array(values))
@@ -765,16 +770,6 @@ class Bound:
         looks: list[bool],
     ) -> None:
         self.calls, self.array, self.places, self.looks = calls, bound, places, looks
-        self._outside = [place for memory, place in places.items() if memory.kind == "held"]
-
-    def private(self, array: np.ndarray) -> bool:
-        """Whether an array lies in memory that the next run overwrites."""
-        return not any(array.base is place for place in self._outside)
-
-    def given(self, array: np.ndarray) -> np.ndarray | None:
-        """Where an array now lies, if its memory is handed out: the object that the calls get, too."""
-        y = self.array(array)
-        return y if any(y.base is place for memory, place in self.places.items() if memory.kind == "given") else None
 
     def run(self) -> None:
         """Make all calls."""
