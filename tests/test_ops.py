@@ -18,6 +18,7 @@ from tests.strict import StrictArray, no_host_reads, on_device, strict_xp
 from tinygrad_lenet import Op, Tensor, backend, grad, testing
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.op import REAL, REGISTRY, Domain
+from tinygrad_lenet.ops import lenet_1998
 
 OPS = sorted(name for name, op in REGISTRY.items() if op.__module__.startswith("tinygrad_lenet."))
 REAL_INPUTS = [
@@ -255,6 +256,21 @@ def test_strict_double_behaves_as_cupy() -> None:
         with pytest.raises(OverflowError):
             act()
     assert Tensor([1.0, 2.0], device="strict").device == "strict"
+
+
+def test_what_a_table_says_goes_up_once_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    lenet_1998._uploaded.cache_clear()
+    uploads = []
+    asarray = strict_xp.asarray
+    monkeypatch.setattr(strict_xp, "asarray", lambda a: uploads.append(a) or asarray(a))
+    scatter, gather = (
+        REGISTRY["scatter_kernels"](places=(0, 5, 3), channels=(2, 3)), REGISTRY["gather_kernels"](places=(0, 5, 3)),
+    )  # fmt: skip
+    for _ in range(3):
+        for device in ("strict", "strict:1"):
+            y = scatter(Tensor(np.ones((3, 1, 1)), device=device))
+            assert gather(y).numpy().sum() == 3
+    assert len(uploads) == 2
 
 
 def test_strict_double_has_two_devices() -> None:

@@ -237,7 +237,7 @@ def one_hot(labels: TensorLike, classes: int, dtype: Any = np.float32) -> Tensor
     """labels[N], integers in [0, classes) -> y[N K]: 1 at the label, 0 elsewhere.
 
     Labels on the host are range-checked (ValueError). On a GPU they are not, since the check would have to wait for the
-    GPU; there, a label out of range gives a row of zeros.
+    GPU; there, a label out of range gives a row of zeros, unless `detect_anomaly` is on.
 
     >>> one_hot(np.array([1]), 3)
     Tensor([[0., 1., 0.]])

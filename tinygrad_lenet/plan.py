@@ -537,7 +537,8 @@ class Plan:
         needed = {memory for y in results if (memory := self.memory(y)) is not None}
         kept: list[Call] = []
         for call in reversed(self.calls):
-            if call.effect or any(m in needed or m.kind in ("held", "argument") for m in call.writes):
+            draws = call.function is _computed and not call.arguments[1].repeatable  # and so changes a generator
+            if call.effect or draws or any(m in needed or m.kind in ("held", "argument") for m in call.writes):
                 needed |= call.reads
                 kept.append(call)
         self.calls = kept[::-1]

@@ -4,6 +4,8 @@ Backward multiplies the gradient by the slope of each element (`Chain`). One rul
 is 0 and the slope is infinite or NaN, the product is 0, so a branch that `Where` did not select sends nothing back.
 """
 
+import math
+
 from ..curvature import Elementwise, Multilinear
 from ..op import CONSTANT, POSITIVE, REAL, Domain, Op, op
 from ..shapes import number
@@ -338,7 +340,15 @@ class _Compare(Op, kind=True):
     integers = "native"
 
     def forward(self, xp, a, b):
-        return getattr(xp, self.name)(a, b)
+        return getattr(xp, self.name)(_comparable(xp, a, b), _comparable(xp, b, a))
+
+
+def _comparable(xp, x, other):
+    """x, but infinity for a number beyond all integers of the other input: it compares alike, and CuPy takes it."""
+    if type(x) is not int or not hasattr(other, "dtype") or other.dtype.kind not in "iu":
+        return x
+    limits = xp.iinfo(other.dtype)
+    return x if limits.min <= x <= limits.max else math.copysign(math.inf, x)
 
 
 class Equal(_Compare):
