@@ -209,8 +209,8 @@ def learning_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
     for k, (title, (text, level, parts)) in enumerate(panels.items()):
         axes = figure.add_subplot(1, 2, k + 1)
         axes.axhline(level, color=plots.GREY, linewidth=0.8)
-        below: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "bottom"}
-        axes.text(0.02, level, f"paper {text}", fontsize=8, color=plots.GREY, **below)
+        beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "center"}
+        axes.text(1.01, level, f"paper\n{text}", fontsize=8, color=plots.GREY, **beside)
         highest = 0.0
         for part, (marked, colour) in zip(parts, plots.LINES, strict=False):
             for kind, seeds in curves.get(part, []):

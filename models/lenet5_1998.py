@@ -22,12 +22,11 @@ What the paper leaves open or states in two ways, and what is done here (example
 - Weights start uniform in +-2.4 / F_i in the paper, where F_i is the number of inputs of the unit. From there the
   published learning rates do not learn: activations shrink from layer to layer, and with them all curvatures, so nearly
   every rate is eta / mu = 0.025, above the largest that the paper quotes. Here weights and biases start uniform in
-  +-sqrt(3 / F_i), which gives weighted sums unit variance. The same authors recommend it in Efficient BackProp (1998,
-  Section 4.6), and their library Lush has it in its `forget`. ``init="fan-in"`` is the paper's, for comparison.
+  +-sqrt(3 / F_i), which gives weighted sums unit variance, as the same authors recommend in Efficient BackProp (1998,
+  Section 4.6); their library Lush has +-v / sqrt(F_i), with v to choose. ``init="fan-in"`` is the paper's.
 - The codes of Figure 3 are drawn as other implementations usually render them.
 
-The recipe's loss, Eq. 9, is taken of half penalties, and the curvature is that of Eq. 8, of half penalties too: 1 for
-each unit of F6. Both are Lush's (packages/gblearn2/gb-modules-nn.lsh); examples/reproduce_1998.py applies them.
+The penalties are Eq. 7's. The recipe in examples/reproduce_1998.py halves them, as Lush does, before it takes the loss.
 """
 
 from collections.abc import Callable
