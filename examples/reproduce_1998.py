@@ -88,7 +88,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.reproduce_1998",
         description="Train the LeNet-5 of 1998 as published, in parts, and report on the finished ones. The same "
-        "command continues where it was stopped. A part of 20 passes takes about 10 minutes for each seed on one core; "
+        "command continues where it was stopped. A part of 20 passes takes about 15 minutes for each seed on one core; "
         "two commands with different parts can run at the same time.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
