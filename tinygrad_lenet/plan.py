@@ -91,7 +91,7 @@ def _tracer() -> "Plan":
     return _tracing.plan
 
 
-def _in_line(x: Any) -> Any:
+def in_line(x: Any) -> Any:
     """The elements of an array in memory order, if that is no copy."""
     order = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
     line = x.transpose(order)
@@ -394,7 +394,7 @@ class _Namespace:
         return _tracer()
 
     def declined(self, predicate: Callable[..., Any], *arrays: Any) -> bool:
-        _tracer().guards.append((predicate, tuple(map(_in_line, arrays))))
+        _tracer().guards.append((predicate, tuple(map(in_line, arrays))))
         return False
 
 
