@@ -188,7 +188,14 @@ def draw_chain(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
 
 def draw_sum(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     shape = draw.pick(
-        (64, 6, 28, 28), (33, 16, 10, 10), (1, 120, 1, 1), (3, 1, 5, 7), (2, 3, 4, 5), (2, 2, 3, 2, 2), (5000, 3)
+        (64, 6, 28, 28),
+        (33, 16, 10, 10),
+        (1, 120, 1, 1),
+        (3, 1, 5, 7),
+        (2, 3, 4, 5),
+        (2, 2, 3, 2, 2),
+        (5000, 3),
+        (0, 3, 2, 2),
     )
     axis = draw.pick((0, 2, 3), (0, 2, 3), 0, None, (1,), (0, 1, 2), -1)
     axis = None if isinstance(axis, tuple) and max(axis) >= len(shape) else axis

@@ -64,7 +64,7 @@ def mean(op: Mean, xp: Any, x: Array) -> Array:
 
 
 def _sum(xp: Any, x: Array, axis: int | tuple[int, ...] | None, keepdims: bool) -> Array:
-    if x.dtype.char not in "fd" or not x.size or (x.size <= _FEW_TO_ADD and x.ndim < 4):  # images are not in C order
+    if x.dtype.char not in "fd" or not x.size or (x.size <= _FEW_TO_ADD and x.ndim < 4):  # images are batch-last
         return NotImplemented
     order, blocks, kept, back, shape = _sum_plan(x.shape, x.strides, axis, keepdims)
     m = x.transpose(order)
