@@ -25,7 +25,8 @@ REAL_INPUTS = [
     (name, i) for name in OPS for i, x in enumerate(REGISTRY[name].parsed.inputs)
     if REGISTRY[name].domains[x.name].kind == "real"
 ]  # fmt: skip
-FLAT = {("max_pool2d_grad", 0), ("max_pool2d_pick", 0)}  # inputs on which the output does not depend but by jumps
+# Inputs on which the output does not depend but by jumps:
+FLAT = {("max_pool2d_grad", 0), ("max_pool2d_pick", 0), ("extreme_grad", 1), ("extreme_grad", 2)}
 PLACES = ["cpu", "plain", "strict", "cuda"]
 
 

@@ -427,6 +427,19 @@ def batch_norm(draw: Draw) -> Case:
     return Case(ours, theirs, [draw.values(*shape), *(draw.values(c) for _ in range(affine))])
 
 
+@case
+def standardize(draw: Draw) -> Case:
+    """As in layer normalization, along the last axes, with an affine map."""
+    shape, count = (*draw.shape(0, 2), draw.int(2, 5)), draw.int(1, 2)
+    last = shape[-count:]
+    axes = tuple(range(-len(last), 0))
+    return Case(
+        lambda x, w, b: F.standardize(x, axes, 1e-3) * w + b,
+        lambda t, w, b: TF.layer_norm(t, last, w, b, 1e-3),
+        [draw.values(*shape), draw.values(*last), draw.values(*last)],
+    )
+
+
 @few
 @given(data=st.data())
 def test_batch_norm_running_statistics(data: st.DataObject) -> None:

@@ -48,6 +48,7 @@ __all__ = [
     "sigmoid",
     "softmax",
     "stack",
+    "standardize",
     "subsample2d",
     "tanh",
     "where",
@@ -455,26 +456,37 @@ def batch_norm(
         count = x.size // channels if channels else 0
         if count < 2:
             raise ValueError(f"batch_norm: x has shape {x.shape}; training needs more than one value a channel")
-        mean = x.mean(axes, keepdims=True)
-        centred = x - mean
-        var = (centred * centred).mean(axes, keepdims=True)
-        statistics = (running_mean, mean), (running_var, var * (count / (count - 1)))
         updates = []
         with no_grad():
-            for running, batch in statistics:
+            for running, statistic, factor in (
+                (running_mean, Tensor.mean, 1.0),
+                (running_var, Tensor.var, count / (count - 1)),
+            ):
                 if isinstance(running, Tensor):
                     check_writable("batch_norm", "a running statistic", running)
-                    updates.append((running, (1 - momentum) * running + momentum * batch.reshape(channels)))
+                    batch = factor * statistic(x, axes)
+                    updates.append((running, (1 - momentum) * running + momentum * batch))
             for running, new in updates:
                 running[...] = new
+        y = standardize(x, axes, eps)
+        y = y if weight is None else y * of_channel["weight"].reshape(shape)
     else:
-        centred = x - of_channel["running_mean"].reshape(shape)
-        var = of_channel["running_var"].reshape(shape)
-    scale = (var + eps) ** -0.5
-    if weight is not None:
-        scale = scale * of_channel["weight"].reshape(shape)
-    y = centred * scale
+        scale = (of_channel["running_var"].reshape(shape) + eps) ** -0.5
+        scale = scale if weight is None else scale * of_channel["weight"].reshape(shape)
+        y = (x - of_channel["running_mean"].reshape(shape)) * scale
     return y if bias is None else y + of_channel["bias"].reshape(shape)
+
+
+def standardize(x: TensorLike, axis: int | Sequence[int] | None = -1, eps: float = 1e-5) -> Tensor:
+    """(x - mean) / sqrt(var + eps) of x[...], with mean and variance along ``axis`` (None: all axes).
+
+    Times a weight and plus a bias, this is layer normalization (Ba et al. 2016). ShapeError for an empty axis,
+    ValueError for a negative ``eps``.
+
+    >>> standardize([[1.0, 3.0]], eps=0.0)
+    Tensor([[-1.,  1.]])
+    """
+    return op("standardize", axis, eps)(x)
 
 
 def pad(x: TensorLike, pad_width: int | Sequence[Any], value: float = 0.0) -> Tensor:

@@ -27,7 +27,7 @@ from .backend import Array, backend_of, backend_of_type, default_device, memory_
 from .graph import Node, Observer, changes, mode, note_write, observed, tick
 from .nn.module import Module, Parameter
 from .op import Op
-from .plan import Bound, Plan, in_own_memory, owner_of
+from .plan import Bound, Plan, in_line, in_own_memory, owner_of
 from .tensor import Tensor, wrap
 
 P = ParamSpec("P")
@@ -103,7 +103,7 @@ class _Outside:
 
     tensor: Tensor
     array: Array
-    values: np.ndarray | None  # a copy, from when it was found
+    values: Any  # a copy, from when it was found; None once it is forgotten
     line: Any
     made: bool = False  # whether each call makes it anew, always with the same values
 
@@ -122,7 +122,7 @@ class _Recorder(Observer):
         self.gradients: dict[int, Any] = {}  # by id of a leaf: the gradient that the function gave it
         self.modules: dict[int, tuple[Any, dict[str, Any]]] = {}  # by id: a module, and its settings at its first use
         self.switched: set[int] = set()  # ids of modules whose mode the function sets
-        self.values = [_host(x).copy() for x in arguments]
+        self.values = [_host(x).copy("K") for x in arguments]
         self.returned: list[Tensor] = []
         self.known: dict[int, tuple[Array, int, Any]] = {}  # by slot: an array, its values' hash, and a line
         for x in arguments:
@@ -261,6 +261,7 @@ class _Conditions:
         self.starts = [(recorder.leaf(leaf), missing) for leaf, missing in recorder.starts.values()]
         self.modules = [(*each, id(each[0]) in recorder.switched) for each in recorder.modules.values()]
         self.names = names
+        self.sources: list[tuple[Array, int]] = []  # arrays from which others may have been made, and their hashes
         self.changes = -1
 
     def hold(self, arguments: Sequence[Any]) -> bool:
@@ -271,7 +272,7 @@ class _Conditions:
         for leaf, missing in self.starts:
             if ((arguments[leaf.index] if type(leaf) is _Argument else leaf)._grad is None) is not missing:
                 return False
-        if self.names.changed() is not None:
+        if self.names.changed() is not None or any(_hash(array) != values for array, values in self.sources):
             return False
         now = changes()
         if now != self.changes:
@@ -331,11 +332,13 @@ class _Names:
     def __init__(self, function: Callable[..., Any], objects: Sequence[Any]) -> None:
         self.found: list[tuple[str, Callable[[], Any], Any, Any]] = []
         self.tensors: list[Tensor] = []
+        self.arrays: list[np.ndarray] = []
+        self.iterator: str | None = None
         self._codes: dict[types.CodeType, set[str]] = {}
         self._seen: dict[Any, Any] = {}  # with what has to stay alive, so that no id is used twice
         self._thing("function", function, set())
         plain = inspect.unwrap(getattr(function, "__func__", function))
-        names = self._codes.get(getattr(plain, "__code__", None), set())  # type: ignore[call-overload]
+        names = self._codes.get(plain.__code__, set()) if isinstance(plain, types.FunctionType) else set()
         for each in objects:
             self._thing("an argument", each, names)
 
@@ -349,9 +352,9 @@ class _Names:
             if contents is not None:
                 if _summary(value) == contents:
                     continue
-            elif value is before:
-                continue
-            elif type(value) in _PLAIN and type(value) is type(before) and repr(value) == repr(before):
+            elif value is before or (
+                type(value) in _PLAIN and type(value) is type(before) and repr(value) == repr(before)
+            ):
                 continue
             return name
         return None
@@ -370,11 +373,15 @@ class _Names:
     def _thing(self, name: str, thing: Any, names: set[str]) -> None:
         """Look into what is called ``name``, for what the code in which it is found names."""
         key = id(thing), id(names)
-        if isinstance(thing, (*_PLAIN, np.ndarray)) or key in self._seen:
+        if isinstance(thing, _PLAIN) or key in self._seen:
             return
         self._seen[key] = thing, names
         if isinstance(thing, Tensor):
             self.tensors.append(thing)
+        elif isinstance(thing, np.ndarray):
+            self.arrays.append(thing)
+        elif hasattr(type(thing), "__next__"):
+            self.iterator = name
         elif isinstance(thing, (*_CONTAINERS, tuple)):
             for each in thing.values() if isinstance(thing, dict) else thing:
                 self._thing(name, each, names)
@@ -383,8 +390,8 @@ class _Names:
                 self._thing(name, each, names)
         elif isinstance(thing, types.MethodType):
             self._function(thing.__func__, thing.__self__)
-        elif isinstance(inspect.unwrap(thing) if callable(thing) else None, types.FunctionType):
-            self._function(inspect.unwrap(thing), None)
+        elif callable(thing) and isinstance(inner := inspect.unwrap(thing), types.FunctionType):
+            self._function(inner, None)
         elif not _is_library(thing):
             self.tensors += getattr(thing, "params", ())  # of an optimiser
             for module in [each for _, each in thing.named_modules()] if isinstance(thing, Module) else ():
@@ -394,7 +401,7 @@ class _Names:
             for attribute in sorted(names):
                 self._attribute(f"{name}.{attribute}", thing, attribute, names)
 
-    def _function(self, function: types.FunctionType, owner: Any) -> None:
+    def _function(self, function: Any, owner: Any) -> None:
         code, key = function.__code__, (id(function), id(owner))
         if key in self._seen or _is_library(function.__module__):
             return
@@ -522,6 +529,14 @@ def _array(x: Any) -> Array:
     return x.data if isinstance(x, Tensor) else x
 
 
+def _same_bits(x: np.ndarray, y: np.ndarray) -> bool:
+    if x.strides == y.strides and x.size:
+        x, y = in_line(x), in_line(y)
+        if x.ndim == y.ndim == 1:  # they lie alike in memory, so nothing needs to be copied
+            return np.array_equal(x.view(np.uint8), y.view(np.uint8))
+    return x.tobytes() == y.tobytes()
+
+
 def _hash(array: Array) -> int:
     return hash(_host(array).tobytes())
 
@@ -555,7 +570,7 @@ def _flat(name: str, x: Any, arrays: list[Any], objects: list[Any]) -> Any:
     if isinstance(x, Tensor) and not isinstance(x, Parameter):
         data = x.data
         arrays.append(x)
-        return Tensor, data.shape, data.dtype, data.strides, type(data), x._requires_grad, _place(data)
+        return Tensor, data.shape, data.dtype, data.strides, type(data), x._requires_grad, _place(data), _alone(x)
     if backend_of_type(kind) is not None:
         arrays.append(x)
         return kind, x.shape, x.dtype, x.strides, _place(x)
@@ -574,8 +589,15 @@ def _flat(name: str, x: Any, arrays: list[Any], objects: list[Any]) -> Any:
         ) from None
     if isinstance(x, np.ndarray):
         raise TypeError(f"jit: {name} was given {kind.__name__}; pass np.asarray(x)")
+    if isinstance(x, np.generic):
+        return kind, x.tobytes()
     objects.append(x)
-    return kind, x if kind.__hash__ is not object.__hash__ else _Identity(x)
+    return kind, _Identity(x)  # what is equal may have other attributes
+
+
+def _alone(x: Tensor) -> bool:
+    """Whether a gradient ends at this tensor, and nothing else is called with it."""
+    return x.op is None and not x.hooks
 
 
 def _place(array: Array) -> Any:
@@ -651,11 +673,10 @@ class _Frame:
 
 
 def _store(frame: _Frame, leaf: Any, array: Array | None) -> None:
-    if array is None:
-        gradient = None
-    else:
-        gradient = frame.given.get(id(array)) or wrap(array.copy(order="K"))
-    frame.tensor(leaf)._grad = gradient
+    given = frame.given.get(id(array))
+    if given is None and array is not None:
+        given = wrap(array.copy(order="K"))
+    frame.tensor(leaf)._grad = given
 
 
 def _fetch(frame: _Frame, leaf: Any, into: np.ndarray | None) -> None:
@@ -697,9 +718,9 @@ class _Planned:
     def _bind(self) -> None:
         self.bound: Bound = self.plan.bind()
         self.inputs = [self.bound.array(x) for x in self.arguments]
-        self.ends = {slot: self.bound.array(y) for slot, y in self._ends}
-        given = [(leaf, self.bound.given(array)) for leaf, array in self.gradients] if self._moves < _MOVES else []
-        self._handed = [(leaf, wrap(array)) for leaf, array in given if array is not None]
+        self.ends = {slot: (self.bound.array(y), self.plan.kind(y) == "held") for slot, y in self._ends}
+        given = [each for each in self.gradients if self.plan.kind(each[1]) == "given" and self._moves < _MOVES]
+        self._handed = [(leaf, wrap(self.bound.array(array))) for leaf, array in given]
         self.frame.given = {id(tensor.data): tensor for _, tensor in self._handed}
         self._watched = [x for _, tensor in self._handed for x in (tensor, tensor.data, owner_of(tensor.data))]
         self._references = -1
@@ -716,7 +737,7 @@ class _Planned:
             values[slot] = plan.stand_in(_array(x), "argument")
         self.arguments = [values[slot].view(np.ndarray) for slot in range(len(recorder.arguments))]
         for slot, each in recorder.outside.items():
-            values[slot] = plan.constant(each.values) if each.made else plan.stand_in(each.array, "held")
+            values[slot] = plan.constant(_known(each)) if each.made else plan.stand_in(each.array, "held")
         written: set[int] = set()
         for entry in recorder.log:
             if isinstance(entry, _Applied):
@@ -757,7 +778,7 @@ class _Planned:
             for view, x in zip(self.inputs, arguments, strict=True):
                 np.copyto(view, x.data if isinstance(x, Tensor) else x)
             self.bound.run()
-            return {slot: self._result(array) for slot, array in self.ends.items()}
+            return {slot: wrap(y if held else in_own_memory(y)) for slot, (y, held) in self.ends.items()}
         finally:
             self.frame.arguments = ()
             if self.written:
@@ -765,8 +786,10 @@ class _Planned:
             if self._handed:
                 self._references = self._count()
 
-    def _result(self, array: np.ndarray) -> Tensor:
-        return wrap(in_own_memory(array) if self.bound.private(array) else array)
+
+def _known(each: _Outside) -> np.ndarray:
+    assert each.values is not None
+    return each.values
 
 
 def _gradients(recorder: _Recorder, values: dict[int, Any]) -> list[tuple[Any, np.ndarray]]:
@@ -800,7 +823,7 @@ class _Stepwise:
         self.frame.arguments = arguments
         values: dict[int, Any] = {slot: _array(x) for slot, x in enumerate(arguments)}
         for slot, each in self.outside.items():
-            values[slot] = transfer(each.values.copy(), each.tensor.device) if each.made else each.array
+            values[slot] = transfer(_known(each).copy(), each.tensor.device) if each.made else each.array
         try:
             for entry in self.log:
                 if isinstance(entry, _Applied):
@@ -852,8 +875,7 @@ class _Recording:
     def covers(self, arguments: Sequence[Any]) -> bool:
         """Whether the replay is right for these arguments: not if one of them takes a value for the second time."""
         return all(
-            before is None or before.tobytes() == _host(x).tobytes()
-            for before, x in zip(self.values, arguments, strict=True)
+            before is None or _same_bits(before, _host(x)) for before, x in zip(self.values, arguments, strict=True)
         )
 
     def run(self, arguments: Sequence[Any]) -> Any:
@@ -905,10 +927,12 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
     Everything that tensors do is replayed, random ops draw anew, and the steps of optimisers and schedules are taken
     with the settings of the moment. Other Python code is not run again: `JitError`, with the line, if the function
     reads a value (``item``, ``float``, ``if loss > 1``), has hooks, returns a tensor with its graph, or changes
-    variables; and if an array or a number that it uses is made anew in each call and differs. Replaced parameters,
-    ``train`` and ``eval``, `no_grad`, and other values of the variables and attributes that the function names lead to
-    a new recording. Under `detect_anomaly`, and within another recording, it runs as it is. Each thread has its own
-    recordings; results that would be views of an argument are copies. ``jit(f).plan`` is a table of the latest one.
+    variables; and if an array or a number that it uses is made anew in each call and differs. What it prints, or reads
+    from ``.data``, the clock or a file, is not noticed. Replaced parameters, ``train`` and ``eval``, `no_grad`, and
+    other values of the variables and attributes that the function names lead to a new recording. Under
+    `detect_anomaly`, within another recording, and for arguments that share memory or have a graph or hooks, it runs as
+    it is. Each thread has its own recordings; results that would be views of an argument are copies. ``jit(f).plan`` is
+    a table of the latest one.
 
     >>> from tinygrad_lenet import Tensor, jit
     >>> @jit
@@ -979,6 +1003,13 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
     ) -> Any:
         """Call the function, note what it does and, if ``before`` did the same, make a plan of it."""
         names = _Names(self.function, objects)
+        if names.iterator is not None:
+            raise JitError(
+                f"jit: {self._name} uses {names.iterator}, an iterator, which a replay would not advance; call next() "
+                "outside and pass the value as an argument"
+            )
+        sources = [(array, _hash(array)) for array in map(_array, (*names.tensors, *names.arrays))]
+        given = [_array(x) for x in arrays]
         recorder = _Recorder(self._name, arrays)
         with observed(recorder):
             y = self.function(*arguments, **options)
@@ -991,8 +1022,9 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
                 f"jit: {self._name} changes {changed}, which a replay would not do; return what it should become, or "
                 "keep it in a tensor"
             )
-        for tensor, array, _ in conditions.tensors:
-            if tensor.data is not array:
+        outside = [(tensor, array) for tensor, array, _ in conditions.tensors]
+        for tensor, array in (*outside, *zip(arrays, given, strict=True)):
+            if _array(tensor) is not array:
                 raise JitError(
                     f"jit: {self._name} replaces the array of a tensor of shape {array.shape}; write into it instead"
                 )
@@ -1017,9 +1049,16 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
         made.values = before.values
         known[known.index(before)] = made
         if made.owners.isdisjoint(id(memory_of(_array(x))) for x in arrays):
-            planned = all(type(_array(x)) is np.ndarray for x in recorder.alive if isinstance(x, (Tensor, np.ndarray)))
-            made.replay = (_Planned if planned else _Stepwise)(recorder, results)
+            planned = all(type(array) is np.ndarray for array, _, _ in recorder.known.values())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the function has given those of its own
+                made.replay = (_Planned if planned else _Stepwise)(recorder, results)
             self._state.latest = made
+            if any(each.made for each in recorder.outside.values()):
+                used = {id(memory_of(each.array)) for each in recorder.outside.values()}
+                conditions.sources = [
+                    (x, values) for x, values in sources if id(memory_of(x)) not in used and _hash(x) == values
+                ]
         recorder.forget(constants=made.replay is None)
         return y
 
@@ -1029,13 +1068,16 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
         latest = self._state.latest
         return None if latest is None or not isinstance(latest.replay, _Planned) else latest.replay.plan
 
+    def __reduce__(self) -> Any:
+        return type(self), (self.function,)  # a copy records by itself
+
     def __repr__(self) -> str:
         return f"jit({self.function!r})"
 
 
 def _plannable(x: Any) -> bool:
     array = _array(x)
-    return type(array) is not np.ndarray or bool(array.flags.aligned)
+    return (type(array) is not np.ndarray or bool(array.flags.aligned)) and (array is x or _alone(x))
 
 
 def _same_results(a: _Result, b: _Result) -> bool:

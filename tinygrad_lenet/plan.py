@@ -91,7 +91,7 @@ def _tracer() -> "Plan":
     return _tracing.plan
 
 
-def _in_line(x: Any) -> Any:
+def in_line(x: Any) -> Any:
     """The elements of an array in memory order, if that is no copy."""
     order = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
     line = x.transpose(order)
@@ -394,7 +394,7 @@ class _Namespace:
         return _tracer()
 
     def declined(self, predicate: Callable[..., Any], *arrays: Any) -> bool:
-        _tracer().guards.append((predicate, tuple(map(_in_line, arrays))))
+        _tracer().guards.append((predicate, tuple(map(in_line, arrays))))
         return False
 
 
@@ -433,6 +433,11 @@ class Plan:
             np.copyto(_at(block, _address(owner) - low, owner), owner)
             memory = self.memories[id(owner_of(block))] = Memory(block, kind, owner if kind == "held" else None)
         return _at(memory.block, _address(array) - low, array).view(Traced)
+
+    def kind(self, array: np.ndarray) -> str:
+        """The kind of memory that an array lies in."""
+        memory = self.memory(array)
+        return "value" if memory is None else memory.kind
 
     def constant(self, values: np.ndarray) -> Traced:
         """A traced array that has these values whenever the calls are made."""
@@ -532,7 +537,8 @@ class Plan:
         needed = {memory for y in results if (memory := self.memory(y)) is not None}
         kept: list[Call] = []
         for call in reversed(self.calls):
-            if call.effect or any(m in needed or m.kind in ("held", "argument") for m in call.writes):
+            draws = call.function is _computed and not call.arguments[1].repeatable  # and so changes a generator
+            if call.effect or draws or any(m in needed or m.kind in ("held", "argument") for m in call.writes):
                 needed |= call.reads
                 kept.append(call)
         self.calls = kept[::-1]
@@ -764,16 +770,6 @@ class Bound:
         looks: list[bool],
     ) -> None:
         self.calls, self.array, self.places, self.looks = calls, bound, places, looks
-        self._outside = [place for memory, place in places.items() if memory.kind == "held"]
-
-    def private(self, array: np.ndarray) -> bool:
-        """Whether an array lies in memory that the next run overwrites."""
-        return not any(array.base is place for place in self._outside)
-
-    def given(self, array: np.ndarray) -> np.ndarray | None:
-        """Where an array now lies, if its memory is handed out: the object that the calls get, too."""
-        y = self.array(array)
-        return y if any(y.base is place for memory, place in self.places.items() if memory.kind == "given") else None
 
     def run(self) -> None:
         """Make all calls."""
