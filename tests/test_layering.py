@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "tinygrad_lenet"
 ORDER = (
-    "shapes", "backend", "files", "graph", "anomaly", "index", "tensor", "op", "curvature", "ops", "kernels",
+    "shapes", "backend", "files", "graph", "anomaly", "index", "dlpack", "tensor", "op", "curvature", "ops", "kernels",
     "einsum", "functional", "nn", "optim", "plan", "jit", "data", "checkpoint", "parallel", "testing", "models",
 )  # fmt: skip
 OPTIONAL = ("cupy", "hypothesis", "pooch", "safetensors", "threadpoolctl", "tqdm", "torch")

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from .backend import Array, backend_of, backend_of_type, default_device, is_writable, transfer
+from .dlpack import exported, imported
 from .graph import REGISTRY, Node, Path, backpropagate, mode, note_change, op
 from .index import parse
 from .shapes import Shape, ShapeError, integers, normalize_axes
@@ -429,6 +430,24 @@ class Tensor(Node):
             raise TypeError(f"a tensor on {self.device!r} is not converted to a NumPy array implicitly; use .numpy()")
         _note_read("__array__", self)
         return np.array(self.data, dtype=dtype, copy=copy)
+
+    @classmethod
+    def from_dlpack(cls, x: Any) -> Self:
+        """The array of another library that supports DLPack, without a copy; errors are those of `dlpack.imported`."""
+        array = imported(x)
+        return cls(array, device=backend_of(array).device_of(array))
+
+    def __dlpack__(
+        self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
+    ) -> Any:
+        """The memory, for ``from_dlpack`` of another library; BufferError if a gradient would be lost."""
+        if self.requires_grad:
+            raise BufferError("__dlpack__: this tensor requires a gradient, which would be lost; detach() it first")
+        _note_read("__dlpack__", self)
+        return exported(self.data, stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.data.__dlpack_device__()
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         name = _BOOLEAN_UFUNCS.get(ufunc.__name__, ufunc.__name__)
