@@ -7,7 +7,7 @@
 Tensor([2., 4.])
 """
 
-from . import backend, checkpoint, data, functional, kernels, nn, ops, optim, parallel, testing
+from . import backend, checkpoint, data, functional, interop, kernels, nn, ops, optim, parallel, testing
 from .anomaly import AnomalyError, detect_anomaly
 from .curvature import curvature
 from .graph import no_grad
@@ -32,6 +32,7 @@ __all__ = [
     "detect_anomaly",
     "functional",
     "grad",
+    "interop",
     "jit",
     "kernels",
     "models",
