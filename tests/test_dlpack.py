@@ -82,7 +82,7 @@ def test_copies_where_they_are_asked_for() -> None:
     copied = np.from_dlpack(t, copy=True)
     copied[0] = 9.0
     assert t.numpy().tolist() == [1, 2]
-    with pytest.raises(ValueError):  # noqa: PT011 - NumPy's
+    with pytest.raises(ValueError):
         np.from_dlpack(t, device="cuda")
 
 

@@ -1,4 +1,4 @@
-"""Models exported as ONNX: onnx's checker accepts them, and onnxruntime computes the same, for batches of any length."""
+"""Models exported as ONNX: onnx's checker accepts them, and onnxruntime computes the same, for any length of batch."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -19,7 +19,7 @@ def imported(x: Any) -> Array:
     TypeError if x does not support the protocol or holds no real numbers; DeviceError for memory of another kind.
     """
     if not hasattr(x, "__dlpack__") or not hasattr(x, "__dlpack_device__"):
-        raise TypeError(f"from_dlpack: x is {type(x).__name__}; expected an array with __dlpack__ and __dlpack_device__")
+        raise TypeError(f"from_dlpack: x is {type(x).__name__}; expected an array with __dlpack__")
     kind, index = (int(each) for each in x.__dlpack_device__())
     if kind not in (*_NUMPY_READS, _CUDA):
         raise DeviceError(f"from_dlpack: x is on a device of DLPack's kind {kind}; expected the CPU, 1, or CUDA, 2")

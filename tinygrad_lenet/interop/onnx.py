@@ -163,7 +163,9 @@ class _Writer:
     def node(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """Add a node, and return the name of its output."""
         output = output or f"{kind}_{len(self.nodes)}"
-        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [output], name=f"node_{len(self.nodes)}", **attributes))
+        self.nodes.append(
+            self.onnx.helper.make_node(kind, inputs, [output], name=f"node_{len(self.nodes)}", **attributes)
+        )
         return output
 
     def constant(self, values: Any, dtype: Any = np.int64, name: str = "") -> str:
@@ -206,7 +208,7 @@ def _not_equal(w: _Writer, op: Any, inputs: Sequence[Any], y: Tensor, sizes: Any
 
 
 def _compare(kind: str) -> Form:
-    """Comparisons and Max of mixed dtypes do not exist in ONNX; here both sides have the dtype that NumPy compares in."""
+    """A comparison, Max or Min, which ONNX has for inputs of one dtype only."""
 
     def form(w: _Writer, op: Any, inputs: Sequence[Any], y: Tensor, sizes: Any) -> str:
         dtypes = {x.dtype for x in inputs if isinstance(x, Tensor)}
@@ -267,7 +269,7 @@ def _window(op: Any, **more: Any) -> dict[str, Any]:
 
 def _conv(kind: str) -> Form:
     def form(w: _Writer, op: Any, inputs: Sequence[Any], y: Tensor, sizes: Any) -> str:
-        more = {"output_padding": list(op.output_padding)} if kind == "ConvTranspose" else {}
+        more: Any = {"output_padding": list(op.output_padding)} if kind == "ConvTranspose" else {}
         names = [w.of(x) for x in inputs]
         window = _window(op, dilations=list(op.dilation), group=op.groups, kernel_shape=list(inputs[1].shape[2:]))
         return w.node(kind, *names, **window, **more)
