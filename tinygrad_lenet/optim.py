@@ -99,8 +99,9 @@ class Optimizer:
     ``params`` are tensors, or dictionaries such as {"params": model.c1.parameters(), "lr": 0.01, "weight_decay": 0},
     each a group with a rate or a decay of its own. A group's rate stays in proportion to the optimiser's ``lr``, which
     schedules change. A step skips parameters whose ``.grad`` is None, and their state. The state of float16 parameters
-    is kept in float32. Copying or pickling an optimiser includes its parameters and its state. TypeError for params that are not
-    tensors; ValueError if there are none, if one is given twice or does not hold floats, and for settings out of range.
+    is kept in float32. Copying or pickling an optimiser includes its parameters and its state. TypeError for params
+    that are not tensors; ValueError if there are none, if one is given twice or does not hold floats, and for settings
+    out of range.
     """
 
     _state: tuple[str, ...] = ()
