@@ -126,28 +126,20 @@ def table(parts: Parts, outputs: Mapping[str, Sequence[Any]], labels: Any) -> st
 
 def comparisons(metrics: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     """What was compared on held-out training images, and what else was tried, if it is finished, as further tables."""
-    tables = (
-        ("held-out images", ("held-out-eq8", "held-out-j2", "held-out-j5", "held-out-j10", "held-out-j20")),
-        ("test images", ("published-weights", "own-curvature")),
-    )
-    text = ""
-    for kind, names in tables:
-        rows = [
-            f"| {seeds[0]['title']} | {len(seeds[0]['test_errors'])} | {errors_of(last(seeds), seeds[0]['test_images'])} | {rates_of(seeds)} |"
-            for seeds in (metrics[name] for name in names if name in metrics)
-        ]
-        if rows:
-            text += (
-                f"\n| | passes | error, {kind} | rates in the first pass |\n|---|---:|---:|---:|\n"
-                + "\n".join(rows)
-                + "\n"
-            )
-    return text
-
-
-def last(seeds: Sequence[dict[str, Any]]) -> list[int]:
-    """The number of errors after the last pass, never the fewest of all passes."""
-    return [int(metrics["test_errors"][-1]) for metrics in seeds]
+    tables = {
+        "held-out images": ("held-out-eq8", "held-out-j2", "held-out-j5", "held-out-j10", "held-out-j20"),
+        "test images": ("published-weights", "own-curvature"),
+    }
+    lines = []
+    for images, names in tables.items():
+        finished = [metrics[name] for name in names if name in metrics]
+        if finished:
+            lines += ["", f"| | passes | error, {images} | rates in the first pass |", "|---|---:|---:|---:|"]
+        for seeds in finished:
+            errors = errors_of([int(noted["test_errors"][-1]) for noted in seeds], seeds[0]["test_images"])
+            cells = [seeds[0]["title"], str(len(seeds[0]["test_errors"])), errors, rates_of(seeds)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def errors_of(wrong: Sequence[int], images: int) -> str:
