@@ -365,6 +365,10 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "logical_not": _each(lambda x: not x),
     "full_like": lambda x, value: np.full(x.shape, value),
     "bernoulli": lambda x, p, rng: rng.random(x.shape, np.float32) >= p,
+    "random": lambda x, distribution, rng: getattr(rng, distribution)(x.shape),
+    "sin": _each(math.sin),
+    "cos": _each(math.cos),
+    "cumsum": np.cumsum,
     "argwhere": lambda x: np.array([index for index in np.ndindex(x.shape) if x[index]], int).reshape(
         np.count_nonzero(x), x.ndim
     ),

@@ -12,10 +12,11 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "tinygrad_lenet"
 ORDER = (
-    "shapes", "backend", "files", "graph", "anomaly", "index", "tensor", "op", "curvature", "ops", "kernels",
-    "einsum", "functional", "nn", "optim", "plan", "jit", "data", "checkpoint", "parallel", "testing", "models",
+    "seeds", "shapes", "backend", "files", "graph", "anomaly", "index", "dlpack", "tensor", "op", "curvature", "ops",
+    "kernels", "einsum", "creation", "arrays", "functional", "nn", "optim", "plan", "jit", "data",
+    "checkpoint", "interop", "parallel", "testing", "models",
 )  # fmt: skip
-OPTIONAL = ("cupy", "hypothesis", "pooch", "safetensors", "threadpoolctl", "tqdm", "torch")
+OPTIONAL = ("cupy", "hypothesis", "onnx", "pooch", "safetensors", "threadpoolctl", "tqdm", "torch")
 ARRAY_LIBRARIES = {"numpy", "cupy", "scipy", "torch"}  # an op computes with the namespace that it is handed
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}  # these run code as they read
 BUILT_ON_IT = {"models", "examples", "tests", "pytest"}

@@ -339,10 +339,10 @@ OURS: dict[str, Callable[[Any, Any], Any]] = {
     "some arrays": lambda a, b: np.concatenate([np.zeros(1), a, [1.0]]),
 }  # fmt: skip
 NOT_OURS: dict[str, Callable[[Any], Any]] = {
-    "norm": np.linalg.norm, "median": np.median, "sin": np.sin, "add.reduce": np.add.reduce, "sort": np.sort,
+    "norm": np.linalg.norm, "median": np.median, "tan": np.tan, "add.reduce": np.add.reduce, "sort": np.sort,
     "multiply.outer": lambda a: np.multiply.outer(a, a), "add": lambda a: np.add(a, 1.0, out=np.zeros(2)),
     "sum": lambda a: np.sum(a, dtype=float), "pad": lambda a: np.pad(a, 1, mode="edge"),
-    "vstack": lambda a: np.vstack([a, a]), "where": lambda a: np.where(a > 1), "var": lambda a: np.var(a, ddof=1),
+    "vstack": lambda a: np.vstack([a, a]), "where": lambda a: np.where(a > 1), "std": lambda a: np.std(a, dtype=float),
     "copyto": lambda a: np.copyto(np.ones(2), a),
 }  # fmt: skip
 

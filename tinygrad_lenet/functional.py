@@ -6,11 +6,14 @@ ShapeError (a ValueError) for shapes that do not fit, TypeError for parameters o
 where they are not promoted, and ValueError for values out of range.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from . import arrays
+from .arrays import *  # noqa: F403 - NumPy's functions
 from .einsum import contract
 from .graph import no_grad, op, repeated
 from .ops.conv import Conv2d, ConvTranspose2d
@@ -18,18 +21,24 @@ from .ops.indexing import Bernoulli, OneHot
 from .ops.layout import Concatenate, Pad
 from .ops.lenet_1998 import ScaledTanh, ScatterKernels, Subsample2d, connection_table
 from .ops.pool import AvgPool2d, MaxPool2d
-from .shapes import ShapeError, integer, normalize_axis, number
+from .shapes import ShapeError, integer, integers, normalize_axis, number
 from .tensor import Tensor, TensorLike, as_tensor, check_writable, numpy_functions, real_dtype
 
 __all__ = [
     "avg_pool2d",
     "batch_norm",
+    "binary_cross_entropy_with_logits",
     "concatenate",
     "conv2d",
     "conv_transpose2d",
     "cross_entropy",
     "dropout",
+    "dropout2d",
     "einsum",
+    "embedding",
+    "l1_loss",
+    "layer_norm",
+    "leaky_relu",
     "linear",
     "log_softmax",
     "logsumexp",
@@ -46,6 +55,7 @@ __all__ = [
     "scaled_tanh",
     "scatter_kernels",
     "sigmoid",
+    "smooth_l1_loss",
     "softmax",
     "stack",
     "standardize",
@@ -53,10 +63,11 @@ __all__ = [
     "tanh",
     "where",
 ]
+__all__ += arrays.__all__
 
 
 def __dir__() -> list[str]:  # for completion: no helpers, no imports
-    return __all__
+    return sorted(__all__)
 
 
 def conv2d(
@@ -295,20 +306,30 @@ def _rows(name: str, what: str, x: TensorLike) -> Tensor:
 
 
 def cross_entropy(
-    logits: TensorLike, target: TensorLike, label_smoothing: float = 0.0, reduction: str = "mean"
+    logits: TensorLike,
+    target: TensorLike,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    weight: TensorLike | None = None,
+    ignore_index: int | None = None,
 ) -> Tensor:
-    """-sum_k target_k log softmax(logits)_k, in nats: logits[N K], target[N] of integers or [N K] of probabilities.
+    """-sum_k target_k log softmax(logits)_k, in nats: logits[N K ...], target[N ...] of labels or [N K ...].
 
-    ``label_smoothing`` s replaces target by (1 - s) target + s / K (Szegedy et al. 2016). ``reduction`` is "mean" or
-    "sum" over N, or "none" -> y[N]. ValueError for labels out of range and for s outside [0, 1].
+    Labels are integers, other targets probabilities. ``label_smoothing`` s replaces target by (1 - s) target + s / K
+    (Szegedy et al. 2016). ``reduction`` is "mean" or "sum" over N and ..., or "none" -> y[N ...]. With ``weight``[K],
+    class k counts weight_k times, also in the divisor of a mean over labels. Where the label is ``ignore_index``,
+    nothing counts. ValueError for other labels out of range and for s outside [0, 1].
 
     >>> round(cross_entropy([[0.0, 0.0]], [1]).item(), 4)
     0.6931
     """
     reduce = _reduction("cross_entropy", reduction)
     smoothing = number("cross_entropy", "label_smoothing", label_smoothing, "[0, 1]")
-    logits = _rows("cross_entropy", "logits", logits)
+    logits = as_tensor(logits)
     probabilities = _with_integers("cross_entropy", "target", target, logits)
+    if logits.ndim > 2 or weight is not None or ignore_index is not None:
+        return _weighted_cross_entropy(logits, probabilities, smoothing, reduction, weight, ignore_index)
+    logits = _rows("cross_entropy", "logits", logits)
     if probabilities.ndim == 1:
         labels = _labels("cross_entropy", probabilities, logits.shape[1], logits)
         probabilities = op("one_hot", logits.shape[1], logits.dtype.name)(labels)
@@ -316,6 +337,115 @@ def cross_entropy(
     if smoothing:
         probabilities = (1 - smoothing) * probabilities + smoothing / logits.shape[1]
     return reduce(op("cross_entropy")(logits, probabilities))
+
+
+def _weighted_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    smoothing: float,
+    reduction: str,
+    weight: TensorLike | None,
+    ignore_index: int | None,
+) -> Tensor:
+    """`cross_entropy` on logits[N K ...], whose axes after K become rows."""
+    if logits.ndim < 2:
+        raise ShapeError(f"cross_entropy: logits have shape {logits.shape}; expected [N K ...]")
+    N, K, *rest = logits.shape
+    labelled = target.ndim == logits.ndim - 1
+    if target.shape != ((N, *rest) if labelled else logits.shape):
+        raise ShapeError(f"cross_entropy: logits have shape {logits.shape} and target {target.shape}")
+    if ignore_index is not None and not labelled:
+        raise ValueError("cross_entropy: ignore_index is for labels; the target holds probabilities")
+    count = math.prod((N, *rest))
+    rows = _rows("cross_entropy", "logits", arrays.moveaxis(logits, 1, -1).reshape((count, K)))  # (N, K, ...) -> rows
+    of_class = None if weight is None else as_tensor(weight).astype(rows.dtype)
+    if of_class is not None and of_class.shape != (K,):
+        raise ShapeError(f"cross_entropy: axis K is {K} in logits and weight has shape {of_class.shape}")
+    ignored = None
+    if labelled:
+        labels = target.reshape(count)
+        if ignore_index is not None:
+            ignored = labels == integer("cross_entropy", "ignore_index", ignore_index, minimum=-(2**63), limit=2**63)
+            labels = op("where")(ignored, 0, labels)
+        labels = _labels("cross_entropy", labels, K, rows)
+        probabilities = op("one_hot", K, rows.dtype.name)(labels)
+    else:
+        probabilities = arrays.moveaxis(target, 1, -1).reshape((count, K)).astype(rows.dtype)
+    counts = probabilities  # summed, how often each row counts in the divisor
+    if smoothing:
+        probabilities = (1 - smoothing) * probabilities + smoothing / K
+    if of_class is not None:
+        probabilities, counts = probabilities * of_class, counts * of_class
+    y = op("cross_entropy")(rows, probabilities)
+    y = y if ignored is None else op("where")(ignored, 0.0, y)
+    if reduction == "none":
+        return y.reshape((N, *rest))
+    if reduction == "sum" or not labelled:
+        return _reduction("cross_entropy", reduction)(y)
+    counts = counts.sum(1)
+    return y.sum() / (counts if ignored is None else op("where")(ignored, 0.0, counts)).sum()
+
+
+def binary_cross_entropy_with_logits(
+    x: TensorLike,
+    target: TensorLike,
+    weight: TensorLike | None = None,
+    reduction: str = "mean",
+    pos_weight: TensorLike | None = None,
+) -> Tensor:
+    """-(target log s(x) + (1 - target) log(1 - s(x))), s the sigmoid: x[...] and target[...] of the same shape.
+
+    It is computed from x, without overflow or loss of digits. ``weight`` multiplies each element's loss, ``pos_weight``
+    its first term. ``reduction`` is "mean", "sum" or "none".
+
+    >>> round(binary_cross_entropy_with_logits([0.0], [1.0]).item(), 4)
+    0.6931
+    """
+    name = "binary_cross_entropy_with_logits"
+    reduce = _reduction(name, reduction)
+    x, target = _alike(name, x, target)
+    columns = Concatenate(-1)(x.expand_dims(-1), op("full_like", 0.0)(x).expand_dims(-1))  # softmax's, of x and 0
+    logs = columns.log_softmax(-1)  # log s(x), log(1 - s(x))
+    first = target * logs[..., 0]
+    if pos_weight is not None:
+        first = first * pos_weight
+    y = -(first + (1.0 - target) * logs[..., 1])
+    return reduce(y if weight is None else y * weight)
+
+
+def l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
+    """|x - target|, x[...] and target[...] of the same shape; ``reduction`` is "mean", "sum" or "none".
+
+    >>> l1_loss([1.0, 2.0], [1.0, 4.0]).item()
+    1.0
+    """
+    reduce = _reduction("l1_loss", reduction)
+    x, target = _alike("l1_loss", x, target)
+    return reduce(arrays.abs(x - target))
+
+
+def smooth_l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean", beta: float = 1.0) -> Tensor:
+    """d^2 / (2 beta) where d = |x - target| < beta, else d - beta / 2 (Girshick, 2015); shapes as in `l1_loss`.
+
+    >>> smooth_l1_loss([0.0, 0.0], [1.0, 3.0], reduction="none")
+    Tensor([0.5, 2.5])
+    """
+    reduce = _reduction("smooth_l1_loss", reduction)
+    beta = number("smooth_l1_loss", "beta", beta, "[0, inf)")
+    x, target = _alike("smooth_l1_loss", x, target)
+    d = arrays.abs(x - target)
+    return reduce(op("where")(d < beta, d * d * (0.5 / beta), d - 0.5 * beta) if beta else d)
+
+
+def _alike(name: str, x: TensorLike, target: TensorLike) -> tuple[Tensor, Tensor]:
+    """Two tensors of floats and of the same shape."""
+    x, target = as_tensor(x), as_tensor(target)
+    if x.shape != target.shape:
+        raise ShapeError(f"{name}: x has shape {x.shape} and target {target.shape}; expected the same")
+    x = x if x.dtype.kind == "f" else x.astype("float32")
+    if target.dtype.kind == "f" and target.dtype != x.dtype:
+        raise TypeError(f"{name}: x is {x.dtype} and target {target.dtype}; expected one dtype")
+    return x, target.astype(x.dtype)
 
 
 def nll_loss(log_probabilities: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
@@ -400,7 +530,8 @@ def dropout(x: TensorLike, p: float = 0.5, training: bool = True, rng: np.random
     """x[...] with each element set to 0 with probability ``p`` and the others divided by 1 - p; x if not training.
 
     Srivastava et al. (2014), in the form that needs no correction at test time. The elements are drawn from ``rng``
-    (default: a fresh NumPy generator) on the host, so every device draws the same. TypeError unless x holds floats.
+    (default: that of `tinygrad_lenet.manual_seed`) on the host, so every device draws the same. TypeError unless x
+    holds floats.
 
     >>> dropout([1.0, 1.0, 1.0], p=0.5, rng=np.random.default_rng(2))
     Tensor([2., 0., 0.])
@@ -413,6 +544,77 @@ def dropout(x: TensorLike, p: float = 0.5, training: bool = True, rng: np.random
     if x.dtype.kind != "f":
         raise TypeError(f"dropout: x has dtype {x.dtype}; expected floats, for instance x.astype('float32')")
     return op("where")(keep(x), x * (1 / (1 - p)), 0.0) if training and p else x
+
+
+def dropout2d(x: TensorLike, p: float = 0.5, training: bool = True, rng: np.random.Generator | None = None) -> Tensor:
+    """`dropout` of whole maps: x[N C ...] with each map x[n c] set to 0 with probability ``p``, or divided by 1 - p.
+
+    >>> dropout2d(np.ones((1, 2, 1, 2), np.float32), rng=np.random.default_rng(2)).numpy()[0].tolist()
+    [[[2.0, 2.0]], [[0.0, 0.0]]]
+    """
+    x = as_tensor(x)
+    if x.ndim < 3:
+        raise ShapeError(f"dropout2d: x has shape {x.shape}; expected [N C ...]")
+    maps = dropout(op("full_like", 1.0)(x[(..., *(slice(1),) * (x.ndim - 2))]), p, training, rng)  # (N, C, 1, ...)
+    return op("where")(maps == 0, 0.0, x * maps) if training and p else x
+
+
+def leaky_relu(x: TensorLike, negative_slope: float = 0.01) -> Tensor:
+    """x where x > 0, else negative_slope x; the gradient at 0 is the slope.
+
+    >>> leaky_relu([-1.0, 2.0], 0.5)
+    Tensor([-0.5,  2. ])
+    """
+    x = as_tensor(x)
+    slope = number("leaky_relu", "negative_slope", negative_slope)
+    return op("where")(x > 0, x, slope * x)
+
+
+def layer_norm(
+    x: TensorLike,
+    normalized_shape: int | Sequence[int],
+    weight: TensorLike | None = None,
+    bias: TensorLike | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """weight (x - mean) / sqrt(var + eps) + bias over the last axes: x[... S], weight[S], bias[S] (Ba et al. 2016).
+
+    S are the sizes ``normalized_shape``; ShapeError if those of x differ.
+
+    >>> layer_norm([1.0, 3.0], 2, eps=0.0)
+    Tensor([-1.,  1.])
+    """
+    x, shape = as_tensor(x), integers("layer_norm", "normalized_shape", normalized_shape, 1)
+    eps = number("layer_norm", "eps", eps, "[0, inf)")
+    if not shape or x.shape[-len(shape) :] != shape:
+        raise ShapeError(f"layer_norm: x has shape {x.shape}; expected it to end with {shape}")
+    for name, given in (("weight", weight), ("bias", bias)):
+        if given is not None and as_tensor(given).shape != shape:
+            raise ShapeError(f"layer_norm: {name} has shape {as_tensor(given).shape}; expected {shape}")
+    axes = tuple(range(x.ndim - len(shape), x.ndim))
+    centred = x - x.mean(axes, keepdims=True)
+    y = centred * ((centred * centred).mean(axes, keepdims=True) + eps) ** -0.5
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def embedding(indices: TensorLike, weight: TensorLike) -> Tensor:
+    """weight[indices]: indices[...] of integers in [0, K), weight[K D] -> y[... D]; gradients add up.
+
+    Indices on the host are range-checked (ValueError).
+
+    >>> embedding([1, 0], [[1.0, 2.0], [3.0, 4.0]])
+    Tensor([[3., 4.],
+            [1., 2.]])
+    """
+    weight = as_tensor(weight)
+    if weight.ndim != 2:
+        raise ShapeError(f"embedding: weight has shape {weight.shape}; expected [K D]")
+    given = _with_integers("embedding", "indices", indices, weight)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"embedding: indices have dtype {given.dtype}; expected integers")
+    _check_labels("embedding", given, weight.shape[0])
+    return weight[given]
 
 
 def batch_norm(

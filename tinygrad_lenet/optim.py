@@ -17,12 +17,24 @@ import numpy as np
 
 from .backend import Array, Backend, backend_of, find_kernel, is_writable, memory_of, transfer
 from .curvature import curvature
-from .graph import note_write, repeated
+from .graph import no_grad, note_write, op, repeated
 from .nn.state import copy_values, fitting_values, write
 from .shapes import integer, number
 from .tensor import Tensor, wrap
 
-__all__ = ["SGD", "Adam", "AdamW", "OneCycle", "Optimizer", "PassRates", "StepLR", "StochasticDiagonalLM"]
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "OneCycle",
+    "Optimizer",
+    "PassRates",
+    "StepLR",
+    "StochasticDiagonalLM",
+    "clip_grad_norm",
+]
+
+Params = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 
 
 def __dir__() -> list[str]:  # for completion: no helpers, no imports
@@ -30,9 +42,18 @@ def __dir__() -> list[str]:  # for completion: no helpers, no imports
 
 
 @dataclass
-class _Group:
-    """The parameters of one dtype on one device, and flat vectors with one entry for each of their elements."""
+class _Rates:
+    """What a group of parameters has for itself."""
 
+    factor: float  # its rate is the optimiser's times this
+    weight_decay: float | None  # None: the optimiser's
+
+
+@dataclass
+class _Group:
+    """Parameters of one dtype, device and set of rates, and flat vectors with one entry for each of their elements."""
+
+    rates: _Rates
     backend: Backend
     members: list[int]  # which of the optimiser's parameters
     params: list[Tensor]
@@ -75,19 +96,23 @@ class _Group:
 class Optimizer:
     """What all optimisers share; a subclass names its state vectors and defines `_update`.
 
-    A step skips parameters whose ``.grad`` is None, and their state. The state of float16 parameters is kept in
-    float32. Copying or pickling an optimiser includes its parameters and its state. TypeError for params that are not
-    tensors; ValueError if there are none, if one is given twice or does not hold floats, and for settings out of range.
+    ``params`` are tensors, or dictionaries such as {"params": model.c1.parameters(), "lr": 0.01, "weight_decay": 0},
+    each a group with a rate or a decay of its own. A group's rate stays in proportion to the optimiser's ``lr``, which
+    schedules change. A step skips parameters whose ``.grad`` is None, and their state. The state of float16 parameters
+    is kept in float32. Copying or pickling an optimiser includes its parameters and its state. TypeError for params
+    that are not tensors; ValueError if there are none, if one is given twice or does not hold floats, and for settings
+    out of range.
     """
 
     _state: tuple[str, ...] = ()
     _decoupled = False  # whether weight decay acts on the parameters directly or is part of the gradient
 
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0) -> None:
+    def __init__(self, params: Params, lr: float, weight_decay: float = 0) -> None:
         name = type(self).__name__
-        self.params: list[Tensor] = _parameters(name, params)
         self.lr = lr
         self.weight_decay: float = number(name, "weight_decay", weight_decay, "[0, inf)")
+        found, self._rates = _grouped(name, params, self.lr)
+        self.params: list[Tensor] = _parameters(name, found)
         self._steps = [0] * len(self.params)  # how many times each parameter was updated
         self._groups: list[_Group] = []
         self._lay_out()
@@ -132,23 +157,25 @@ class Optimizer:
         gradient, change = vector[part], group.change[part]
         for member in group.members[first:last]:
             self._steps[member] += 1
-        if self.weight_decay:
+        lr, own = self.lr * group.rates.factor, group.rates.weight_decay
+        decay = self.weight_decay if own is None else own
+        if decay:
             if self._decoupled:
                 for array in arrays:
-                    array *= 1 - self.lr * self.weight_decay
+                    array *= 1 - lr * decay
             else:
                 for array, product in zip(arrays, group.changes[first:last], strict=True):
-                    group.backend.xp.multiply(array, self.weight_decay, out=product)
+                    group.backend.xp.multiply(array, decay, out=product)
                 change += gradient
                 gradient = group.backend.xp.array(change)
         step = self._steps[group.members[first]]
         state = [each[part] for each in group.state.values()]
-        self._update(group.backend.xp, step, gradient, change, *state)
+        self._update(group.backend.xp, lr, step, gradient, change, *state)
         if not _served(group.backend, "subtract_from", arrays, change):
             for array, difference in zip(arrays, group.changes[first:last], strict=True):
                 array -= difference
 
-    def _update(self, xp: Any, step: int, gradient: Array, change: Array, *state: Array) -> None:
+    def _update(self, xp: Any, lr: float, step: int, gradient: Array, change: Array, *state: Array) -> None:
         """Write the amount to subtract from the parameters into ``change``, and update the state."""
         raise TypeError(f"{type(self).__name__} does not define _update")
 
@@ -192,11 +219,11 @@ class Optimizer:
                     f"{type(self).__name__}: parameter {member} now has shape {self.params[member].shape}; "
                     f"it had {array.shape} when the optimiser was made"
                 )
-        places: dict[tuple[np.dtype[Any], str], list[int]] = {}
-        for member, p in enumerate(self.params):
-            places.setdefault((p.dtype, p.device), []).append(member)
+        places: dict[tuple[np.dtype[Any], str, float, float | None], list[int]] = {}
+        for member, (p, rates) in enumerate(zip(self.params, self._rates, strict=True)):
+            places.setdefault((p.dtype, p.device, rates.factor, rates.weight_decay), []).append(member)
         self._groups = []
-        for (dtype, _), members in places.items():
+        for (dtype, *_), members in places.items():
             params = [self.params[member] for member in members]
             arrays = [p.data for p in params]
             offsets = [0]
@@ -207,7 +234,8 @@ class Optimizer:
                 wide = np.dtype(np.float32) if dtype == np.float16 else dtype
                 gradient, *state, change = _vectors(backend.xp, 2 + len(self._state), offsets[-1], wide)
             named = dict(zip(self._state, state, strict=True))
-            self._groups.append(_Group(backend, members, params, arrays, offsets, gradient, change, named))
+            rates = self._rates[members[0]]
+            self._groups.append(_Group(rates, backend, members, params, arrays, offsets, gradient, change, named))
         for name, array in self._tensors().items():
             if name in remembered:
                 write(array, transfer(remembered[name], backend_of(array).device_of(array)))
@@ -277,7 +305,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Params,
         lr: float,
         momentum: float = 0,
         nesterov: bool = False,
@@ -291,18 +319,18 @@ class SGD(Optimizer):
             self._state = ("velocity",)
         super().__init__(params, lr, weight_decay)
 
-    def _update(self, xp: Any, step: int, gradient: Array, change: Array, *state: Array) -> None:
+    def _update(self, xp: Any, lr: float, step: int, gradient: Array, change: Array, *state: Array) -> None:
         if not state:
-            xp.multiply(gradient, self.lr, out=change)
+            xp.multiply(gradient, lr, out=change)
         for velocity in state:
             velocity *= self.momentum
             velocity += gradient
             if self.nesterov:
                 xp.multiply(velocity, self.momentum, out=change)
                 change += gradient
-                change *= self.lr
+                change *= lr
             else:
-                xp.multiply(velocity, self.lr, out=change)
+                xp.multiply(velocity, lr, out=change)
 
 
 class Adam(Optimizer):
@@ -322,7 +350,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Params,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -336,13 +364,13 @@ class Adam(Optimizer):
         self.eps: float = number(name, "eps", eps, "[0, inf)")
         super().__init__(params, lr, weight_decay)
 
-    def _update(self, xp: Any, step: int, gradient: Array, change: Array, *state: Array) -> None:
+    def _update(self, xp: Any, lr: float, step: int, gradient: Array, change: Array, *state: Array) -> None:
         m, v = state
         b1, b2 = self.betas
         # Sums instead of the usual running means, and all constants combined into two, save 4 of 13 passes.
         weight_m, weight_v = (1 - b1**step) / (1 - b1), (1 - b2**step) / (1 - b2)
         root = math.sqrt(weight_v)
-        eps, rate = self.eps * root, self.lr * root / weight_m
+        eps, rate = self.eps * root, lr * root / weight_m
         if _served(backend_of(gradient), "adam", gradient, change, m, v, self.betas, eps, rate):
             return
         m *= b1
@@ -370,7 +398,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Params,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -398,7 +426,7 @@ class StochasticDiagonalLM(Optimizer):
 
     _state = ("inverse",)  # 1 / (mu + h); 0 while h is unknown
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 0.0005, mu: float = 0.02) -> None:
+    def __init__(self, params: Params, lr: float = 0.0005, mu: float = 0.02) -> None:
         self.mu: float = number("StochasticDiagonalLM", "mu", mu, "(0, inf)")
         super().__init__(params, lr)
         self._estimated = False
@@ -436,12 +464,13 @@ class StochasticDiagonalLM(Optimizer):
     def rates(self) -> list[Array]:
         """Each parameter's own learning rates, lr / (mu + h), in its shape; 0 before the first estimate."""
         tensors = self._tensors()
-        return [(self.lr * wrap(tensors[f"{member}.inverse"])).data for member in range(len(self.params))]
+        rates = [self.lr * each.factor for each in self._rates]
+        return [(lr * wrap(tensors[f"{member}.inverse"])).data for member, lr in enumerate(rates)]
 
-    def _update(self, xp: Any, step: int, gradient: Array, change: Array, *state: Array) -> None:
+    def _update(self, xp: Any, lr: float, step: int, gradient: Array, change: Array, *state: Array) -> None:
         (inverse,) = state
         xp.multiply(gradient, inverse, out=change)
-        change *= self.lr
+        change *= lr
 
 
 class _Schedule:
@@ -635,10 +664,61 @@ def _cosine(start: float, end: float, fraction: float) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
 
 
+def _grouped(optimizer: str, params: Any, lr: float) -> tuple[Any, list[_Rates]]:
+    """The tensors among ``params``, and the rates of each; TypeError or ValueError for a malformed group."""
+    if isinstance(params, (Tensor, Mapping)) or not isinstance(params, Iterable):
+        raise TypeError(f"{optimizer}: params is {type(params).__name__}; expected tensors, such as model.parameters()")
+    given = list(params)
+    if not any(isinstance(each, Mapping) for each in given):
+        return given, [_Rates(1.0, None)] * len(given)
+    found: list[Tensor] = []
+    rates: list[_Rates] = []
+    for i, group in enumerate(given):
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f'{optimizer}: group {i} is {type(group).__name__}; expected a dictionary with "params"')
+        if odd := sorted(map(str, set(group) - {"params", "lr", "weight_decay"})):
+            raise ValueError(f"{optimizer}: group {i} has {', '.join(odd)}; expected params, lr and weight_decay")
+        own = number(optimizer, f"lr of group {i}", group.get("lr", lr), "(0, inf)")
+        decay = group.get("weight_decay")
+        if decay is not None:
+            decay = number(optimizer, f"weight_decay of group {i}", decay, "[0, inf)")
+        members = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        found += members
+        rates += [_Rates(own / lr, decay)] * len(members)
+    return found, rates
+
+
+def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale the gradients of ``params`` down so that their common norm is at most ``max_norm``; return that it was.
+
+    The norm is the root of the sum of all squares; parameters without a gradient are left out (Pascanu et al., 2013,
+    with PyTorch's divisor, norm + 1e-6). The gradients are replaced, not written into. ValueError if max_norm is not
+    positive, DeviceError if they lie on different devices.
+
+    >>> p = Tensor([3.0, 4.0], requires_grad=True)
+    >>> (0.5 * (p * p)).sum().backward()
+    >>> clip_grad_norm([p], 1.0).item(), round(p.grad[0].item(), 4)
+    (5.0, 0.6)
+    """
+    limit = number("clip_grad_norm", "max_norm", max_norm, "(0, inf)")
+    given = [params] if isinstance(params, Tensor) else list(params)
+    with no_grad():
+        pairs = [(p, g) for p in _parameters("clip_grad_norm", given) if (g := p.grad) is not None]
+        if not pairs:
+            return Tensor(0.0)
+        squares = [(g * g).sum() for _, g in pairs]
+        total = squares[0]
+        for each in squares[1:]:
+            total = total + each
+        norm = total.sqrt()
+        scale = op("minimum")(limit / (norm + 1e-6), 1.0)
+        for p, g in pairs:
+            p.grad = (g * scale).astype(g.dtype)
+    return norm
+
+
 def _parameters(optimizer: str, params: Any) -> list[Tensor]:
     """``params`` as a list of different floating-point leaves; TypeError or ValueError otherwise."""
-    if isinstance(params, Tensor) or not isinstance(params, Iterable):
-        raise TypeError(f"{optimizer}: params is {type(params).__name__}; expected tensors, such as model.parameters()")
     found = list(params)
     if not found:
         raise ValueError(f"{optimizer}: params is empty; expected at least one tensor")

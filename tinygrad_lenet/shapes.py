@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from .seeds import default_generator
+
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 PairLike = Any  # one integer for both axes, or a Pair, which it becomes in the op
@@ -265,13 +267,13 @@ def flag(op: str, name: str, value: Any) -> bool:
 
 
 def generator(op: str, name: str, value: Any) -> np.random.Generator:
-    """``value`` as a NumPy generator: a generator, an integer seed, or None for a fresh one.
+    """``value`` as a NumPy generator: a generator, an integer seed, or None for that of `seeds.manual_seed`.
 
     >>> generator("dropout", "rng", 3).integers(10)
     np.int64(8)
     """
     if value is None or isinstance(value, np.random.Generator):
-        return value or np.random.default_rng()
+        return value or default_generator()
     try:
         return np.random.default_rng(integer(op, name, value, minimum=0, limit=math.inf))
     except TypeError:

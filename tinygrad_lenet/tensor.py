@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from .backend import Array, backend_of, backend_of_type, default_device, is_writable, transfer
+from .dlpack import exported, imported
 from .graph import REGISTRY, Node, Path, backpropagate, mode, note_change, op
 from .index import parse
 from .shapes import Shape, ShapeError, integers, normalize_axes
@@ -334,13 +335,13 @@ class Tensor(Node):
         """The smallest element; tied elements receive equal parts of the gradient."""
         return op("min", axis, keepdims)(self)
 
-    def argmax(self, axis: int | None = None) -> "Tensor":
+    def argmax(self, axis: int | None = None, keepdims: bool = False) -> "Tensor":
         """The index of the first largest element; integers, without gradient."""
-        return op("argmax", axis)(self)
+        return _keep_axis(op("argmax", axis)(self), self.ndim, axis, keepdims)
 
-    def argmin(self, axis: int | None = None) -> "Tensor":
+    def argmin(self, axis: int | None = None, keepdims: bool = False) -> "Tensor":
         """The index of the first smallest element; integers, without gradient."""
-        return op("argmin", axis)(self)
+        return _keep_axis(op("argmin", axis)(self), self.ndim, axis, keepdims)
 
     # Shapes
 
@@ -348,8 +349,10 @@ class Tensor(Node):
         """The same elements in another shape; one axis may be -1, which fills in its size."""
         return op("reshape", _flat(shape))(self)
 
+    view = reshape  # PyTorch's name
+
     def transpose(self, *axes: int | Sequence[int]) -> "Tensor":
-        """The axes in another order, by default reversed."""
+        """The axes in another order, by default reversed (`functional.swapaxes` is PyTorch's transpose)."""
         order = _flat(axes) if axes else tuple(range(self.ndim))[::-1]
         return op("transpose", order)(self)
 
@@ -431,10 +434,33 @@ class Tensor(Node):
         _note_read("__array__", self)
         return np.array(self.data, dtype=dtype, copy=copy)
 
+    @classmethod
+    def from_dlpack(cls, x: Any) -> Self:
+        """The array of another library that supports DLPack, without a copy; errors are those of `dlpack.imported`."""
+        array = imported(x)
+        return cls(array, device=backend_of(array).device_of(array))
+
+    def __dlpack__(
+        self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
+    ) -> Any:
+        """The memory, for ``from_dlpack`` of another library; BufferError if a gradient would be lost."""
+        if self.requires_grad:
+            raise BufferError("__dlpack__: this tensor requires a gradient, which would be lost; detach() it first")
+        _note_read("__dlpack__", self)
+        return exported(self.data, stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.data.__dlpack_device__()
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         name = _BOOLEAN_UFUNCS.get(ufunc.__name__, ufunc.__name__)
         if method == "__call__" and not options and name in REGISTRY:
             return _matmul(*map(as_tensor, inputs)) if ufunc is np.matmul else op(name)(*inputs)
+        if options.get("out") and not isinstance(options["out"][0], Tensor):
+            raise TypeError(
+                f"np.{ufunc.__name__} does not write a tensor into an array; write into the tensor instead of its "
+                ".data, under no_grad(): p -= lr * p.grad"
+            )
         raise TypeError(_no_function(ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"))
 
     def __array_function__(self, function: Callable[..., Any], types: Any, arguments: Any, options: Any) -> Any:
@@ -672,6 +698,11 @@ def _no_function(name: str) -> str:
 def _flat(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """The values as a tuple, whether given as one sequence or as separate arguments."""
     return tuple(values[0]) if len(values) == 1 and isinstance(values[0], (tuple, list)) else values
+
+
+def _keep_axis(y: Tensor, ndim: int, axis: int | None, keepdims: bool) -> Tensor:
+    """An index along ``axis``, with that axis restored at size 1 if ``keepdims``."""
+    return y.expand_dims(tuple(range(ndim)) if axis is None else axis) if keepdims else y
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Modules: layers that hold their parameters, and models made of them. Names and layouts follow PyTorch's."""
 
+from . import init
+from .further import Dropout2d, Embedding, LayerNorm, LeakyReLU, Softmax
 from .layers import (
     RBF,
     AvgPool2d,
@@ -17,27 +19,41 @@ from .layers import (
     Subsample2d,
     Tanh,
 )
-from .module import Module, Parameter, Sequential
+from .losses import BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss, NLLLoss, SmoothL1Loss
+from .module import Module, ModuleList, Parameter, Sequential
 
 __all__ = [
     "RBF",
     "AvgPool2d",
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
     "Conv2d",
     "ConvTranspose2d",
+    "CrossEntropyLoss",
     "Dropout",
+    "Dropout2d",
+    "Embedding",
     "Flatten",
+    "L1Loss",
+    "LayerNorm",
+    "LeakyReLU",
     "Linear",
+    "MSELoss",
     "MaxPool2d",
     "Module",
+    "ModuleList",
+    "NLLLoss",
     "Parameter",
     "ReLU",
     "ScaledTanh",
     "Sequential",
     "Sigmoid",
+    "SmoothL1Loss",
+    "Softmax",
     "Subsample2d",
     "Tanh",
+    "init",
 ]
 
 

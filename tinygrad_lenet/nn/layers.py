@@ -6,7 +6,7 @@ inputs of that dtype or integers.
 Weights and biases start uniform in +-1/sqrt(fan_in), where fan_in is the number of inputs that one output sums over
 (for the transposed convolution, as in PyTorch, the number of outputs of one channel that an input reaches). They are
 drawn with NumPy on the host, in float64, so every device and dtype starts from the same values. ``rng`` is a NumPy
-generator, a seed, or None for fresh values.
+generator, a seed, or None for the generator of `tinygrad_lenet.manual_seed`.
 """
 
 import math
@@ -349,11 +349,14 @@ class Sigmoid(Activation):
 
 
 class ReLU(Activation):
-    """max(x, 0) of each element.
+    """max(x, 0) of each element; ``inplace``, which PyTorch has, changes nothing.
 
     >>> ReLU()([-1.0, 2.0])
     Tensor([0., 2.])
     """
+
+    def __init__(self, inplace: bool = False) -> None:
+        pass
 
     def forward(self, x: TensorLike) -> Tensor:
         return op("relu")(x)

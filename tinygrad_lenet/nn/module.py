@@ -1,6 +1,6 @@
 """What all modules share: finding parameters, switching modes, saving and loading, moving, and the summary table."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, overload
 
@@ -52,7 +52,7 @@ class Module:
 
     Parameters and submodules are found among the attributes whenever they are needed, so there is nothing to register
     and no ``super().__init__()`` to call. There are two exceptions: tensors that are saved but not learned
-    (`register_buffer`), and modules in lists, which are only found in a `Sequential`.
+    (`register_buffer`), and modules in lists, which are only found in a `Sequential` or `ModuleList`.
 
     >>> class Scale(Module):
     ...     def __init__(self):
@@ -152,6 +152,28 @@ class Module:
                 inner = module._submodules()
                 stack.extend((f"{name}.{each}" if name else each, child) for each, child in reversed(inner))
 
+    def modules(self) -> Iterator["Module"]:
+        """The module itself and all modules inside it."""
+        return (module for _, module in self.named_modules())
+
+    def apply(self, function: Callable[["Module"], Any]) -> Self:
+        """Call ``function`` on all modules inside this one, and at last on this one; return self."""
+        for module in reversed(list(self.modules())):
+            function(module)
+        return self
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """All buffers with their names, such as "bn1.running_mean"."""
+        seen: set[int] = set()
+        for name, tensor in self._state():
+            if not isinstance(tensor, Parameter) and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield name, tensor
+
+    def buffers(self) -> Iterator[Tensor]:
+        """All buffers."""
+        return (tensor for _, tensor in self.named_buffers())
+
     def children(self) -> Iterator["Module"]:
         """The modules directly inside this one."""
         return iter({id(module): module for _, module in self._submodules()}.values())
@@ -181,6 +203,13 @@ class Module:
         """Switch to eval mode: dropout does nothing, batch normalisation uses its running statistics; return self."""
         return self.train(False)
 
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Say whether all parameters are learned, for example to keep some layers as they are; return self."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        note_change()
+        return self
+
     def zero_grad(self) -> None:
         """Drop the gradients of all parameters."""
         for parameter in self.parameters():
@@ -205,13 +234,17 @@ class Module:
         """All parameters and buffers by PyTorch's names, without gradients; they share the module's memory."""
         return {name: tensor.detach() for name, tensor in self._state()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copy tensors or arrays into the parameters and buffers of the same names, in place.
 
         Memory, dtypes and devices stay the same, so optimisers and shared memory keep working. ValueError names
-        everything that is missing, unexpected or of the wrong shape; nothing has been changed then.
+        everything that is missing, unexpected or of the wrong shape; nothing has been changed then. Unless ``strict``,
+        names that only one side has are passed over.
         """
         targets = {name: tensor.data for name, tensor in self._state()}
+        if not strict and isinstance(state, Mapping):
+            targets = {name: target for name, target in targets.items() if name in state}
+            state = {name: value for name, value in state.items() if name in targets}
         copy_values(fitting_values("load_state_dict", type(self).__name__, targets, state))
 
     # Descriptions
@@ -269,7 +302,50 @@ class Activation(Module):
         return x
 
 
-class Sequential(Module):
+class _Modules(Module):
+    """Modules that are indexed and counted like a list's elements."""
+
+    def __len__(self) -> int:
+        return len(self._submodules())
+
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+
+    def __getitem__(self, index: int | slice) -> Module:
+        if isinstance(index, slice):
+            return type(self)(dict(self._submodules()[index]))  # type: ignore[call-arg]
+        return self._submodules()[index][1]
+
+    def __iter__(self) -> Iterator[Module]:
+        return (module for _, module in self._submodules())
+
+
+class ModuleList(_Modules):
+    """Modules in a list, named "0", "1", ...; a subclass or whoever holds it says how they are applied.
+
+    TypeError for anything that is not a module.
+
+    >>> layers = ModuleList([Activation(), Activation()])
+    >>> layers.append(Activation())
+    >>> len(layers), [name for name, _ in layers.named_modules()]
+    (3, ['', '0', '1', '2'])
+    """
+
+    def __init__(self, modules: Iterable[Module] | Mapping[str, Module] = ()) -> None:
+        for module in modules.values() if isinstance(modules, Mapping) else modules:
+            self.append(module)
+
+    def append(self, module: Module) -> None:
+        """Add a module at the end; TypeError for anything else."""
+        if not isinstance(module, Module):
+            raise TypeError(f"ModuleList: {len(self)} is {type(module).__name__}; expected a Module")
+        setattr(self, str(len(self)), module)
+
+
+class Sequential(_Modules):
     """Modules applied one after the other, named "0", "1", ..., or by the keys of a dictionary.
 
     TypeError for anything that is not a module; ValueError for a name that is taken, empty or has a dot.
@@ -295,23 +371,6 @@ class Sequential(Module):
         for _, module in self._submodules():
             x = module(x)
         return x
-
-    def __len__(self) -> int:
-        return len(self._submodules())
-
-    @overload
-    def __getitem__(self, index: int) -> Module: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "Sequential": ...
-
-    def __getitem__(self, index: int | slice) -> Module:
-        if isinstance(index, slice):
-            return Sequential(dict(self._submodules()[index]))
-        return self._submodules()[index][1]
-
-    def __iter__(self) -> Iterator[Module]:
-        return (module for _, module in self._submodules())
 
 
 def _calls(model: Module, shape: Shape) -> tuple[list[list[str]], int]:

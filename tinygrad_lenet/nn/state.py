@@ -34,6 +34,13 @@ def fitting_values(
         if not is_writable(target):
             misfits.append(f"{name} lies in read-only memory")
     if misfits:
+        prefixed = [name for name in state if isinstance(name, str) and name.startswith("module.")]
+        if prefixed and any(name.removeprefix("module.") in targets for name in prefixed):
+            misfits.insert(
+                0,
+                'its names begin with "module.", as those of DataParallel do, so remove it: {name.'
+                'removeprefix("module."): value for name, value in state.items()}',
+            )
         raise ValueError(f"{caller}: the state does not fit {owner}: {'; '.join(misfits)}")
     return pairs
 
