@@ -583,7 +583,15 @@ def test_within_no_grad_and_detect_anomaly() -> None:
     assert loss().requires_grad  # recording goes on
     with detect_anomaly():
         assert_same(curvature(loss(), parameters), expected)
-    with graph.observed(object()):  # type: ignore[arg-type]  # which can look at nothing
+
+    class Watcher(graph.Observer):
+        def computed(self, op: Any, inputs: Sequence[Any], output: Any) -> None:
+            pytest.fail("an op of the second pass was watched")
+
+        def differentiated(self, node: graph.Node, name: str, gradient: Any) -> None:
+            pytest.fail("a curvature was taken for a gradient")
+
+    with graph.observed(Watcher()):
         assert_same(curvature(value, parameters), expected)
 
 
