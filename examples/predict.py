@@ -41,7 +41,11 @@ SIDE = 720  # pixels of a picture's longer side that are looked at
 LEVELS = 16  # of brightness
 SMALLEST = 25  # pixels
 MOST = 300  # marks, of a picture that is all grain
-SURE = 0.9  # a probability, of a digit; of what is none it is mostly below 0.5
+LIKELY = 0.5  # a probability, of a mark that may be the digit; of what is none it is mostly below
+CLEAR = 0.14  # of the way from black to white: a digit fainter than that looks like paper grain does
+SURE = 0.75  # a probability, of the digit, in the mean of three tilts
+TILT = 8  # degrees
+NO_DIGIT = "no digit could be read; expected one, darker or lighter than all around it"
 FAINTEST = 0.06  # of the way from black to white; what stands out less is paper grain or nothing
 
 
@@ -127,9 +131,33 @@ class Mark:
     def within(self, other: "Mark") -> bool:
         return other is not self and self.shared(other) > 0.7 * self.area
 
-    def like(self, other: "Mark") -> bool:
-        """Whether size and contrast are much the same."""
-        return 0.5 < self.height / other.height < 2 and 0.5 < self.contrast / other.contrast < 2
+    def like(self, other: "Mark", taller: float = 2.5, clearer: float = 2) -> bool:
+        """Whether size and contrast are much the same, this one's at most so many times the other's."""
+        height, contrast = self.height / other.height, self.contrast / other.contrast
+        return 0.4 < height < taller and 0.5 < contrast < clearer
+
+    def seen(self, top: int, left: int, bottom: int, right: int) -> np.ndarray:
+        """Where this window of the picture shows ink of the mark, at least faint ink: [bottom-top right-left]."""
+        window = np.zeros((bottom - top, right - left), bool)
+        v0, u0, v1, u1 = max(top, self.top), max(left, self.left), min(bottom, self.bottom), min(right, self.right)
+        if v0 < v1 and u0 < u1:
+            ink = self.ink[v0 - self.top : v1 - self.top, u0 - self.left : u1 - self.left]
+            window[v0 - top : v1 - top, u0 - left : u1 - left] = ink > 0.2
+        return window
+
+    def covered(self, other: "Mark") -> float:
+        """The share of the ink that lies on the other's ink."""
+        return float(other.seen(self.top, self.left, self.bottom, self.right)[self.ink > 0.5].mean())
+
+    def hole(self, other: "Mark") -> bool:
+        """Whether this is the ground that the other's strokes enclose, in an 8, a letter or a frame."""
+        if not (self.dark != other.dark and other.hollow and self.within(other) and other.height < 4 * self.height):
+            return False
+        m = 5
+        strokes = other.seen(self.top - m, self.left - m, self.bottom + m, self.right + m)
+        ink = np.pad(self.ink > 0.5, m)
+        around = ndimage.maximum_filter(ink, 2 * m + 1) & ~ndimage.maximum_filter(ink, 3)
+        return 0.5 < self.contrast / other.contrast < 2 and bool(strokes[around].mean() > 0.5)
 
     def shared(self, other: "Mark") -> float:
         """The area that the boxes of both have in common."""
@@ -232,38 +260,70 @@ def find_clothes(picture: np.ndarray) -> np.ndarray:
 def find_digit(picture: np.ndarray) -> np.ndarray:
     """The one digit on picture[H W], as MNIST would have it, uint8 (28, 28); ValueError if there is none, or several.
 
-    A mark is a digit if the package's own LeNet-5, which has been shown what is none, is sure of it.
+    A mark is a digit if the package's own LeNet-5, which has been shown what is none, is sure of it, also of the mark
+    tilted to either side: what merely happens to resemble a digit seldom does so three times.
     """
     marks = find_marks(picture)
-    marks = [*(with_parts(mark, marks) for mark in marks), *marks]
     if not marks:
         raise ValueError("nothing stands out from the background; expected one digit, darker or lighter than it")
-    images = np.stack([to_mnist(mark.ink) for mark in marks])
-    return images[choose(marks, probabilities(pretrained(), images))]
+    whole = [with_parts(mark, marks) for mark in marks]
+    candidates = [*whole, *marks]
+    answers = probabilities(pretrained(), np.stack([to_mnist(mark.ink) for mark in candidates]))
+    mark = choose(candidates, answers, marks)
+    tilted = [to_mnist(ndimage.rotate(np.pad(mark.ink, 2), tilt, order=1).clip(0, 1)) for tilt in (-TILT, 0, TILT)]
+    if probabilities(pretrained(), np.stack(tilted)).mean(axis=0).max() < SURE:
+        raise ValueError(NO_DIGIT)
+    return to_mnist(mark.ink)
 
 
-def choose(marks: Sequence[Mark], answers: np.ndarray) -> int:
-    """Which of the marks is the one digit, by the probabilities answers[N 10]; ValueError if none is, or several."""
-    digits: list[int] = []
-    for i in sorted(range(len(marks)), key=lambda i: -marks[i].contrast * marks[i].height):
-        mark = marks[i]
-        hole = any(
-            each.dark != mark.dark and each.hollow and mark.within(each) and each.height < 4 * mark.height
-            for each in marks
-        )
-        if answers[i].max() >= SURE and not hole and not any(mark.within(marks[j]) for j in digits):
-            digits.append(i)
+def choose(candidates: Sequence[Mark], answers: np.ndarray, marks: Sequence[Mark]) -> Mark:
+    """Which candidate is the one digit, by the probabilities answers[N 10]; ValueError if none is, or several.
+
+    ``marks`` are the picture's, of which the candidates consist.
+    """
+    unread = {id(mark) for mark, answer in zip(candidates, answers, strict=True) if answer.max() < 0.9}
+    digits: list[tuple[Mark, str]] = []
+    for i in sorted(range(len(candidates)), key=lambda i: -candidates[i].contrast * candidates[i].height):
+        mark = candidates[i]
+        if answers[i].max() < LIKELY or mark.contrast < CLEAR:
+            continue
+        if any(mark.hole(each) or ground(mark, each) for each in marks):
+            continue
+        if any(fragment(mark, each) for each in marks if id(each) in unread):
+            continue
+        if any(mark.covered(digit) > 0.6 if mark.dark == digit.dark else mark.within(digit) for digit, _ in digits):
+            continue
+        digits.append((mark, DIGITS[answers[i].argmax()]))
     if not digits:
-        raise ValueError("no digit could be read; expected one, darker or lighter than all around it")
-    first = marks[digits[0]]
-    names = ", ".join(
-        DIGITS[answers[i].argmax()] for i in sorted(digits, key=lambda i: marks[i].left) if marks[i].like(first)
-    )
-    if len(names) > 1:
+        raise ValueError(NO_DIGIT)
+    first, name = digits[0]
+    # The sides of a box around the digit may have been found one by one, beside the whole.
+    frames = [mark for mark in marks if first.within(mark) and first.covered(mark) < 0.3]
+    sides = {id(mark) for mark in candidates if any(mark.covered(each) > 0.6 for each in frames if each is not mark)}
+    alike = [(mark, name) for mark, name in digits if mark is first or (mark.like(first) and id(mark) not in sides)]
+    if len(alike) > 1:
+        names = ", ".join(name for _, name in sorted(alike, key=lambda digit: digit[0].left))
         raise ValueError(f"there are several digits ({names}); expected one, so cut the picture")
-    if any(each.like(first) and each.dark == first.dark and not each.shared(first) for each in marks):
-        raise ValueError(f"beside a {names} there is more of its size; expected one digit, so cut the picture")
-    return digits[0]
+    for each in candidates:
+        beside = each.shared(first) < 0.2 * min(each.area, first.area) and id(each) not in sides
+        if beside and each.dark == first.dark and each.like(first, taller=4, clearer=9):
+            raise ValueError(f"beside a {name} there is more of its size; expected one digit, so cut the picture")
+    return first
+
+
+def ground(mark: Mark, each: Mark) -> bool:
+    """Whether the mark is what lies behind the strokes of the other, as paper does behind a frame."""
+    thin = bool((each.ink > 0.2).mean() < 0.25)
+    clear = 0.5 < each.contrast / mark.contrast < 2
+    return mark.dark != each.dark and thin and clear and each.within(mark) and each.height > 0.25 * mark.height
+
+
+def fragment(mark: Mark, each: Mark) -> bool:
+    """Whether the mark is a piece of the other, such as a stroke of a letter."""
+    if each is mark or mark.dark != each.dark or each.contrast < 0.5 * mark.contrast or each.area < 1.3 * mark.area:
+        return False
+    longest = max(each.height, each.right - each.left)
+    return longest < 6 * max(mark.height, mark.right - mark.left) and mark.covered(each) > 0.8
 
 
 def digit_of(path: Path, find: Callable[[np.ndarray], np.ndarray] = find_digit) -> np.ndarray:

@@ -98,14 +98,18 @@ def run(main: Callable[[], int | None], advice: str = "") -> NoReturn:
         status = 130
     except SystemExit as end:
         status = end.code
-    except MemoryError as error:
-        status = f"{name}: there is not enough memory; {error}".removesuffix("; ")
     except Exception as error:
+        from tinygrad_lenet.backend import explained
         from tinygrad_lenet.parallel import WorkerError
 
-        if not isinstance(error, ValueError | TypeError | OSError | WorkerError):
+        if (sentence := explained(error)) is not None:
+            status = f"{name}: {sentence}"
+        elif isinstance(error, MemoryError):
+            status = f"{name}: there is not enough memory; {error}".removesuffix("; ")
+        elif isinstance(error, ValueError | TypeError | OSError | WorkerError):
+            status = f"{name}: {error}"
+        else:
             raise  # a bug in the program
-        status = f"{name}: {error}"
     sys.stdout.flush()
     if output.trouble:
         print(f"{name}: standard output cannot be written ({output.trouble})", file=sys.stderr)

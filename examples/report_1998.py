@@ -3,7 +3,7 @@
 `write` works with whichever parts are finished.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ MOST_SHOWN = 120  # misclassified digits in the picture
 
 @dataclass
 class Trained:
-    """A finished part: the model, how it takes images, and what was recorded while it was trained."""
+    """A part that is finished with one seed: the model, how it takes images, and what was recorded in training."""
 
     model: nn.Module
     transform: plots.Transform
@@ -30,18 +30,23 @@ class Trained:
     metrics: dict[str, Any]
 
 
-def write(folder: Path, parts: Mapping[str, Trained], images: Any, labels: Any, warning: str = "") -> None:
+Parts = Mapping[str, Sequence[Trained]]  # one for each seed that is finished
+
+
+def write(folder: Path, parts: Parts, images: Any, labels: Any, warning: str = "") -> None:
     """Write table.md and the pictures of these parts into ``folder``; test images[N 32 32] and labels[N].
 
-    ``warning`` stands above the table and in each picture.
+    The table has all seeds, the learning curves their mean and range, the other pictures the first seed. ``warning``
+    stands above the table and in each picture.
     """
-    outputs = {name: part.outputs(images) for name, part in parts.items()}
+    outputs = {name: [part.outputs(images) for part in seeds] for name, seeds in parts.items()}
     heading = f"**{warning}**\n\n" if warning else ""
-    checkpoint.replace(folder / "table.md", f"{heading}{table(parts, outputs, labels)}".encode())
-    pictures = {"learning_curves": learning_curves({name: part.metrics for name, part in parts.items()})}
-    shown = next((name for name in ("eq8-distorted", "eq9-distorted", "eq8", "eq9") if name in parts), None)
+    text = table(parts, outputs, labels) + comparisons({name: metrics_of(seeds) for name, seeds in parts.items()})
+    checkpoint.replace(folder / "table.md", f"{heading}{text}".encode())
+    pictures = {"learning_curves": learning_curves({name: metrics_of(seeds) for name, seeds in parts.items()})}
+    shown = next((name for name in ("eq9-distorted", "eq9", "eq8") if name in parts), None)
     if shown is not None:
-        part, probabilities = parts[shown], softmax(outputs[shown])
+        part, probabilities = parts[shown][0], softmax(outputs[shown][0] / 2)  # as in the loss, of half penalties
         pictures["misclassified"] = plots.misclassified(images, labels, probabilities, most=MOST_SHOWN)
         right = np.flatnonzero((labels == 4) & (probabilities.argmax(axis=1) == labels))
         n = int(right[0]) if len(right) else int(np.flatnonzero(labels == 4)[0])
@@ -49,72 +54,120 @@ def write(folder: Path, parts: Mapping[str, Trained], images: Any, labels: Any, 
         if not len(right):
             title += f", which is taken for a {probabilities[n].argmax()}"
         pictures["maps"] = plots.maps(part.model, images[n], probabilities[n], title, transform=part.transform)
-    compared = [name for name in ("eq8", "eq8-distorted", "today", "today-distorted") if name in parts]
+    compared = [name for name in ("eq9", "eq9-distorted", "today", "today-distorted") if name in parts]
     if compared:
-        errors = errors_under({name: parts[name].outputs for name in compared}, images, labels)
+        errors = errors_under({name: parts[name][0].outputs for name in compared}, images, labels)
         pictures["robustness"] = robustness(errors)
     for name, figure in pictures.items():
         plots.stamp(figure, warning)
         plots.save(figure, folder / f"{name}.png")
 
 
-# The table
+def metrics_of(seeds: Sequence[Trained]) -> list[dict[str, Any]]:
+    return [part.metrics for part in seeds]
 
 
-def table(parts: Mapping[str, Trained], outputs: Mapping[str, Any], labels: Any) -> str:
+# The tables
+
+
+def table(parts: Parts, outputs: Mapping[str, Sequence[Any]], labels: Any) -> str:
     """The paper's numbers and those of the finished parts, as a Markdown table.
 
     The paper's numbers for fewer images are read off a plot; its rejection rates are those of LeNet-4.
     """
 
     def error(part: str) -> str:
-        if part not in parts:
-            return ""
-        wrong = int((outputs[part].argmax(axis=1) != labels).sum())
-        return f"{wrong / len(labels):.2%} ({wrong})"
+        wrong = [int((y.argmax(axis=1) != labels).sum()) for y in outputs.get(part, [])]
+        return errors_of(wrong, len(labels))
 
-    def noted(text: Callable[[dict[str, Any]], str]) -> Callable[[str], str]:
-        return lambda part: text(parts[part].metrics) if part in parts else ""
+    def mean_of(value: Callable[[dict[str, Any]], float], digits: int) -> Callable[[str], str]:
+        def cell(part: str) -> str:
+            return f"{np.mean([value(each.metrics) for each in parts[part]]):.{digits}%}" if part in parts else ""
 
-    def on_the_fly(metrics: dict[str, Any]) -> str:
-        return f"{metrics['train_error'][:19][-1]:.2%}"
+        return cell
 
     def images(otherwise: int, suffix: str = "") -> str:
         names = [f"{column}{suffix}" for column in columns]
-        return f"{images_of({name: part.metrics for name, part in parts.items()}, names, otherwise):,} images"
+        return f"{images_of({name: metrics_of(seeds) for name, seeds in parts.items()}, names, otherwise):,} images"
 
-    def rates(metrics: dict[str, Any]) -> str:
-        return f"{metrics['smallest_rate'][0]:.1g} to {metrics['largest_rate'][0]:.2g}"
+    def rates(part: str) -> str:
+        return rates_of(metrics_of(parts[part])) if part in parts else ""
 
     def parameters(part: str) -> str:
-        return f"{sum(p.size for p in parts[part].model.parameters()):,}" if part in parts else ""
+        return f"{sum(p.size for p in parts[part][0].model.parameters()):,}" if part in parts else ""
 
     def rejections(part: str) -> str:
-        return f"{rejected(outputs[part], labels):.1%}" if part in parts else ""
+        return f"{np.mean([rejected(y, labels) for y in outputs[part]]):.1%}" if part in parts else ""
 
     def row(label: str, paper: str, cell: Callable[[str], str], *names: str) -> str:
         return f"| {' | '.join([label, paper, *map(cell, names)])} |"
 
-    columns = ("eq8", "eq9", "adam", "today")
-    pass_19 = min([19, *(len(part.metrics["train_error"]) for part in parts.values())])
+    columns = ("eq9", "eq8", "today")
+    pass_19 = min([19, *(len(part.metrics["train_error"]) for name in columns for part in parts.get(name, []))])
     lines = [
-        "| | paper | Eq. 8 | Eq. 9 | Eq. 8, Adam | today's LeNet-5 |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| | paper | Eq. 9 | Eq. 8 | today's LeNet-5 |",
+        "|---|---:|---:|---:|---:|",
         row(f"test error, {images(60_000)}", "0.95%", error, *columns),
         row("test error, with distortions", "0.8% (82)", error, *(f"{name}-distorted" for name in columns)),
         row(f"test error, {images(30_000, '-30000')}", "about 1.2%", error, *(f"{name}-30000" for name in columns)),
         row(f"test error, {images(15_000, '-15000')}", "about 1.7%", error, *(f"{name}-15000" for name in columns)),
-        row(f"training error on the fly, pass {pass_19}", "0.35%", noted(on_the_fly), *columns),
+        row(
+            f"training error on the fly, pass {pass_19}",
+            "0.35%",
+            mean_of(lambda metrics: metrics["train_error"][:19][-1], 2),
+            *columns,
+        ),
         row("rejected, to leave 0.5% error", "1.8% (LeNet-4)", rejections, *columns),
-        row("rates in the first pass", "7e-05 to 0.016", noted(rates), "eq8", "eq9", "", ""),
+        row("rates in the first pass", "7e-05 to 0.016", rates, "eq9", "eq8", ""),
         row("trainable parameters", "60,000", parameters, *columns),
     ]
     return "\n".join(lines) + "\n"
 
 
-def images_of(metrics: Mapping[str, Mapping[str, Any]], names: Iterable[str], otherwise: int) -> int:
+def comparisons(metrics: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """What was compared on held-out training images, and what else was tried, if it is finished, as further tables."""
+    tables = (
+        ("held-out images", ("held-out-eq8", "held-out-j2", "held-out-j5", "held-out-j10", "held-out-j20")),
+        ("test images", ("published-weights", "own-curvature")),
+    )
+    text = ""
+    for kind, names in tables:
+        rows = [
+            f"| {seeds[0]['title']} | {len(seeds[0]['test_errors'])} | {errors_of(last(seeds), seeds[0]['test_images'])} | {rates_of(seeds)} |"
+            for seeds in (metrics[name] for name in names if name in metrics)
+        ]
+        if rows:
+            text += (
+                f"\n| | passes | error, {kind} | rates in the first pass |\n|---|---:|---:|---:|\n"
+                + "\n".join(rows)
+                + "\n"
+            )
+    return text
+
+
+def last(seeds: Sequence[dict[str, Any]]) -> list[int]:
+    """The number of errors after the last pass, never the fewest of all passes."""
+    return [int(metrics["test_errors"][-1]) for metrics in seeds]
+
+
+def errors_of(wrong: Sequence[int], images: int) -> str:
+    """The mean over seeds with its standard error, which one seed alone has not, and the errors of each seed."""
+    if not wrong:
+        return ""
+    spread = f" ± {np.std(wrong, ddof=1) / np.sqrt(len(wrong)) / images:.2%}" if len(wrong) > 1 else ""
+    return f"{np.mean(wrong) / images:.2%}{spread} ({', '.join(map(str, wrong))})"
+
+
+def rates_of(seeds: Sequence[dict[str, Any]]) -> str:
+    smallest, largest = (
+        f([each[name][0] for each in seeds]) for f, name in ((min, "smallest_rate"), (max, "largest_rate"))
+    )
+    return f"{smallest:.2g} to {largest:.2g}"
+
+
+def images_of(metrics: Mapping[str, Sequence[Mapping[str, Any]]], names: Iterable[str], otherwise: int) -> int:
     """The number of training images of the first of these parts that is finished."""
-    return next((int(metrics[name]["arguments"]["images"]) for name in names if name in metrics), otherwise)
+    return next((int(metrics[name][0]["arguments"]["images"]) for name in names if name in metrics), otherwise)
 
 
 def rejected(outputs: Any, labels: Any, goal: float = 0.005) -> float:
@@ -138,26 +191,27 @@ def softmax(outputs: Any) -> Any:
 
 
 @mpl.rc_context(plots.STYLE)
-def learning_curves(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
+def learning_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Test error, and training error on the fly, after each pass: the paper's Figure 5, and with distortions.
 
-    If the last passes made less than 3% errors, they set the scale, and points above it are marked at the upper end.
+    Lines are means over the seeds, and the shade around them reaches from the lowest to the highest seed. If the last
+    passes made less than 3% errors, they set the scale, and points above it are marked at the upper end.
     """
     panels = {
-        "{} images": ("0.95%", 0.95, ("eq8", "eq9", "adam", "today")),
-        "with distortions": ("0.8%", 0.8, ("eq8-distorted", "eq9-distorted", "adam-distorted", "today-distorted")),
+        "{} images": ("0.95%", 0.95, ("eq9", "eq8", "today")),
+        "with distortions": ("0.8%", 0.8, ("eq9-distorted", "eq8-distorted", "today-distorted")),
     }
-    names = {"eq8": "Eq. 8", "eq9": "Eq. 9", "adam": "Eq. 8, Adam", "today": "today's"}
+    names = {"eq9": "1998, Eq. 9", "eq8": "1998, Eq. 8", "today": "today's"}
     curves = {
         part: [
-            (", test", [100 / noted["test_images"] * errors for errors in noted["test_errors"]]),
-            (", training", [100 * error for error in noted["train_error"]]),
+            (", test", 100 * np.array([np.divide(noted["test_errors"], noted["test_images"]) for noted in seeds])),
+            (", training", 100 * np.array([noted["train_error"] for noted in seeds])),
         ]
-        for part, noted in metrics.items()
+        for part, seeds in metrics.items()
+        if any(part in parts for _, _, parts in panels.values())
     }
-    shown = {part: lines for part, lines in curves.items() if any(part in parts for _, _, parts in panels.values())}
-    noted = [values for lines in shown.values() for _, values in lines]
-    top = 3.0 if all(values[-1] < 3 for values in noted) else 1.05 * max(map(max, noted))
+    noted = [values for lines in curves.values() for _, values in lines]
+    top = 3.0 if all((values[:, -1] < 3).all() for values in noted) else 1.05 * max(values.max() for values in noted)
     figure = plots.new_figure(4.2, layout="constrained")
     legend = True  # in the first panel that has lines; the others have the same ones
     for k, (title, (text, level, parts)) in enumerate(panels.items()):
@@ -167,12 +221,17 @@ def learning_curves(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.text(0.02, level, f"paper {text}", fontsize=8, color=plots.GREY, **below)
         highest = 0.0
         for part, (marked, colour) in zip(parts, plots.LINES, strict=False):
-            for kind, values in shown.get(part, []):
+            for kind, seeds in curves.get(part, []):
+                values = seeds.mean(axis=0)
                 label, passes = names[part.partition("-")[0]] + kind, np.arange(1, len(values) + 1)
                 style: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.8} if kind == ", training" else {"markersize": 4}
                 line = "-" if kind == ", training" else marked
                 axes.plot(passes, values, line, color=colour, label=label, **style)
-                above = passes[np.array(values) > top]
+                if len(seeds) > 1:
+                    axes.fill_between(
+                        passes, seeds.min(axis=0), seeds.max(axis=0), color=colour, alpha=0.2, linewidth=0
+                    )
+                above = passes[values > top]
                 if len(above):
                     axes.plot(above, np.full(len(above), top), "^", color=colour, clip_on=False, markersize=5)
                 highest = max(highest, *values)
@@ -196,7 +255,7 @@ def robustness(errors: Mapping[str, Mapping[str, list[tuple[float, float]]]]) ->
     ``errors`` maps each change to parts, and each part to (amount of change, fraction of errors).
     """
     labels = {
-        "eq8": "1998, Eq. 8", "eq8-distorted": "1998, with distortions",
+        "eq9": "1998, Eq. 9", "eq9-distorted": "1998, with distortions",
         "today": "today's", "today-distorted": "today's, with distortions",
     }  # fmt: skip
     figure = plots.new_figure(6.4, layout="constrained")

@@ -56,6 +56,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "fast": {"model": "lenet5-relu", "epochs": 3, "batch_size": 128, "lr": 0.006},  # 99% on MNIST in the least time
 }
 EPOCHS = {"digits": 40, "mnist": 5, "fashion-mnist": 10, "idx": 5}
+READ_EVERY = {"cpu": 1, "cuda": 50}  # steps: reading a loss from a GPU waits until it has caught up
 PICTURES = ("learning_curves.png", "confusion_matrix.png", "misclassified.png", "kernels.png", "maps.png")
 
 
@@ -90,7 +91,12 @@ def arguments() -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="shift, scale, squeeze and shear the training images (default: for digits, of which there are few)",
     )
-    parser.add_argument("--backend", choices=["cpu", "cuda", "auto"], default="auto", help="where to compute")
+    parser.add_argument(
+        "--backend",
+        choices=["cpu", "cuda", "auto"],
+        default="auto",
+        help="where to compute; auto: on a GPU if there is one and --workers is not above 1",
+    )
     parser.add_argument("--epochs", type=int, help=f"passes over the training images (default: {EPOCHS})")
     parser.add_argument("--batch-size", type=int, default=64, help="images per step, over all workers")
     parser.add_argument("--lr", type=float, default=0.004, help="the highest learning rate of the one-cycle schedule")
@@ -173,6 +179,7 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
     learned = {name for name, _ in model.named_parameters()}
     statistics = [tensor for name, tensor in model.state_dict().items() if name not in learned]
     saved = time.monotonic()
+    unread: list[tuple[Tensor, Tensor]] = []  # the loss and the hits of each step since they were last read
     model.train()
     with (
         board as events,
@@ -192,23 +199,24 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
                     seeded = np.random.default_rng((args.seed, epoch, loader.position, group.rank, i))
                     module.rng.bit_generator.state = seeded.bit_generator.state
                 run.optimizer.zero_grad()
-                own_loss, own_hits = 0.0, 0
                 if len(y):  # the last batch of an epoch can have fewer images than there are workers
-                    loss, right = gradient(model, Tensor(x), Tensor(y), loader.drawn)
-                    own_loss, own_hits = loss.item(), int(right.item())
-                mean_loss, hits, stop = group.sum_gradients([own_loss, own_hits, interrupted()])
-                if not math.isfinite(mean_loss):
-                    run.trouble = f"the loss became {mean_loss} in epoch {epoch + 1}: {first_anomaly(model, x, y)}"
+                    unread.append(gradient(model, Tensor(x), Tensor(y), loader.drawn))
+                stopping, saving = interrupted(), time.monotonic() - saved >= args.checkpoint_every
+                due = len(unread) >= READ_EVERY[args.backend] or loader.position == len(loader.images)
+                own = read(unread) if due or stopping or saving else (0.0, 0.0)
+                loss_sum, hits, stop = group.sum_gradients([*own, stopping])
+                if not math.isfinite(loss_sum):
+                    run.trouble = f"the loss became {loss_sum} in epoch {epoch + 1}: {first_anomaly(model, x, y)}"
                     return
                 run.optimizer.step()
                 run.schedule.step()
                 group.average(statistics, weight=len(y))  # which batch normalisation computed from this worker's share
 
-                run.loss += mean_loss * loader.drawn
+                run.loss += loss_sum
                 run.correct += hits
                 run.seconds = time.perf_counter() - start
                 bar.update(loader.drawn)
-                if group.rank == 0 and (stop or time.monotonic() - saved >= args.checkpoint_every):
+                if group.rank == 0 and (stop or saving):
                     run.save()
                     saved = time.monotonic()
                 if stop:
@@ -240,26 +248,33 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
 
 
 def gradient_of(model: nn.Module, x: Tensor, y: Tensor, drawn: int) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of a share of a batch of ``drawn`` images; return its loss and how many are right."""
+    """Compute the gradients of a share of a batch of ``drawn`` images; return its summed loss and its hits."""
     logits = model(x)
-    loss = F.cross_entropy(logits, y, reduction="sum") / drawn
-    loss.backward()
-    return loss, (logits.argmax(axis=1) == y).sum()
+    loss = F.cross_entropy(logits, y, reduction="sum")
+    (loss / drawn).backward()
+    return loss.detach(), (logits.argmax(axis=1) == y).sum()
+
+
+def read(unread: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """The sum of the losses and that of the hits, which are taken out of the list."""
+    sums = sum(loss.item() for loss, _ in unread), sum(hits.item() for _, hits in unread)
+    unread.clear()
+    return sums
 
 
 def validate(group: parallel.Group, model: nn.Module, images: Any, labels: Any) -> tuple[float, float]:
     """The mean loss and the fraction of correct answers; every worker evaluates its share of the images."""
     own = group.share(len(labels))
-    sums = [0.0, 0.0]
+    losses, hits = [], []
     model.eval()
     with no_grad():
         for i in range(own.start, own.stop, 256):
             batch = slice(i, min(i + 256, own.stop))
             logits = model(Tensor(data.to_input(images[batch])))
-            sums[0] += F.cross_entropy(logits, labels[batch], reduction="sum").item()
-            sums[1] += float((logits.numpy().argmax(axis=1) == labels[batch]).sum())
+            losses.append(F.cross_entropy(logits, labels[batch], reduction="sum"))
+            hits.append((logits.argmax(axis=1) == labels[batch]).sum())
     model.train()
-    loss, right = group.sum(sums)
+    loss, right = group.sum([sum(each.item() for each in values) for values in (losses, hits)])
     return loss / len(labels), right / len(labels)
 
 
@@ -310,7 +325,7 @@ def main() -> None:
     if args.augment is None:
         args.augment = args.dataset == "digits"
     if args.backend == "auto":
-        args.backend = "cuda" if "cuda" in backend.available() else "cpu"
+        args.backend = "cuda" if args.workers in (None, 1) and "cuda" in backend.available() else "cpu"
     if args.workers is None:
         args.workers = 1 if args.backend == "cuda" else parallel.default_workers()
     if args.out is None:
@@ -334,6 +349,7 @@ def main() -> None:
         seed=args.seed,
         transform=data.to_input,
         augment=data.Affine(seed=args.seed) if args.augment else None,
+        device=args.backend,
     )
     schedule = optim.OneCycle(optimizer, max_lr=args.lr, total_steps=args.epochs * len(loader))
     run = Run(args, model, optimizer, schedule, loader, held=(held_images, held_labels))

@@ -41,6 +41,18 @@ class LeNet5(nn.Module):
     (2, 10)
     """
 
+    c1: nn.Conv2d
+    s2: nn.Module
+    c3: nn.Conv2d
+    s4: nn.Module
+    c5: nn.Conv2d
+    f6: nn.Linear
+    output: nn.Linear
+    act: nn.Module
+    bn1: nn.BatchNorm2d | None
+    bn3: nn.BatchNorm2d | None
+    drop: nn.Dropout | None
+
     def __init__(
         self,
         activation: str = "tanh",

@@ -15,18 +15,19 @@ OUTPUT RBF        10                      0          840
                          total       60,000      340,908
 ================  =============  ==========  ===========
 
-What the paper leaves open or states in two ways, and what is done here:
+What the paper leaves open or states in two ways, and what is done here (examples/results/README.md has the reasons):
 
-- S2 and S4 add their four inputs (Section II.B) or average them (II.A). Here they add them; the coefficients start at
-  1/4, so each unit starts with the mean of its inputs, and the biases start at 0.
-- Weights start uniform in +-2.4 / F_i, where F_i is the number of inputs of the unit, and here so do biases. From there
-  the published learning rates, with mu = 0.02, do not learn: activations shrink from layer to layer, curvatures are a
-  thousandth of their later values, and the first steps are far too large. With mu = 0.3, or with Adam, training works.
-- ``init="sqrt-fan-in"``, +-sqrt(3 / F_i), gives weighted sums of unit variance, as the same authors recommend in
-  Efficient BackProp (1998, Section 4.6), and learns with mu = 0.02.
-- ``init="paper-rates"``, +-1 / sqrt(F_i) and coefficients of 2.4 / 4, gives the rates that the paper quotes for the
-  first pass. examples/results/README.md compares all of these.
+- S2 and S4 average their four inputs (Section II.A) or add them (II.B). Here the coefficients multiply the mean and
+  start at 1, the biases at 0: with the recipe's curvatures this gives the rates that the paper quotes.
+- Weights start uniform in +-2.4 / F_i in the paper, where F_i is the number of inputs of the unit. From there the
+  published learning rates do not learn: activations shrink from layer to layer, and with them all curvatures, so nearly
+  every rate is eta / mu = 0.025, above the largest that the paper quotes. Here weights and biases start uniform in
+  +-sqrt(3 / F_i), which gives weighted sums unit variance. The same authors recommend it in Efficient BackProp (1998,
+  Section 4.6), and their library Lush has it in its `forget`. ``init="fan-in"`` is the paper's, for comparison.
 - The codes of Figure 3 are drawn as other implementations usually render them.
+
+The recipe's loss, Eq. 9, is taken of half penalties, and the curvature is that of Eq. 8, of half penalties too: 1 for
+each unit of F6. Both are Lush's (packages/gblearn2/gb-modules-nn.lsh); examples/reproduce_1998.py applies them.
 """
 
 from collections.abc import Callable
@@ -66,11 +67,10 @@ _BITMAPS = """
 _ROWS = np.array([[list(digit) for digit in row.split()] for row in _BITMAPS.split("\n")[1:-1]])  # (12, 10, 7)
 CODES = np.where(_ROWS.transpose(1, 0, 2) == "#", 1.0, -1.0).astype(np.float32)  # (10, 12, 7)
 
-# The bound of the initial weights by a unit's number of inputs, and the initial coefficients of S2 and S4.
-_INITS: dict[str, tuple[Callable[[Any], Any], float]] = {
-    "fan-in": (lambda inputs: 2.4 / inputs, 1 / 4),
-    "sqrt-fan-in": (lambda inputs: np.sqrt(3 / inputs), 1 / 4),
-    "paper-rates": (lambda inputs: 1 / np.sqrt(inputs), 2.4 / 4),
+# The bound of the initial weights by a unit's number of inputs.
+_INITS: dict[str, Callable[[Any], Any]] = {
+    "sqrt-fan-in": lambda inputs: np.sqrt(3 / inputs),
+    "fan-in": lambda inputs: 2.4 / inputs,
 }
 
 
@@ -78,18 +78,27 @@ class LeNet5_1998(nn.Module):  # noqa: N801
     """Images x[N 1 32 32] -> penalties[N 10], the squared distances of F6 from the ten codes: the smallest one wins.
 
     Pixels range from -0.1 (background) to 1.175 (foreground), see `tinygrad_lenet.data.to_input`. ``rng`` (a NumPy
-    generator or a seed) draws the initial weights. ``init`` is "fan-in", as published, "sqrt-fan-in" or "paper-rates",
-    see above. ``trainable_codes`` turns the 840 elements of the codes into parameters. ValueError for another
-    ``init``.
+    generator or a seed) draws the initial weights. ``init`` is "sqrt-fan-in", from which the published rates learn, or
+    "fan-in", as published, see above. ``trainable_codes`` turns the 840 elements of the codes into parameters.
+    ValueError for another ``init``.
 
     >>> model = LeNet5_1998(rng=0)
     >>> sum(p.size for p in model.parameters()), sum(count_connections(model).values())
     (60000, 340908)
     """
 
+    c1: nn.Conv2d
+    s2: nn.Subsample2d
+    c3: nn.Conv2d
+    s4: nn.Subsample2d
+    c5: nn.Conv2d
+    f6: nn.Linear
+    output: nn.RBF
+    act: nn.ScaledTanh
+
     def __init__(
         self,
-        init: str = "fan-in",
+        init: str = "sqrt-fan-in",
         trainable_codes: bool = False,
         rng: np.random.Generator | int | None = None,
     ) -> None:
@@ -107,7 +116,7 @@ class LeNet5_1998(nn.Module):  # noqa: N801
 
         self.act = nn.ScaledTanh()  # 1.7159 tanh(2/3 x)
 
-        bound, coefficient = _INITS[init]
+        bound = _INITS[init]
         # Weights and biases of a layer belong to the same units.
         c3_inputs = 25 * np.array([len(maps) for maps in TABLE_I])  # 75, 100 or 150
         c3_kernels = np.repeat(c3_inputs, c3_inputs // 25)[:, None, None]  # repeated for each kernel of a map
@@ -116,7 +125,7 @@ class LeNet5_1998(nn.Module):  # noqa: N801
         with no_grad():
             for p, fan_in in zip((p for layer in layers for p in layer.parameters()), fan_ins, strict=True):
                 p[...] = rng.uniform(-1, 1, p.shape) * bound(fan_in)
-            self.s2.weight[...] = self.s4.weight[...] = coefficient
+            self.s2.weight[...] = self.s4.weight[...] = 1.0
 
     @classmethod
     def pretrained(cls) -> Self:
@@ -137,9 +146,9 @@ class LeNet5_1998(nn.Module):  # noqa: N801
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.c1(x))  # (N, 6, 28, 28)
-        x = self.act(self.s2(x))  # (N, 6, 14, 14)
+        x = self.act(self.s2(0.25 * x))  # (N, 6, 14, 14): s2 adds four inputs, so the coefficient's is their mean
         x = self.act(self.c3(x))  # (N, 16, 10, 10)
-        x = self.act(self.s4(x))  # (N, 16, 5, 5)
+        x = self.act(self.s4(0.25 * x))  # (N, 16, 5, 5)
         x = self.act(self.c5(x))  # (N, 120, 1, 1): the kernel covers the whole map
         x = self.act(self.f6(x.reshape(x.shape[0], 120)))  # (N, 84)
         return self.output(x)  # (N, 10)

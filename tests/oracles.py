@@ -308,6 +308,25 @@ def cross_entropy_grad(gy: Array, logits: Array, target: Array) -> Array:
     return gx
 
 
+def standardize(x: Array, *, axis: Any, eps: float) -> Array:
+    return (x - np.mean(x, axis, keepdims=True)) / np.sqrt(np.var(x, axis, keepdims=True) + eps)
+
+
+def standardize_grad(gy: Array, x: Array, *, axis: Any, eps: float) -> Array:
+    """One element of x after the other takes small steps; the function is smooth, so these give ten digits."""
+
+    def moved(index: tuple[int, ...], by: float) -> Array:
+        near = x.copy()
+        near[index] += by
+        return standardize(near, axis=axis, eps=eps)
+
+    gx, h = np.zeros(x.shape), 1e-3
+    for index in np.ndindex(x.shape):
+        slope = 8 * (moved(index, h) - moved(index, -h)) - (moved(index, 2 * h) - moved(index, -2 * h))
+        gx[index] = (gy * slope).sum() / (12 * h)
+    return gx
+
+
 ORACLES: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "copy": np.copy,
@@ -323,6 +342,12 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "tanh": _each(math.tanh),
     "scaled_tanh": _each(lambda x, amplitude, slope: amplitude * math.tanh(slope * x)),
     "tanh_grad": _each(lambda gy, y, amplitude, slope: gy * amplitude * slope * (1 - (y / amplitude) ** 2)),
+    "sigmoid_grad": _each(lambda gy, y: gy * y * (1 - y)),
+    "extreme_grad": _each(
+        lambda gy, x, other, extreme: gy * ((x > other if extreme == "maximum" else x < other) + 0.5 * (x == other))
+    ),
+    "standardize": standardize,
+    "standardize_grad": standardize_grad,
     "sigmoid": _each(lambda x: 1 / (1 + math.exp(-x))),
     "relu": _each(lambda x: max(x, 0.0)),
     "maximum": _each(max),

@@ -56,6 +56,12 @@ def on_device(index: int) -> Iterator[None]:
         _current.reset(token)
 
 
+class Device(int):
+    """The number of a device; as in CuPy it can be compared, but not looked up."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class StrictArray:
     """An array that behaves as CuPy's do."""
 
@@ -77,9 +83,10 @@ class StrictArray:
     strides = property(lambda self: self._host.strides)
     itemsize = property(lambda self: self._host.itemsize)
     nbytes = property(lambda self: self._host.nbytes)
-    device = property(lambda self: self._device)
+    device = property(lambda self: Device(self._device))
     T = property(lambda self: self._view(self._host.T))
     base = property(lambda self: self._base)
+    data = property(lambda self: SimpleNamespace(ptr=self._host.ctypes.data))
 
     @property
     def flags(self) -> SimpleNamespace:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tests.strict  # noqa: F401 - makes the device "strict" known
 from tinygrad_lenet import REAL, AnomalyError, Op, Tensor, detect_anomaly, grad, nn, no_grad
 from tinygrad_lenet import functional as F
 
@@ -51,6 +52,30 @@ def test_forward_names_op_operand_value_and_line(sentence: str, call: Callable[[
     line = rf".*test_anomaly.py:{call.__code__.co_firstlineno}\b.*<lambda>"
     with detect_anomaly(), pytest.raises(AnomalyError, match=f"^{sentence}{line}"):
         call()
+
+
+def test_indices_and_labels_out_of_range_on_a_device() -> None:
+    """Nothing else looks at them there, since that would wait for the device."""
+    x, logits = Tensor(np.ones((4, 5)), device="strict"), Tensor(np.ones((2, 3)), device="strict")
+
+    def on_device(*values: int) -> Tensor:
+        return Tensor(np.array(values), device="strict")
+
+    calls = [
+        (r"getitem: index is 5 at index \(1,\); expected -5 to 4;", lambda: x[:, on_device(0, 5)]),
+        (r"getitem: index is -5 at index \(0,\); expected -4 to 3;", lambda: x[on_device(-5), on_device(4)]),
+        (r"getitem: index is 6 at index \(0,\); expected -5 to 4;", lambda: x[None, ..., on_device(6)]),
+        (r"assign: index is 4 at index \(0,\); expected -4 to 3;", lambda: x.__setitem__(on_device(4), 0.0)),
+        (r"one_hot: labels is 3 at index \(1,\); expected 0 to 2;", lambda: F.cross_entropy(logits, on_device(0, 3))),
+        (r"one_hot: labels is -1 at index \(0,\); expected 0 to 2;", lambda: F.nll_loss(logits, on_device(-1, 0))),
+    ]
+    for sentence, call in calls:
+        call()
+        with detect_anomaly(), pytest.raises(AnomalyError, match=f"^{sentence} called at .*test_anomaly.py"):
+            call()
+    with detect_anomaly():
+        assert x[on_device(-4, 3), 4].shape == (2,)
+        F.cross_entropy(logits, on_device(0, 2))
 
 
 def test_backward_names_the_forward_line() -> None:

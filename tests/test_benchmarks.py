@@ -1,6 +1,7 @@
 """The benchmark commands run, on a slice so small that the numbers mean nothing, and report what they should."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -62,7 +63,7 @@ def test_lenet5_reports_every_round(tmp_path: Path) -> None:
 
 
 def test_ops_times_each_op() -> None:
-    printed = run("ops", "--quick", "--batch", 4)
+    printed = run("ops", "--machine", "--quick", "--batch", 4)
     rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("|")]
     named = {row[1].strip() for row in rows}
     assert {"conv2d", "conv2d_weight_grad", "conv_transpose2d", "avg_pool2d_grad", "tanh_grad", "linear"} <= named
@@ -72,6 +73,18 @@ def test_ops_times_each_op() -> None:
         assert row[5].strip().endswith("%")
     assert "fastest matrix product" in printed
     assert "copy, read and written" in printed
+
+
+def test_ops_of_programs_give_what_pytorch_gives() -> None:
+    """The command compares outputs and gradients before it times; without PyTorch it says so."""
+    printed = run("ops", "--quick")
+    if importlib.util.find_spec("torch") is None:
+        assert "PyTorch is not installed" in printed
+        return
+    rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == 40
+    assert all(float(row[i]) > 0 for row in rows for i in (2, 3, 4))
+    assert len(re.findall(r"geometric mean of 40 ratios \d+\.\d\d; above 1\.5: \d+", printed)) == 2
 
 
 def test_environment_is_the_same_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

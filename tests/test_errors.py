@@ -8,7 +8,11 @@ of the error must be right, and the sentence must name the op and the words give
 import dataclasses
 import importlib.util
 import re
+import sys
+import warnings
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -139,6 +143,7 @@ SEVERAL_AXES: dict[str, Callable[[Any], Any]] = {
     "max": lambda a: MATRIX.max(a),
     "min|max": lambda a: MATRIX.min(a),
     "logsumexp": lambda a: F.logsumexp(MATRIX, a),
+    "standardize": lambda a: F.standardize(MATRIX, a),
     "squeeze": lambda a: MATRIX.squeeze(a),
     "expand_dims": lambda a: MATRIX.expand_dims(a),
     "transpose": lambda a: MATRIX.transpose(*(a if isinstance(a, tuple) else (a, 0))),
@@ -165,6 +170,7 @@ NUMBERS: dict[str, tuple[tuple[float, ...], Callable[[Any], Any]]] = {  # what i
     "penalty_loss j": ((0, -1.0, NAN, INF), lambda v: F.penalty_loss(MATRIX, LABELS, v)),
     "dropout p": ((1.0, -0.1, NAN), lambda v: F.dropout(MATRIX, v)),
     "batch_norm eps": ((-1.0, NAN), lambda v: norm(eps=v)),
+    "standardize eps": ((-1.0, NAN, INF), lambda v: F.standardize(MATRIX, eps=v)),
     "batch_norm momentum": ((-0.1, 2.0, NAN), lambda v: norm(momentum=v)),
     "scaled_tanh amplitude": ((0, NAN, INF), lambda v: F.scaled_tanh(MATRIX, v)),
     "scaled_tanh slope": ((NAN, -INF), lambda v: F.scaled_tanh(MATRIX, 1.0, v)),
@@ -285,6 +291,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (TypeError, "one_hot", "labels", lambda: F.one_hot([1.5], 3)),
     (ShapeError, "one_hot", "labels", lambda: F.one_hot([[1]], 3)),
     (TypeError, "dropout", "rng", lambda: F.dropout(MATRIX, rng=3)),
+    (ShapeError, "standardize", "axis 1", lambda: F.standardize(np.ones((2, 0)), 1)),
     (ShapeError, "batch_norm", "x", lambda: norm(ONES)),
     (ShapeError, "batch_norm", "axis C x running_mean", lambda: norm(mean=np.zeros(4))),
     (ShapeError, "batch_norm", "axis C x running_var", lambda: norm(var=np.zeros((3, 1)))),
@@ -409,6 +416,126 @@ def test_cuda_where_there_is_none(name: str) -> None:
     for call in (lambda: Tensor(1.0, device=name), lambda: MATRIX.to(name), lambda: backend.use(name)):
         refused(ValueError, "", f"cuda {missing} cpu", call)
     assert backend.default_device() == "cpu"
+
+
+class CudaError(RuntimeError):
+    """CuPy's exception for what CUDA reports."""
+
+
+CudaError.__module__ = "cupy_backends.cuda.api.runtime"
+
+
+class CudaMemoryError(MemoryError):
+    """CuPy's exception for a full GPU."""
+
+
+CudaMemoryError.__module__ = "cupy.cuda.memory"
+
+
+class Probe:
+    """An array on a GPU, with which computing works or fails."""
+
+    def __init__(self, failure: Exception | None) -> None:
+        self.failure = failure
+
+    def __matmul__(self, other: "Probe") -> "Probe":
+        if self.failure:
+            if isinstance(self.failure, AssertionError):
+                warnings.warn("CuPy failed to load libcublas.so.12: OSError: it is not there", stacklevel=1)
+            raise self.failure
+        return self
+
+    def __add__(self, other: "Probe") -> "Probe":
+        return self
+
+    def sum(self) -> float:
+        return 12.0
+
+
+def fake_cupy(count: int | Exception = 1, failure: Exception | None = None) -> Any:
+    """A module that stands in for CuPy on a machine with this many GPUs, where computing fails like this."""
+
+    def device_count() -> int:
+        if isinstance(count, Exception):
+            raise count
+        return count
+
+    runtime = SimpleNamespace(
+        getDeviceCount=device_count, CUDARuntimeError=CudaError, memGetInfo=lambda: (2_000_000, 9_000_000)
+    )
+    return SimpleNamespace(
+        ones=lambda shape, dtype: Probe(failure),
+        cuda=SimpleNamespace(runtime=runtime, Device=None),
+        ndarray=Probe,
+        asnumpy=None,
+    )
+
+
+@pytest.fixture
+def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry of backends in which nobody has asked for CuPy yet."""
+    monkeypatch.setattr(backend, "_by_name", {"cpu": backend.NUMPY})
+    monkeypatch.setattr(backend, "_by_type", dict(backend._by_type))
+
+
+@pytest.mark.usefixtures("without_cuda")
+@pytest.mark.parametrize(
+    ("cupy", "words"),
+    [
+        (fake_cupy(CudaError("cudaErrorInsufficientDriver: too old")), "GPU cudaErrorInsufficientDriver cpu"),
+        (fake_cupy(0), "GPU cpu"),
+        (fake_cupy(failure=ImportError("libnvrtc.so.12: no such file")), "libnvrtc.so.12 ctk"),
+        (fake_cupy(failure=AssertionError("\n*** not supported\n*** a bug")), "libcublas.so.12 ctk"),
+        (fake_cupy(failure=RuntimeError("x.cu(1): error: cannot open cuda_fp16.h\n1 error")), "cuda_fp16.h ctk"),
+        (fake_cupy(failure=CudaMemoryError("Out of memory allocating 512 bytes (so far: 0).")), "512 memory"),
+        (fake_cupy(failure=CudaError("cudaErrorNoKernelImageForDevice: none")), "fit"),
+    ],
+)
+def test_a_gpu_that_cannot_compute(cupy: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not available, and whoever asks for it is told in one sentence what is missing."""
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert backend.available() == ["cpu"]
+    refused(ValueError, "", f"cuda {words}", backend.use, "cuda")
+
+
+@pytest.mark.usefixtures("without_cuda")
+def test_gpus_that_can_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(2))
+    assert backend.available() == ["cpu", "cuda", "cuda:1"]
+    full = CudaMemoryError("Out of memory allocating 3,000,000 bytes (allocated so far: 0 bytes).")
+    sentence = backend.explained(full)
+    assert sentence is not None
+    assert all(word in sentence for word in ("3,000,000", "2,000,000", "batch"))
+
+
+@pytest.mark.usefixtures("without_cuda")
+def test_a_cupy_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is missing is named, without the page that CuPy prints around it."""
+    (tmp_path / "cupy.py").write_text(
+        "try:\n    raise ImportError('libcuda.so.1: none')\n"
+        "except ImportError as error:\n    raise ImportError('\\n=====\\nFailed to import CuPy.\\n') from error\n"
+    )
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    refused(ValueError, "", "cuda CuPy libcuda.so.1 ctk", backend.use, "cuda")
+    sys.modules.pop("cupy", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (CudaError("cudaErrorIllegalAddress: an illegal memory access"), "index detect_anomaly()"),
+        (CudaError("cudaErrorECCUncorrectable: uncorrectable"), "damaged nvidia-smi"),
+        (CudaError("cudaErrorSomethingNew: what it is"), "cudaErrorSomethingNew"),
+        (MemoryError("host"), None),
+        (RuntimeError("cudaErrorUnknown"), None),
+    ],
+)
+def test_errors_of_cuda_are_explained(error: Exception, words: str | None) -> None:
+    """In one sentence; others are left to whoever raised them."""
+    sentence = backend.explained(error)
+    assert (sentence is None) == (words is None)
+    assert sentence is None or words is None or ("\n" not in sentence and all(w in sentence for w in words.split()))
 
 
 @pytest.mark.parametrize(

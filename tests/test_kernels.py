@@ -21,7 +21,8 @@ from models import LeNet5, LeNet5_1998
 from tests.drawing import Draw
 from tinygrad_lenet import Op, Tensor, backend
 from tinygrad_lenet import functional as F
-from tinygrad_lenet.kernels import cpu
+from tinygrad_lenet.index import AT
+from tinygrad_lenet.kernels import cpu, cpu_general
 from tinygrad_lenet.op import REGISTRY
 
 KERNELS = [name for name in sorted(REGISTRY) if backend.find_kernel("cpu", name)]
@@ -45,7 +46,7 @@ def agree(y: np.ndarray, op: Op, arrays: Sequence[Any]) -> None:
     """AssertionError if y is not what `forward` makes of the arrays, up to rounding relative to the terms' size."""
     with np.errstate(all="ignore"):
         expected = op.forward(np, *arrays)
-        terms = op.forward(np, *(np.abs(a) for a in arrays))
+        terms = op.forward(np, *(np.abs(a) if np.asarray(a).dtype.kind == "f" else a for a in arrays))
     assert (y.shape, y.dtype) == (expected.shape, expected.dtype)
     sizes = np.abs(np.stack([expected, terms]))
     scale = float(sizes[np.isfinite(sizes)].max(initial=0))
@@ -187,10 +188,111 @@ def draw_chain(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
 
 def draw_sum(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     shape = draw.pick(
-        (64, 6, 28, 28), (33, 16, 10, 10), (1, 120, 1, 1), (3, 1, 5, 7), (2, 3, 4, 5), (2, 2, 3, 2, 2), (5000, 3)
+        (64, 6, 28, 28),
+        (33, 16, 10, 10),
+        (1, 120, 1, 1),
+        (3, 1, 5, 7),
+        (2, 3, 4, 5),
+        (2, 2, 3, 2, 2),
+        (5000, 3),
+        (0, 3, 2, 2),
     )
     axis = draw.pick((0, 2, 3), (0, 2, 3), 0, None, (1,), (0, 1, 2), -1)
+    axis = None if isinstance(axis, tuple) and max(axis) >= len(shape) else axis
     return {"axis": axis, "keepdims": draw.pick(False, False, True)}, [draw.values(*shape)]
+
+
+def draw_mean(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    return draw_sum(draw)
+
+
+def draw_power(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    x = draw.values(*draw.pick((3, 16, 10, 10), (33, 120), (7,), (), (2, 0)))
+    if x.size and draw.pick(True, False):
+        x.flat[0] = draw.pick(math.inf, -math.inf, math.nan, -0.0)
+    return {}, [x, draw.pick(2, 3, 2.0, 3.0, 4, 1.5)]
+
+
+def draw_sigmoid(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    x = draw.pick(1, 1000) * draw.values(*draw.pick((3, 16, 10, 10), (33, 120), (7,), (), (2, 0)))
+    if x.size and x.ndim and draw.pick(True, False):
+        x.flat[0] = draw.pick(math.inf, -math.inf, math.nan)
+    return {}, [x]
+
+
+def draw_sigmoid_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    return draw_chain(draw)
+
+
+def draw_relu(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    x = draw.values(*draw.pick((33, 6, 10, 10), (1, 84), (500, 3), (7,), (), (2, 0)))
+    if x.size and draw.pick(True, False):
+        x.flat[0] = draw.pick(math.inf, -math.inf, math.nan)
+    return {}, [x]
+
+
+def draw_extreme_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    shape = draw.pick((33, 6, 10, 10), (1, 84), (500, 3), (7,), (), (2, 0))
+    gy, x, other = draw.values(*shape), draw.values_or_tied(*shape), draw.values_or_tied(*shape)
+    for a in (gy, x, other):
+        if a.size and draw.pick(True, False, False):
+            a.flat[0] = draw.pick(math.inf, -math.inf, math.nan)
+    return {"extreme": draw.pick("maximum", "minimum")}, [gy, x, draw.pick(other, other, 1.0)]
+
+
+def draw_standardize(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    shape = draw.pick((3, 7, 10), (33, 6, 4, 4), (2, 3000), (5000, 2), (7,), (4, 1))
+    return {"axis": draw.pick(-1, 0, None, (0, 2, 3)[: len(shape)] if len(shape) == 4 else 0), "eps": 1e-2}, [
+        draw.values(*shape)
+    ]
+
+
+def draw_standardize_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    how, (x,) = draw_standardize(draw)
+    gy = np.empty_like(x)  # mostly as x lies in memory
+    gy[...] = draw.values(*x.shape)
+    return how, [draw.pick(gy, gy, draw.values(*x.shape)), x]
+
+
+def draw_softmax(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    x = draw.pick(1, 1000) * draw.values(*draw.pick((2, 3, 5), (33, 1000), (3, 3000), (5,), (4, 1)))
+    if draw.pick(True, False):
+        x.flat[0] = -math.inf if x.shape[-1] > 1 else 0
+    return {"axis": draw.pick(-1, -1, x.ndim - 1, 0)}, [x]
+
+
+def draw_log_softmax(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    return draw_softmax(draw)
+
+
+def draw_cross_entropy(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    n, k = draw.pick((1, 10), (64, 10), (33, 1000), (3, 3000), (4, 1), (0, 3))
+    logits, target = draw.values(n, k), np.eye(k, dtype=draw.dtype)[draw.rng.integers(0, k, n)]
+    if draw.pick(True, False):
+        target = np.abs(draw.values(n, k))
+    elif n and k > 1 and draw.pick(True, False):
+        logits[0, 0], target[0, 0] = -math.inf, 0
+    return {}, [logits, target]
+
+
+def draw_cross_entropy_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    _, (logits, target) = draw_cross_entropy(draw)
+    return {}, [draw.values(len(logits)), logits, target]
+
+
+def draw_add_at(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    v, d, n, dtype = draw.int(1, 9), draw.int(1, 5), draw.int(0, 40), draw.pick("int64", "int64", "int32")
+    rows, columns = (draw.rng.integers(-size, size, n).astype(dtype) for size in (v, d))
+    pattern, index, shape = draw.pick(
+        ((AT,), [rows], (n, d)), ((AT, AT), [rows, columns], (n,)), ((AT, AT), [rows[:, None], columns], (n, n)),
+        ((slice(None), AT), [columns], (v, n)), ((AT, slice(1, 3)), [rows], (n, len(range(d)[1:3]))),
+    )  # fmt: skip
+    return {"pattern": pattern, "shape": (v, d)}, [draw.values(*shape), *index]
+
+
+def draw_one_hot(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    labels = draw.rng.integers(-2, 7, draw.int(0, 9)).astype(draw.pick("int64", "int8", "int32"))
+    return {"classes": draw.int(1, 5), "dtype": draw.pick("float32", "float64", "bool")}, [labels]
 
 
 def draw_broadcast_to(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
@@ -203,7 +305,7 @@ def draw_where(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     x = draw.values(*shape)
     if x.size and draw.pick(True, False):
         x.flat[0] = draw.pick(np.nan, np.inf, -0.0)
-    other = draw.pick(0.0, 0.0, 1.0, x[:1] * 2)
+    other = draw.pick(0.0, 0.0, 1.0, x[:1] * 2, 2 * x, draw.values(*shape))
     return {}, [draw.values(*shape) > 0, *draw.pick([x, other], [other, x])]
 
 
@@ -215,10 +317,11 @@ DRAWS: dict[str, Callable[[Draw], tuple[dict[str, Any], list[Any]]]] = {
 @contextmanager
 def limits_divided_by(divisor: int) -> Iterator[None]:
     """The sizes from which on a kernel cuts its work or takes another way, made small enough for small arrays."""
-    limits = {name: value for name, value in vars(cpu).items() if type(value) is int}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in limits.items():
-            patch.setattr(cpu, name, max(1, value // divisor))
+        for module in (cpu, cpu_general):
+            for name, value in list(vars(module).items()):
+                if type(value) is int:
+                    patch.setattr(module, name, max(1, value // divisor))
         yield
 
 

@@ -4,6 +4,7 @@ An op is tried on the cases that it declares; what a rule promises is computed a
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -152,6 +153,21 @@ def test_an_integer_beyond_64_bits_meets_floats_as_a_float(number: int, place: s
         assert y.dtype == np.float32
         np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(larger, values > number)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", "uint64"])
+def test_integers_compare_exactly_with_integers_of_any_size(dtype: str, place: str) -> None:
+    limits = np.iinfo(dtype)
+    values = np.array([limits.min, 1, limits.max], dtype)
+    compare = (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne)
+    with running(place) as device:
+        x = Tensor(values, device=device)
+        for number in (int(limits.max), int(limits.max) + 1, int(limits.min) - 1, 2**70, -(2**70)):
+            for symbol in compare:
+                expected = [symbol(int(value), number) for value in values]
+                assert symbol(x, number).numpy().tolist() == expected
+                assert symbol(number, x).numpy().tolist() == [symbol(number, int(value)) for value in values]
 
 
 @pytest.mark.parametrize(

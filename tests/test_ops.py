@@ -18,13 +18,15 @@ from tests.strict import StrictArray, no_host_reads, on_device, strict_xp
 from tinygrad_lenet import Op, Tensor, backend, grad, testing
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.op import REAL, REGISTRY, Domain
+from tinygrad_lenet.ops import lenet_1998
 
 OPS = sorted(name for name, op in REGISTRY.items() if op.__module__.startswith("tinygrad_lenet."))
 REAL_INPUTS = [
     (name, i) for name in OPS for i, x in enumerate(REGISTRY[name].parsed.inputs)
     if REGISTRY[name].domains[x.name].kind == "real"
 ]  # fmt: skip
-FLAT = {("max_pool2d_grad", 0), ("max_pool2d_pick", 0)}  # inputs on which the output does not depend but by jumps
+# Inputs on which the output does not depend but by jumps:
+FLAT = {("max_pool2d_grad", 0), ("max_pool2d_pick", 0), ("extreme_grad", 1), ("extreme_grad", 2)}
 PLACES = ["cpu", "plain", "strict", "cuda"]
 
 
@@ -254,6 +256,21 @@ def test_strict_double_behaves_as_cupy() -> None:
         with pytest.raises(OverflowError):
             act()
     assert Tensor([1.0, 2.0], device="strict").device == "strict"
+
+
+def test_what_a_table_says_goes_up_once_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    lenet_1998._uploaded.cache_clear()
+    uploads = []
+    asarray = strict_xp.asarray
+    monkeypatch.setattr(strict_xp, "asarray", lambda a: uploads.append(a) or asarray(a))
+    scatter, gather = (
+        REGISTRY["scatter_kernels"](places=(0, 5, 3), channels=(2, 3)), REGISTRY["gather_kernels"](places=(0, 5, 3)),
+    )  # fmt: skip
+    for _ in range(3):
+        for device in ("strict", "strict:1"):
+            y = scatter(Tensor(np.ones((3, 1, 1)), device=device))
+            assert gather(y).numpy().sum() == 3
+    assert len(uploads) == 2
 
 
 def test_strict_double_has_two_devices() -> None:

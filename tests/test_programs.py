@@ -81,6 +81,11 @@ def test_streams(words: str, status: int, said: str, unbuffered: str, encoding: 
         ("raise ValueError('what is wrong')", 1, "tool: what is wrong\n"),
         ("from tinygrad_lenet import parallel; raise parallel.WorkerError('ended')", 1, "tool: ended\n"),
         ("raise MemoryError", 1, "tool: there is not enough memory\n"),
+        (
+            "raise type('E', (RuntimeError,), {'__module__': 'cupy_backends'})('what it is')",
+            1,
+            "tool: the GPU reports: what it is\n",
+        ),
         ("os.kill(os.getpid(), signal.SIGINT)", 130, "tool: stopped by Ctrl-C; go on\n"),
     ],
 )

@@ -220,7 +220,7 @@ def test_between_devices(first: str, then: str, tmp_path: Path) -> None:
         (["--model", "lenet5"], "--model is lenet5 here and lenet5-regularized there"),
         (["--epochs", "9"], "--epochs is 9 here and 3 there"),
         (["--seed", "1"], "--seed is 1 here and 0 there"),
-        (["--workers", "1"], "--workers is 1 here and 2 there"),
+        (["--workers", "1", "--backend", "cpu"], "--workers is 1 here and 2 there"),
         (["--no-augment"], "--augment is False here and True there"),
         (
             ["--lr", "0.01", "--optimizer", "sgd", "--batch-size", "32"],

@@ -1,4 +1,7 @@
-"""Finding the origin of a NaN or an infinity: while `detect_anomaly` is on, every result of every op is checked."""
+"""Finding where wrong numbers come from: while `detect_anomaly` is on, every result of every op is checked.
+
+So are indices and labels on a GPU, which are not looked at otherwise, since that would wait for the GPU.
+"""
 
 import linecache
 import os
@@ -18,12 +21,14 @@ _PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 class AnomalyError(ValueError):
-    """A NaN or an infinity; the message names the op, the operand and the line of code where it appeared."""
+    """A NaN, an infinity, or an index out of range; the message names the op, the operand and the line of code."""
 
 
 @contextmanager
 def detect_anomaly() -> Iterator[None]:
     """Within this block, raise AnomalyError as soon as an op's output or gradient is not finite; this is slow.
+
+    An index or a label out of range raises it, too; without this block, a GPU takes one as if it wrapped round.
 
     The message names the op, the operand and the line outside this package that called the op, even if it is the
     gradient that is not finite. An error raised in a backward rule gets that line as a note.
@@ -65,6 +70,7 @@ class _Watch(Observer):
     def computed(self, op: Any, inputs: Sequence[Any], output: Any) -> None:
         """AnomalyError if the output is not finite; it names a non-finite input, or else the inputs' values there."""
         output.origin = caller()
+        _refuse_out_of_range(op, inputs, output.origin)
         where = _first_bad(output.data)
         if where is None:
             return
@@ -92,6 +98,24 @@ class _Watch(Observer):
             raise AnomalyError(
                 f"{node.op.name}: the gradient for {name} is {found[1]} at index {found[0]}; "
                 f"forward was called at {node.origin or 'a line that was not recorded (it ran outside detect_anomaly)'}"
+            )
+
+
+def _refuse_out_of_range(op: Any, inputs: Sequence[Any], origin: Origin) -> None:
+    """AnomalyError if an input with indices or labels holds one that is out of range."""
+    specs = op.parsed.specs(len(inputs))
+    indices = [(spec.name, x) for spec, x in zip(specs, inputs, strict=True) if op.domains[spec.name].kind == "index"]
+    if not indices:
+        return
+    ranges = op.index_ranges(*[getattr(x, "shape", ()) for x in inputs])
+    for (name, x), expected in zip(indices, ranges, strict=True):
+        values = backend_of(x.data).to_numpy(x.data)
+        outside = (values < expected.start) | (values >= expected.stop)
+        if outside.any():
+            at = tuple(int(i) for i in np.unravel_index(outside.argmax(), values.shape))
+            raise AnomalyError(
+                f"{op.name}: {name} is {values[at]} at index {at}; expected {expected.start} to {expected.stop - 1}; "
+                f"called at {origin}"
             )
 
 

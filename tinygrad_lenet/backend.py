@@ -4,6 +4,8 @@ Nothing outside this file asks which backend it runs on. An op receives the name
 (`backend_of`), and faster kernels for an op on a backend are found in one table (`kernel`).
 """
 
+import re
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import ContextVar
@@ -17,7 +19,7 @@ Kernel = Callable[..., Array]
 
 
 class DeviceError(ValueError):
-    """A device that does not exist here, or inputs that are on different devices."""
+    """A device that does not exist or does not work here, or inputs that are on different devices."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +60,46 @@ def register(backend: Backend) -> None:
     _by_type[backend.array_type] = backend
 
 
+_INSTALL = (
+    'run python -m pip install "cupy-cuda12x[ctk]" (or cupy-cuda13x, as the driver is), which brings all that CuPy '
+    'needs, or use device "cpu"'
+)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error's text, or its type if it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def _load_cupy() -> Backend:
-    """Import CuPy on first use, since the package itself needs only NumPy; DeviceError if it cannot run here."""
+    """Import CuPy on first use, since the package itself needs only NumPy; DeviceError if it cannot compute here."""
     if "cuda" in _by_name:
         return _by_name["cuda"]
-    try:
-        import cupy
-    except ImportError as error:
-        raise DeviceError(
-            f"device 'cuda' needs CuPy, which cannot be imported ({error}); "
-            'run python -m pip install "cupy-cuda12x[ctk]" (or cupy-cuda13x, as the driver is), or use device "cpu"'
-        ) from None
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise DeviceError(
-            f"device 'cuda' needs an NVIDIA GPU, and CuPy finds none ({error}); use device 'cpu'"
-        ) from None
-    if not count:
-        raise DeviceError("device 'cuda' needs an NVIDIA GPU, and CuPy finds none; use device 'cpu'")
+    with warnings.catch_warnings(record=True) as said:  # CuPy warns of a library that it cannot load, and goes on
+        warnings.simplefilter("always")
+        try:
+            import cupy
+        except ImportError as error:
+            cause = _reason(error.__cause__ or error)  # CuPy's own text is a page
+            raise DeviceError(f"device 'cuda' needs CuPy, which cannot be imported ({cause}); {_INSTALL}") from None
+        try:
+            count = cupy.cuda.runtime.getDeviceCount()
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise DeviceError(
+                f"device 'cuda' needs an NVIDIA GPU, and CuPy finds none ({_reason(error)}); use device 'cpu'"
+            ) from None
+        if not count:
+            raise DeviceError("device 'cuda' needs an NVIDIA GPU, and CuPy finds none; use device 'cpu'")
+        try:  # a driver alone is not enough: this takes NVRTC, CUDA's headers, cuBLAS and some memory
+            probe = cupy.ones((2, 2), np.float32)
+            float((probe @ probe + probe).sum())
+        except (MemoryError, cupy.cuda.runtime.CUDARuntimeError) as error:
+            raise DeviceError(f"device 'cuda' cannot be used: {explained(error)}; or use device 'cpu'") from None
+        except Exception as error:
+            cause = next((str(each.message) for each in said if "failed to load" in str(each.message)), _reason(error))
+            raise DeviceError(f"device 'cuda' has a GPU, but CuPy cannot compute on it ({cause}); {_INSTALL}") from None
+    for each in said:
+        warnings.warn(each.message, stacklevel=2)
 
     def from_numpy(array: np.ndarray, index: int) -> Array:
         # CuPy uploads slowly what is not contiguous, batch-last images too, so it gets the axes as they lie.
@@ -117,6 +140,39 @@ def parse_device(device: str) -> tuple[Backend, int]:
     return backend, index
 
 
+def explained(error: BaseException) -> str | None:
+    """An error of CuPy's or CUDA's in one sentence that says what to do, or None for any other error."""
+    if type(error).__module__.partition(".")[0] not in ("cupy", "cupy_backends"):
+        return None
+    reason = _reason(error)
+    if isinstance(error, MemoryError):
+        asked = re.search(r"allocating ([\d,]+) bytes", reason)
+        try:
+            free = f"{_by_name['cuda'].xp.cuda.runtime.memGetInfo()[0]:,} bytes are free"
+        except Exception:  # a device that is lost has no memory to speak of
+            free = "it does not say how much is free"
+        wanted = f"{asked[1]} bytes were asked for" if asked else reason
+        return f"there is not enough memory on the GPU: {wanted}, {free}; try a smaller batch"
+    for name, meaning in _FAILURES.items():
+        if name in reason:
+            return f"{meaning} ({reason})"
+    return f"the GPU reports: {reason}"
+
+
+_FAILURES = {  # by what CUDA calls them
+    "cudaErrorIllegalAddress": "an index was out of range on the GPU; run it under detect_anomaly() to find which",
+    "cudaErrorAssert": "an index was out of range on the GPU; run it under detect_anomaly() to find which",
+    "cudaErrorNoKernelImageForDevice": "CuPy does not fit this GPU; install the one for its driver",
+    "cudaErrorInsufficientDriver": "the driver is too old for this CuPy; update it, or install cupy-cuda12x",
+    "cudaErrorNoDevice": "the GPU is gone; start again, and look at nvidia-smi if that does not help",
+    "cudaErrorDevicesUnavailable": "the GPU is busy or gone; start again, and look at nvidia-smi if that does not help",
+    "cudaErrorECCUncorrectable": "the GPU's memory is damaged; look at nvidia-smi",
+    "cudaErrorLaunchFailure": "the GPU failed; start again, and look at nvidia-smi if that does not help",
+    "cudaErrorLaunchTimeout": "the GPU took too long, as one that also draws the screen may; try a smaller batch",
+    "cudaErrorUnknown": "the GPU is lost; start again, and look at nvidia-smi if that does not help",
+}
+
+
 def backend_of(*arrays: Array) -> Backend:
     """The backend of the arrays; Python numbers go with any. DeviceError if the arrays are on different devices."""
     found: Backend | None = None
@@ -145,7 +201,7 @@ def backend_of_type(array_type: type) -> Backend | None:
 
 
 def available() -> list[str]:
-    """The usable devices, "cpu" first.
+    """The devices that can compute, "cpu" first; `use` says why another cannot.
 
     >>> available()[0]
     'cpu'

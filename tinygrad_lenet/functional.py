@@ -58,6 +58,7 @@ __all__ = [
     "smooth_l1_loss",
     "softmax",
     "stack",
+    "standardize",
     "subsample2d",
     "tanh",
     "where",
@@ -247,7 +248,7 @@ def one_hot(labels: TensorLike, classes: int, dtype: Any = np.float32) -> Tensor
     """labels[N], integers in [0, classes) -> y[N K]: 1 at the label, 0 elsewhere.
 
     Labels on the host are range-checked (ValueError). On a GPU they are not, since the check would have to wait for the
-    GPU; there, a label out of range gives a row of zeros.
+    GPU; there, a label out of range gives a row of zeros, unless `detect_anomaly` is on.
 
     >>> one_hot(np.array([1]), 3)
     Tensor([[0., 1., 0.]])
@@ -394,7 +395,7 @@ def binary_cross_entropy_with_logits(
 ) -> Tensor:
     """-(target log s(x) + (1 - target) log(1 - s(x))), s the sigmoid: x[...] and target[...] of the same shape.
 
-    It is computed from x, without overflow or loss of digits. ``weight`` multiplies each element's loss, ``pos_weight``
+    It is computed from x, without overflow. ``weight`` multiplies each element's loss, ``pos_weight``
     its first term. ``reduction`` is "mean", "sum" or "none".
 
     >>> round(binary_cross_entropy_with_logits([0.0], [1.0]).item(), 4)
@@ -407,9 +408,9 @@ def binary_cross_entropy_with_logits(
     logs = columns.log_softmax(-1)  # log s(x), log(1 - s(x))
     first = target * logs[..., 0]
     if pos_weight is not None:
-        first = first * pos_weight
+        first = first * as_tensor(pos_weight).astype(x.dtype)
     y = -(first + (1.0 - target) * logs[..., 1])
-    return reduce(y if weight is None else y * weight)
+    return reduce(y if weight is None else y * as_tensor(weight).astype(x.dtype))
 
 
 def l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
@@ -591,8 +592,7 @@ def layer_norm(
         if given is not None and as_tensor(given).shape != shape:
             raise ShapeError(f"layer_norm: {name} has shape {as_tensor(given).shape}; expected {shape}")
     axes = tuple(range(x.ndim - len(shape), x.ndim))
-    centred = x - x.mean(axes, keepdims=True)
-    y = centred * ((centred * centred).mean(axes, keepdims=True) + eps) ** -0.5
+    y = standardize(x, axes, eps)
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 
@@ -657,26 +657,37 @@ def batch_norm(
         count = x.size // channels if channels else 0
         if count < 2:
             raise ValueError(f"batch_norm: x has shape {x.shape}; training needs more than one value a channel")
-        mean = x.mean(axes, keepdims=True)
-        centred = x - mean
-        var = (centred * centred).mean(axes, keepdims=True)
-        statistics = (running_mean, mean), (running_var, var * (count / (count - 1)))
         updates = []
         with no_grad():
-            for running, batch in statistics:
+            for running, statistic, factor in (
+                (running_mean, Tensor.mean, 1.0),
+                (running_var, Tensor.var, count / (count - 1)),
+            ):
                 if isinstance(running, Tensor):
                     check_writable("batch_norm", "a running statistic", running)
-                    updates.append((running, (1 - momentum) * running + momentum * batch.reshape(channels)))
+                    batch = factor * statistic(x, axes)
+                    updates.append((running, (1 - momentum) * running + momentum * batch))
             for running, new in updates:
                 running[...] = new
+        y = standardize(x, axes, eps)
+        y = y if weight is None else y * of_channel["weight"].reshape(shape)
     else:
-        centred = x - of_channel["running_mean"].reshape(shape)
-        var = of_channel["running_var"].reshape(shape)
-    scale = (var + eps) ** -0.5
-    if weight is not None:
-        scale = scale * of_channel["weight"].reshape(shape)
-    y = centred * scale
+        scale = (of_channel["running_var"].reshape(shape) + eps) ** -0.5
+        scale = scale if weight is None else scale * of_channel["weight"].reshape(shape)
+        y = (x - of_channel["running_mean"].reshape(shape)) * scale
     return y if bias is None else y + of_channel["bias"].reshape(shape)
+
+
+def standardize(x: TensorLike, axis: int | Sequence[int] | None = -1, eps: float = 1e-5) -> Tensor:
+    """(x - mean) / sqrt(var + eps) of x[...], with mean and variance along ``axis`` (None: all axes).
+
+    Times a weight and plus a bias, this is layer normalization (Ba et al. 2016). ShapeError for an empty axis,
+    ValueError for a negative ``eps``.
+
+    >>> standardize([[1.0, 3.0]], eps=0.0)
+    Tensor([[-1.,  1.]])
+    """
+    return op("standardize", axis, eps)(x)
 
 
 def pad(x: TensorLike, pad_width: int | Sequence[Any], value: float = 0.0) -> Tensor:

@@ -96,6 +96,25 @@ def _check_range(op: str, low: int, high: int, axis: int, shape: Shape) -> None:
         raise IndexError(f"{op}: index {low if low < -size else high} is out of range for axis {axis} of shape {shape}")
 
 
+def index_ranges(shape: Shape, pattern: Pattern) -> list[range]:
+    """The integers that each array of the pattern may hold in an index into an array of ``shape``.
+
+    >>> index_ranges((4, 5, 6), (AT, ..., AT))
+    [range(-4, 4), range(-6, 6)]
+    """
+    at = next((i for i, part in enumerate(pattern) if part is Ellipsis), len(pattern))
+    ranges = []
+    axis = 0
+    for i, part in enumerate(pattern):
+        if i == at:
+            axis = len(shape) - sum(map(_axes_named, pattern[at + 1 :]))
+            continue
+        if isinstance(part, str):
+            ranges.append(range(-shape[axis], shape[axis]))
+        axis += _axes_named(part)
+    return ranges
+
+
 def indexed_shape(op: str, shape: Shape, pattern: Pattern, arrays: Sequence[Shape]) -> Shape:
     """The shape of x[index], where x has ``shape``, the index ``pattern``, and its arrays the shapes ``arrays``.
 

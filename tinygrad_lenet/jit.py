@@ -18,7 +18,6 @@ import types
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
@@ -26,9 +25,9 @@ import numpy as np
 from .anomaly import caller
 from .backend import Array, backend_of, backend_of_type, default_device, memory_of, transfer
 from .graph import Node, Observer, changes, mode, note_write, observed, tick
-from .nn.module import Parameter
+from .nn.module import Module, Parameter
 from .op import Op
-from .plan import Bound, Plan, owner_of
+from .plan import Bound, Plan, in_line, in_own_memory, owner_of
 from .tensor import Tensor, wrap
 
 P = ParamSpec("P")
@@ -38,6 +37,7 @@ _KEPT = 32  # plans that a function keeps in each thread
 _MOVES = 2  # how often gradients may be kept by others before they are handed out as copies
 _TRIES = 8  # recordings that came to nothing before a function is refused
 _PLAIN = (int, float, bool, str, bytes, complex, type(None))
+_CONTAINERS = (list, dict, set, frozenset)
 
 
 class JitError(ValueError):
@@ -103,7 +103,7 @@ class _Outside:
 
     tensor: Tensor
     array: Array
-    values: np.ndarray  # a copy, from when it was found
+    values: Any  # a copy, from when it was found; None once it is forgotten
     line: Any
     made: bool = False  # whether each call makes it anew, always with the same values
 
@@ -122,16 +122,47 @@ class _Recorder(Observer):
         self.gradients: dict[int, Any] = {}  # by id of a leaf: the gradient that the function gave it
         self.modules: dict[int, tuple[Any, dict[str, Any]]] = {}  # by id: a module, and its settings at its first use
         self.switched: set[int] = set()  # ids of modules whose mode the function sets
-        self.values = [_host(x).copy() for x in arguments]
+        self.values = [_host(x).copy("K") for x in arguments]
+        self.returned: list[Tensor] = []
+        self.known: dict[int, tuple[Array, int, Any]] = {}  # by slot: an array, its values' hash, and a line
         for x in arguments:
             self._new(_array(x))
+
+    def forget(self, constants: bool) -> None:
+        """Keep what is needed to compare this recording with others, and no values; with ``constants``, those, too."""
+        self.arguments, self.alive, self.values, self.returned = (), [], [], []
+        for memory in (self.slots, self.known, self.starts, self.gradients, self.modules):
+            memory.clear()
+        for entry in self.log:
+            if isinstance(entry, _Fetched):
+                entry.array = None
+        for each in self.outside.values():
+            if not constants and not each.made:
+                each.values = None
 
     def refuse(self, sentence: str) -> None:
         raise JitError(f"jit: {self.name} {sentence} (at {caller()})")
 
     def _new(self, array: Array) -> int:
         self.alive.append(array)
-        return self.slots.setdefault(id(array), len(self.alive) - 1)
+        slot = self.slots.setdefault(id(array), len(self.alive) - 1)
+        self.known[slot] = array, _hash(array), caller()
+        return slot
+
+    def _written(self, owners: set[int]) -> None:
+        """Take note of the values of what lies in these blocks of memory, which have been written to."""
+        for slot, (array, _, line) in self.known.items():
+            if id(memory_of(array)) in owners:
+                self.known[slot] = array, _hash(array), line
+
+    def refuse_hidden_writes(self) -> None:
+        """JitError if an array has other values now, though no op and no call has changed it."""
+        for array, values, line in self.known.values():
+            if _hash(array) != values:
+                raise JitError(
+                    f"jit: {self.name} writes into an array of shape {array.shape} without an op, which a replay would "
+                    f"not do; write t[...] = value under no_grad() (it is made or first used at {line})"
+                )
 
     def slot(self, x: Tensor) -> int:
         found = self.slots.get(id(x.data))
@@ -144,7 +175,6 @@ class _Recorder(Observer):
             found = self._new(x.data)
             self.outside[found] = _Outside(x, x.data, _host(x).copy(), caller())
             self.alive.append(x)
-            self.slots[id(x.data)] = found
         return found
 
     def leaf(self, leaf: Any) -> Any:
@@ -159,6 +189,7 @@ class _Recorder(Observer):
             )
         if op.writes:
             self.log.append(_Applied(op, refs, refs[0].index, caller()))
+            self._written({id(memory_of(output.data))})
         elif id(output.data) not in self.slots:
             self.log.append(_Applied(op, refs, self._new(output.data), caller()))
 
@@ -191,7 +222,7 @@ class _Recorder(Observer):
         )
 
     def used(self, thing: Any) -> None:
-        if isinstance(thing, dict):
+        if isinstance(thing, dict) or thing._forward_hooks:
             self.refuse("calls hooks, which a replay would not do; remove them first")
         if id(thing) not in self.modules:
             self.modules[id(thing)] = (thing, _settings(thing, id(thing) in self.switched))
@@ -205,8 +236,10 @@ class _Recorder(Observer):
             self.switched |= {id(module) for _, module in arguments[0].named_modules()}
         refs = tuple([_Slot(self.slot(x)) if isinstance(x, Tensor) else x for x in arguments])
         self.log.append(_Called(function, refs, options))
+        self.refuse_hidden_writes()
         with observed(None):
             answer = function(*arguments, **options)
+        self._written({id(memory_of(array)) for array, _, _ in self.known.values()})
         if type(answer) in (int, float) or (isinstance(answer, (list, tuple)) and answer):
             self.refuse(f"uses numbers that {function.__name__} returned, which a replay would not see")
         return answer
@@ -219,10 +252,16 @@ class _Conditions:
     """What has to be as it was when a function was recorded."""
 
     def __init__(self, recorder: _Recorder, names: "_Names") -> None:
-        self.tensors = [(each.tensor, each.array, each.tensor._requires_grad) for each in recorder.outside.values()]
+        found = {id(each.tensor): (each.tensor, each.array) for each in recorder.outside.values()}
+        used = {id(memory_of(array)) for _, array in found.values()}
+        for t in names.tensors:
+            if id(memory_of(t.data)) in used:  # a view of it, or t.detach(), may be what was used
+                found.setdefault(id(t), (t, t.data))
+        self.tensors = [(t, array, t._requires_grad) for t, array in found.values()]
         self.starts = [(recorder.leaf(leaf), missing) for leaf, missing in recorder.starts.values()]
         self.modules = [(*each, id(each[0]) in recorder.switched) for each in recorder.modules.values()]
         self.names = names
+        self.sources: list[tuple[Array, int]] = []  # arrays from which others may have been made, and their hashes
         self.changes = -1
 
     def hold(self, arguments: Sequence[Any]) -> bool:
@@ -233,7 +272,7 @@ class _Conditions:
         for leaf, missing in self.starts:
             if ((arguments[leaf.index] if type(leaf) is _Argument else leaf)._grad is None) is not missing:
                 return False
-        if self.names.changed() is not None:
+        if self.names.changed() is not None or any(_hash(array) != values for array, values in self.sources):
             return False
         now = changes()
         if now != self.changes:
@@ -259,14 +298,13 @@ def _settings(module: Any, switched: bool) -> dict[str, Any]:
     return {**found, **mode, "its class": type(module), "its hooks": len(module._forward_hooks)}
 
 
-def _summary(value: Any) -> Any:
+def _summary(value: Any, depth: int = 4) -> Any:
     """A value that equals another one only if nothing that matters has changed."""
     if isinstance(value, _PLAIN):
         return type(value), repr(value)
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return type(value), tuple([_summary(each) if isinstance(each, _PLAIN) else _Same(each) for each in value])
-    if isinstance(value, dict):
-        return dict, tuple([(_summary(key), _Same(each)) for key, each in value.items()])
+    if isinstance(value, (*_CONTAINERS, tuple)) and depth:
+        each = value.items() if isinstance(value, dict) else value
+        return type(value), tuple([_summary(part, depth - 1) for part in each])
     return _Same(value)
 
 
@@ -279,93 +317,142 @@ class _Same:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and (
-            self.value is other.value
-            or (isinstance(self.value, _PLAIN) and _summary(self.value) == _summary(other.value))
-        )
+        return isinstance(other, _Same) and self.value is other.value
 
     __hash__ = None  # type: ignore[assignment]
 
 
 class _Names:
-    """What the names in a function's code stand for: variables around it, globals, and plain attributes of those.
+    """What the names in a function's code stand for: variables around it, globals, their attributes, and so on.
 
-    Functions that it names are searched as well, except those of this package, which keep nothing in globals.
+    Functions and methods that it names are searched as well, and so is what they name; but nothing of this package, of
+    NumPy or of the standard library.
     """
 
     def __init__(self, function: Callable[..., Any], objects: Sequence[Any]) -> None:
-        self.found: list[tuple[str, Callable[[], Any], Any]] = []
-        self._seen: set[int] = set()
-        self._visit(function)
+        self.found: list[tuple[str, Callable[[], Any], Any, Any]] = []
+        self.tensors: list[Tensor] = []
+        self.arrays: list[np.ndarray] = []
+        self.iterator: str | None = None
+        self._codes: dict[types.CodeType, set[str]] = {}
+        self._seen: dict[Any, Any] = {}  # with what has to stay alive, so that no id is used twice
+        self._thing("function", function, set())
         plain = inspect.unwrap(getattr(function, "__func__", function))
+        names = self._codes.get(plain.__code__, set()) if isinstance(plain, types.FunctionType) else set()
         for each in objects:
-            self._attributes("an argument", each, _names_in(plain.__code__) if hasattr(plain, "__code__") else set())
+            self._thing("an argument", each, names)
 
     def changed(self) -> str | None:
         """A name whose value has changed; None if there is none."""
-        for name, look, before in self.found:
+        for name, look, before, contents in self.found:
             try:
                 value = look()
             except (AttributeError, KeyError, ValueError):
                 return name
-            if value is before[0]:
-                if before[1] is None or _summary(value) == before[1]:
+            if contents is not None:
+                if _summary(value) == contents:
                     continue
-            elif type(value) in _PLAIN and type(value) is type(before[0]) and repr(value) == repr(before[0]):
+            elif value is before or (
+                type(value) in _PLAIN and type(value) is type(before) and repr(value) == repr(before)
+            ):
                 continue
             return name
         return None
 
-    def _note(self, name: str, look: Callable[[], Any]) -> Any:
+    def _note(self, name: str, names: set[str], function: Callable[..., Any], *arguments: Any) -> None:
+        """Note the value that a function gives now, and look into it."""
+        look = functools.partial(function, *arguments)
         try:
             value = look()
         except (AttributeError, KeyError, ValueError):
-            return None
-        contents = _summary(value) if isinstance(value, (list, dict, set)) else None
-        self.found.append((name, look, (value, contents)))
-        return value
+            return
+        contents = _summary(value) if isinstance(value, (*_CONTAINERS, tuple)) else None
+        self.found.append((name, look, value, contents))
+        self._thing(name, value, names)
 
-    def _visit(self, function: Any) -> None:
-        owner = getattr(function, "__self__", None)
-        function = inspect.unwrap(getattr(function, "__func__", function))
-        if not isinstance(function, types.FunctionType):  # an object that can be called, such as a module
-            call = getattr(type(function), "forward", None) or vars(type(function)).get("__call__")
-            owner, function = function, inspect.unwrap(call) if isinstance(call, types.FunctionType) else None
-        if function is None or id(function.__code__) in self._seen:
+    def _thing(self, name: str, thing: Any, names: set[str]) -> None:
+        """Look into what is called ``name``, for what the code in which it is found names."""
+        key = id(thing), id(names)
+        if isinstance(thing, _PLAIN) or key in self._seen:
             return
-        self._seen.add(id(function.__code__))
-        if Path(function.__code__.co_filename).is_relative_to(_PACKAGE):
+        self._seen[key] = thing, names
+        if isinstance(thing, Tensor):
+            self.tensors.append(thing)
+        elif isinstance(thing, np.ndarray):
+            self.arrays.append(thing)
+        elif hasattr(type(thing), "__next__"):
+            self.iterator = name
+        elif isinstance(thing, (*_CONTAINERS, tuple)):
+            for each in thing.values() if isinstance(thing, dict) else thing:
+                self._thing(name, each, names)
+        elif isinstance(thing, functools.partial):
+            for each in (thing.func, *thing.args, *thing.keywords.values()):
+                self._thing(name, each, names)
+        elif isinstance(thing, types.MethodType):
+            self._function(thing.__func__, thing.__self__)
+        elif callable(thing) and isinstance(inner := inspect.unwrap(thing), types.FunctionType):
+            self._function(inner, None)
+        elif not _is_library(thing):
+            self.tensors += getattr(thing, "params", ())  # of an optimiser
+            for module in [each for _, each in thing.named_modules()] if isinstance(thing, Module) else ():
+                self.tensors += [tensor for _, tensor in module._own_tensors()]
+                self._method(module, "forward")
+            self._method(thing, "__call__")
+            for attribute in sorted(names):
+                self._attribute(f"{name}.{attribute}", thing, attribute, names)
+
+    def _function(self, function: Any, owner: Any) -> None:
+        code, key = function.__code__, (id(function), id(owner))
+        if key in self._seen or _is_library(function.__module__):
             return
-        names = _names_in(function.__code__)
-        if owner is not None:
-            self._attributes("self", owner, names)
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            self._value(name, functools.partial(getattr, cell, "cell_contents"), names)
+        self._seen[key] = function, owner
+        names = self._codes.setdefault(code, _names_in(code))
+        self._note(function.__name__, names, getattr, function, "__code__")
+        for defaults in ("__defaults__", "__kwdefaults__"):
+            if getattr(function, defaults):
+                self._note(f"{function.__name__}.{defaults}", names, getattr, function, defaults)
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            self._note(name, names, getattr, cell, "cell_contents")
         for name in sorted(names & function.__globals__.keys()):
-            self._value(name, functools.partial(operator.getitem, function.__globals__, name), names)
+            self._note(name, names, operator.getitem, function.__globals__, name)
+        if owner is not None:
+            self._thing("self", owner, names)
 
-    def _value(self, name: str, look: Callable[[], Any], names: set[str]) -> None:
-        value = self._note(name, look)
-        if isinstance(value, (types.FunctionType, types.MethodType)):
-            self._visit(value)
-        elif not isinstance(value, (types.ModuleType, type, Tensor, np.ndarray, *_PLAIN)):
-            self._attributes(name, value, names)
+    def _method(self, owner: Any, name: str) -> None:
+        function = inspect.getattr_static(type(owner), name, None)
+        if isinstance(function, types.FunctionType) and not _is_library(function.__module__):
+            self._note(f"{type(owner).__name__}.{name}", set(), getattr, type(owner), name)
+            self._function(function, owner)
 
-    def _attributes(self, name: str, value: Any, names: set[str]) -> None:
-        if hasattr(type(value), "forward"):
-            self._visit(value)
-        for attribute in sorted(names):
-            kind = getattr(type(value), attribute, None)
-            if attribute in getattr(value, "__dict__", {}) or isinstance(kind, property):
-                try:
-                    plain = isinstance(getattr(value, attribute), (*_PLAIN, list, dict, set))
-                except Exception:
-                    continue
-                if plain:
-                    self._note(f"{name}.{attribute}", functools.partial(getattr, value, attribute))
+    def _attribute(self, name: str, owner: Any, attribute: str, names: set[str]) -> None:
+        if attribute in getattr(owner, "__dict__", {}):
+            if attribute != "training":  # which `_settings` looks at
+                self._note(name, names, getattr, owner, attribute)
+            return
+        found = inspect.getattr_static(owner, attribute, None)
+        if isinstance(found, types.FunctionType):
+            self._method(owner, attribute)
+        elif isinstance(found, property):
+            try:
+                plain = isinstance(getattr(owner, attribute), (*_PLAIN, *_CONTAINERS))
+            except Exception:
+                return
+            if plain:
+                self._note(name, names, getattr, owner, attribute)
+        elif found is not None:
+            self._note(name, names, getattr, owner, attribute)
 
 
-_PACKAGE = Path(__file__).parent
+_LIBRARIES = {"tinygrad_lenet", "numpy", "cupy", *sys.stdlib_module_names}
+
+
+def _is_library(thing: Any) -> bool:
+    """Whether a module, by itself or by name, or a class belongs to this package, NumPy or the standard library."""
+    if isinstance(thing, (types.BuiltinFunctionType, np.ufunc, np.generic, np.random.Generator)):
+        return True
+    name = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
+    name = thing if isinstance(thing, str) else name if isinstance(thing, (types.ModuleType, type)) else None
+    return name is not None and name.partition(".")[0] in _LIBRARIES and not name.startswith("tinygrad_lenet.models")
 
 
 def _names_in(code: types.CodeType) -> set[str]:
@@ -408,7 +495,8 @@ def _differ(a: _Recorder, b: _Recorder) -> str | None:
             continue
         if any(memory_of(two.array) is owner for owner in owners):
             return f"takes part of an argument's array without an op; index the tensor instead (at {two.line})"
-        if _layout(one.array)[1:] != _layout(two.array)[1:] or one.values.tobytes() != two.values.tobytes():
+        values = None if one.values is None or two.values is None else (one.values.tobytes(), two.values.tobytes())
+        if _layout(one.array)[1:] != _layout(two.array)[1:] or values is None or values[0] != values[1]:
             return (
                 f"uses an array of shape {two.array.shape} that is made outside ops and differs between two calls; "
                 f"pass it as an argument (at {two.line})"
@@ -441,6 +529,18 @@ def _array(x: Any) -> Array:
     return x.data if isinstance(x, Tensor) else x
 
 
+def _same_bits(x: np.ndarray, y: np.ndarray) -> bool:
+    if x.strides == y.strides and x.size:
+        x, y = in_line(x), in_line(y)
+        if x.ndim == y.ndim == 1:  # they lie alike in memory, so nothing needs to be copied
+            return np.array_equal(x.view(np.uint8), y.view(np.uint8))
+    return x.tobytes() == y.tobytes()
+
+
+def _hash(array: Array) -> int:
+    return hash(_host(array).tobytes())
+
+
 def _host(x: Any) -> np.ndarray:
     array = _array(x)
     return backend_of(array).to_numpy(array)
@@ -470,7 +570,7 @@ def _flat(name: str, x: Any, arrays: list[Any], objects: list[Any]) -> Any:
     if isinstance(x, Tensor) and not isinstance(x, Parameter):
         data = x.data
         arrays.append(x)
-        return Tensor, data.shape, data.dtype, data.strides, type(data), x._requires_grad, _place(data)
+        return Tensor, data.shape, data.dtype, data.strides, type(data), x._requires_grad, _place(data), _alone(x)
     if backend_of_type(kind) is not None:
         arrays.append(x)
         return kind, x.shape, x.dtype, x.strides, _place(x)
@@ -489,8 +589,15 @@ def _flat(name: str, x: Any, arrays: list[Any], objects: list[Any]) -> Any:
         ) from None
     if isinstance(x, np.ndarray):
         raise TypeError(f"jit: {name} was given {kind.__name__}; pass np.asarray(x)")
+    if isinstance(x, np.generic):
+        return kind, x.tobytes()
     objects.append(x)
-    return kind, x if kind.__hash__ is not object.__hash__ else _Identity(x)
+    return kind, _Identity(x)  # what is equal may have other attributes
+
+
+def _alone(x: Tensor) -> bool:
+    """Whether a gradient ends at this tensor, and nothing else is called with it."""
+    return x.op is None and not x.hooks
 
 
 def _place(array: Array) -> Any:
@@ -508,6 +615,7 @@ class _Result:
     parts: Any = ()
     requires_grad: bool = False
     op: Any = None
+    number: int = 0  # of the tensor, among those that the call returned
 
 
 def _results(recorder: _Recorder, y: Any) -> _Result:
@@ -525,9 +633,11 @@ def _results(recorder: _Recorder, y: Any) -> _Result:
                 "under no_grad(), or return it detached"
             )
         slot = recorder.slot(y)
-        if slot in recorder.outside and recorder.outside[slot].tensor is y:
-            return _Result("outside", y, slot)
-        return _Result("slot", slot, (), y._requires_grad, y.op)
+        number = next((i for i, each in enumerate(recorder.returned) if each is y), len(recorder.returned))
+        recorder.returned.append(y)
+        if slot in recorder.outside:
+            return _Result("outside", y, slot, y._requires_grad, y.op, number)
+        return _Result("slot", slot, (), y._requires_grad, y.op, number)
     if type(y) in (tuple, list):
         return _Result(type(y).__name__, None, [_results(recorder, each) for each in y])
     if type(y) is dict:
@@ -563,11 +673,10 @@ class _Frame:
 
 
 def _store(frame: _Frame, leaf: Any, array: Array | None) -> None:
-    if array is None:
-        gradient = None
-    else:
-        gradient = frame.given.get(id(array)) or wrap(array.copy(order="K"))
-    frame.tensor(leaf)._grad = gradient
+    given = frame.given.get(id(array))
+    if given is None and array is not None:
+        given = wrap(array.copy(order="K"))
+    frame.tensor(leaf)._grad = given
 
 
 def _fetch(frame: _Frame, leaf: Any, into: np.ndarray | None) -> None:
@@ -595,7 +704,7 @@ class _Planned:
     def __init__(self, recorder: _Recorder, results: _Result) -> None:
         self.frame = _Frame()
         self.plan, ends = self._make(recorder, results)
-        shown = [np.array(y) for y in ends]
+        shown = [in_own_memory(y) for y in ends]
         self.plan.lay_out(ends, [array for _, array in self.gradients])
         if not self._agrees(ends, shown):
             self.plan, ends = self._make(recorder, results)
@@ -609,9 +718,9 @@ class _Planned:
     def _bind(self) -> None:
         self.bound: Bound = self.plan.bind()
         self.inputs = [self.bound.array(x) for x in self.arguments]
-        self.ends = {slot: self.bound.array(y) for slot, y in self._ends}
-        given = [(leaf, self.bound.given(array)) for leaf, array in self.gradients] if self._moves < _MOVES else []
-        self._handed = [(leaf, wrap(array)) for leaf, array in given if array is not None]
+        self.ends = {slot: (self.bound.array(y), self.plan.kind(y) == "held") for slot, y in self._ends}
+        given = [each for each in self.gradients if self.plan.kind(each[1]) == "given" and self._moves < _MOVES]
+        self._handed = [(leaf, wrap(self.bound.array(array))) for leaf, array in given]
         self.frame.given = {id(tensor.data): tensor for _, tensor in self._handed}
         self._watched = [x for _, tensor in self._handed for x in (tensor, tensor.data, owner_of(tensor.data))]
         self._references = -1
@@ -628,7 +737,7 @@ class _Planned:
             values[slot] = plan.stand_in(_array(x), "argument")
         self.arguments = [values[slot].view(np.ndarray) for slot in range(len(recorder.arguments))]
         for slot, each in recorder.outside.items():
-            values[slot] = plan.constant(each.values) if each.made else plan.stand_in(each.array, "held")
+            values[slot] = plan.constant(_known(each)) if each.made else plan.stand_in(each.array, "held")
         written: set[int] = set()
         for entry in recorder.log:
             if isinstance(entry, _Applied):
@@ -669,7 +778,7 @@ class _Planned:
             for view, x in zip(self.inputs, arguments, strict=True):
                 np.copyto(view, x.data if isinstance(x, Tensor) else x)
             self.bound.run()
-            return {slot: self._result(array) for slot, array in self.ends.items()}
+            return {slot: wrap(y if held else in_own_memory(y)) for slot, (y, held) in self.ends.items()}
         finally:
             self.frame.arguments = ()
             if self.written:
@@ -677,8 +786,10 @@ class _Planned:
             if self._handed:
                 self._references = self._count()
 
-    def _result(self, array: np.ndarray) -> Tensor:
-        return wrap(np.array(array) if self.bound.private(array) else array)
+
+def _known(each: _Outside) -> np.ndarray:
+    assert each.values is not None
+    return each.values
 
 
 def _gradients(recorder: _Recorder, values: dict[int, Any]) -> list[tuple[Any, np.ndarray]]:
@@ -712,7 +823,7 @@ class _Stepwise:
         self.frame.arguments = arguments
         values: dict[int, Any] = {slot: _array(x) for slot, x in enumerate(arguments)}
         for slot, each in self.outside.items():
-            values[slot] = transfer(each.values.copy(), each.tensor.device) if each.made else each.array
+            values[slot] = transfer(_known(each).copy(), each.tensor.device) if each.made else each.array
         try:
             for entry in self.log:
                 if isinstance(entry, _Applied):
@@ -764,17 +875,20 @@ class _Recording:
     def covers(self, arguments: Sequence[Any]) -> bool:
         """Whether the replay is right for these arguments: not if one of them takes a value for the second time."""
         return all(
-            before is None or before.tobytes() == _host(x).tobytes()
-            for before, x in zip(self.values, arguments, strict=True)
+            before is None or _same_bits(before, _host(x)) for before, x in zip(self.values, arguments, strict=True)
         )
 
     def run(self, arguments: Sequence[Any]) -> Any:
         assert self.replay is not None
-        return self._made(self.results, self.replay.run(arguments), arguments)
+        return self._made(self.results, self.replay.run(arguments), arguments, {})
 
-    def _made(self, result: _Result, found: dict[int, Tensor], arguments: Sequence[Any]) -> Any:
+    def _made(
+        self, result: _Result, found: dict[int, Tensor], arguments: Sequence[Any], made: dict[int, Tensor]
+    ) -> Any:
         if result.kind == "slot":
-            y = found[result.what]
+            y = made.get(result.number)
+            if y is None:
+                y = made[result.number] = wrap(found[result.what].data)
             if result.requires_grad and y.op is None:
                 y._requires_grad = True
                 if result.op is not None:  # its graph has been freed
@@ -787,7 +901,7 @@ class _Recording:
             return (arguments[leaf.index] if isinstance(leaf, _Argument) else leaf)._grad
         if result.kind in ("outside", "value"):
             return result.what
-        parts = [self._made(part, found, arguments) for part in result.parts]
+        parts = [self._made(part, found, arguments, made) for part in result.parts]
         if result.kind == "dict":
             return dict(zip(result.what, parts, strict=True))
         return tuple(parts) if result.kind == "tuple" else parts
@@ -813,10 +927,12 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
     Everything that tensors do is replayed, random ops draw anew, and the steps of optimisers and schedules are taken
     with the settings of the moment. Other Python code is not run again: `JitError`, with the line, if the function
     reads a value (``item``, ``float``, ``if loss > 1``), has hooks, returns a tensor with its graph, or changes
-    variables; and if an array or a number that it uses is made anew in each call and differs. Replaced parameters,
-    ``train`` and ``eval``, `no_grad`, and other values of the variables and attributes that the function names lead to
-    a new recording. Under `detect_anomaly`, and within another recording, it runs as it is. Each thread has its own
-    recordings; results that would be views of an argument are copies. ``jit(f).plan`` is a table of the latest one.
+    variables; and if an array or a number that it uses is made anew in each call and differs. What it prints, or reads
+    from ``.data``, the clock or a file, is not noticed. Replaced parameters, ``train`` and ``eval``, `no_grad`, and
+    other values of the variables and attributes that the function names lead to a new recording. Under
+    `detect_anomaly`, within another recording, and for arguments that share memory or have a graph or hooks, it runs as
+    it is. Each thread has its own recordings; results that would be views of an argument are copies. ``jit(f).plan`` is
+    a table of the latest one.
 
     >>> from tinygrad_lenet import Tensor, jit
     >>> @jit
@@ -887,10 +1003,18 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
     ) -> Any:
         """Call the function, note what it does and, if ``before`` did the same, make a plan of it."""
         names = _Names(self.function, objects)
+        if names.iterator is not None:
+            raise JitError(
+                f"jit: {self._name} uses {names.iterator}, an iterator, which a replay would not advance; call next() "
+                "outside and pass the value as an argument"
+            )
+        sources = [(array, _hash(array)) for array in map(_array, (*names.tensors, *names.arrays))]
+        given = [_array(x) for x in arrays]
         recorder = _Recorder(self._name, arrays)
         with observed(recorder):
             y = self.function(*arguments, **options)
             results = _results(recorder, y)
+        recorder.refuse_hidden_writes()
         conditions = _Conditions(recorder, names)
         changed = names.changed() or conditions.changed_module()
         if changed is not None:
@@ -898,8 +1022,9 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
                 f"jit: {self._name} changes {changed}, which a replay would not do; return what it should become, or "
                 "keep it in a tensor"
             )
-        for tensor, array, _ in conditions.tensors:
-            if tensor.data is not array:
+        outside = [(tensor, array) for tensor, array, _ in conditions.tensors]
+        for tensor, array in (*outside, *zip(arrays, given, strict=True)):
+            if _array(tensor) is not array:
                 raise JitError(
                     f"jit: {self._name} replaces the array of a tensor of shape {array.shape}; write into it instead"
                 )
@@ -907,6 +1032,7 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
             if len(known) >= _TRIES:
                 del known[0]
             known.append(_Recording(recorder, conditions, results))
+            recorder.forget(constants=True)
             return y
         if before.replay is not None:  # a plan, called with values that it was not made from
             before.confirm(recorder)
@@ -919,28 +1045,22 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
         except JitError:
             known.remove(before)
             raise
-        self._refuse_hidden_writes(recorder)
         made = _Recording(recorder, conditions, results)
         made.values = before.values
         known[known.index(before)] = made
         if made.owners.isdisjoint(id(memory_of(_array(x))) for x in arrays):
-            planned = all(type(_array(x)) is np.ndarray for x in recorder.alive if isinstance(x, (Tensor, np.ndarray)))
-            made.replay = (_Planned if planned else _Stepwise)(recorder, results)
+            planned = all(type(array) is np.ndarray for array, _, _ in recorder.known.values())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the function has given those of its own
+                made.replay = (_Planned if planned else _Stepwise)(recorder, results)
             self._state.latest = made
+            if any(each.made for each in recorder.outside.values()):
+                used = {id(memory_of(each.array)) for each in recorder.outside.values()}
+                conditions.sources = [
+                    (x, values) for x, values in sources if id(memory_of(x)) not in used and _hash(x) == values
+                ]
+        recorder.forget(constants=made.replay is None)
         return y
-
-    def _refuse_hidden_writes(self, recorder: _Recorder) -> None:
-        """JitError if an array that the function found has other values now, though no op and no call changed it."""
-        if any(isinstance(entry, _Called) and entry.function.__name__ == "step" for entry in recorder.log):
-            return
-        written = {entry.output for entry in recorder.log if isinstance(entry, _Applied) and entry.op.writes}
-        owners = {id(memory_of(recorder.outside[slot].array)) for slot in written if slot in recorder.outside}
-        for each in recorder.outside.values():
-            if id(memory_of(each.array)) not in owners and each.values.tobytes() != _host(each.array).tobytes():
-                raise JitError(
-                    f"jit: {self._name} writes into an array of shape {each.array.shape} without an op, which a replay "
-                    f"would not do; write t[...] = value under no_grad() (it is used at {each.line})"
-                )
 
     @property
     def plan(self) -> "Plan | None":
@@ -948,13 +1068,16 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
         latest = self._state.latest
         return None if latest is None or not isinstance(latest.replay, _Planned) else latest.replay.plan
 
+    def __reduce__(self) -> Any:
+        return type(self), (self.function,)  # a copy records by itself
+
     def __repr__(self) -> str:
         return f"jit({self.function!r})"
 
 
 def _plannable(x: Any) -> bool:
     array = _array(x)
-    return type(array) is not np.ndarray or bool(array.flags.aligned)
+    return (type(array) is not np.ndarray or bool(array.flags.aligned)) and (array is x or _alone(x))
 
 
 def _same_results(a: _Result, b: _Result) -> bool:

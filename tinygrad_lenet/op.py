@@ -149,6 +149,10 @@ class Op:
         """
         raise ValueError(f"curvature: op {self.name} has no curvature rule")
 
+    def index_ranges(self, *shapes: Any, **named: Any) -> Sequence[range]:
+        """The values that each input with indices or labels may hold; on a GPU only `detect_anomaly` looks at them."""
+        return ()
+
     def compute(self, backend: Backend, arrays: Sequence[Any]) -> Array:
         """The output, from a faster kernel if there is one that covers these inputs."""
         kernel = find_kernel(backend.name, self.name)

@@ -11,6 +11,7 @@ when it is made.
 """
 
 import collections
+import copy
 import functools
 import threading
 import time
@@ -90,7 +91,7 @@ def _tracer() -> "Plan":
     return _tracing.plan
 
 
-def _in_line(x: Any) -> Any:
+def in_line(x: Any) -> Any:
     """The elements of an array in memory order, if that is no copy."""
     order = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
     line = x.transpose(order)
@@ -393,7 +394,7 @@ class _Namespace:
         return _tracer()
 
     def declined(self, predicate: Callable[..., Any], *arrays: Any) -> bool:
-        _tracer().guards.append((predicate, tuple(map(_in_line, arrays))))
+        _tracer().guards.append((predicate, tuple(map(in_line, arrays))))
         return False
 
 
@@ -432,6 +433,11 @@ class Plan:
             np.copyto(_at(block, _address(owner) - low, owner), owner)
             memory = self.memories[id(owner_of(block))] = Memory(block, kind, owner if kind == "held" else None)
         return _at(memory.block, _address(array) - low, array).view(Traced)
+
+    def kind(self, array: np.ndarray) -> str:
+        """The kind of memory that an array lies in."""
+        memory = self.memory(array)
+        return "value" if memory is None else memory.kind
 
     def constant(self, values: np.ndarray) -> Traced:
         """A traced array that has these values whenever the calls are made."""
@@ -509,7 +515,7 @@ class Plan:
             op.compute(NUMPY, plain)
             self.note(_written, (op, plain), {}, plain, inputs[:1])
             return inputs[0]
-        found = np.asarray(op.compute(NUMPY, plain))
+        found = np.asarray((op if op.repeatable else copy.deepcopy(op)).compute(NUMPY, plain))  # no number is used up
         y = self.adopt(np.array(found))
         self.note(_computed, (_plain(y), op, plain), {}, plain, [y])
         return y
@@ -531,7 +537,8 @@ class Plan:
         needed = {memory for y in results if (memory := self.memory(y)) is not None}
         kept: list[Call] = []
         for call in reversed(self.calls):
-            if call.effect or any(m in needed or m.kind in ("held", "argument") for m in call.writes):
+            draws = call.function is _computed and not call.arguments[1].repeatable  # and so changes a generator
+            if call.effect or draws or any(m in needed or m.kind in ("held", "argument") for m in call.writes):
                 needed |= call.reads
                 kept.append(call)
         self.calls = kept[::-1]
@@ -634,6 +641,8 @@ class Plan:
         if not isinstance(call.function, np.ufunc) or call.function.signature or call.options:
             return None
         *inputs, out = call.arguments
+        if out.size == 1:  # NumPy would take x += y for a sum, which picks another NaN
+            return None
         for x in inputs:
             source = self.memory(x) if isinstance(x, np.ndarray) else None
             if (
@@ -761,16 +770,6 @@ class Bound:
         looks: list[bool],
     ) -> None:
         self.calls, self.array, self.places, self.looks = calls, bound, places, looks
-        self._outside = [place for memory, place in places.items() if memory.kind == "held"]
-
-    def private(self, array: np.ndarray) -> bool:
-        """Whether an array lies in memory that the next run overwrites."""
-        return not any(array.base is place for place in self._outside)
-
-    def given(self, array: np.ndarray) -> np.ndarray | None:
-        """Where an array now lies, if its memory is handed out: the object that the calls get, too."""
-        y = self.array(array)
-        return y if any(y.base is place for memory, place in self.places.items() if memory.kind == "given") else None
 
     def run(self) -> None:
         """Make all calls."""
@@ -829,7 +828,21 @@ def _address(x: np.ndarray) -> int:
 
 def _at(block: np.ndarray, offset: int, like: np.ndarray) -> np.ndarray:
     """An array of the same layout as ``like`` whose first element is at ``offset`` of a block of bytes."""
+    if not like.size:  # whose strides may go beyond the block
+        return np.ndarray(like.shape, like.dtype, block)
     return np.ndarray(like.shape, like.dtype, block, offset, like.strides)
+
+
+def in_own_memory(x: np.ndarray) -> np.ndarray:
+    """A copy of an array with its layout, so that what is computed from either is the same to the bit."""
+    y = np.array(x)
+    if y.strides == x.strides or not x.size:
+        return y
+    low, high = byte_bounds(x)
+    y = _at(_aligned(high - low, low), _address(x) - low, x)
+    np.copyto(y, x)
+    y.flags.writeable = all(y.strides)  # elements that are repeated, as NumPy repeats them
+    return y
 
 
 class _Interface:

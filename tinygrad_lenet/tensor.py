@@ -260,7 +260,8 @@ class Tensor(Node):
     def __getitem__(self, index: Any) -> "Tensor":
         """Elements by NumPy's basic, integer and boolean indexing; IndexError for an index that is out of range.
 
-        Integers in an array on a GPU are not looked at, since that would wait for it: out of range, they wrap round.
+        Integers in an array on a GPU are not looked at, since that would wait for it: out of range, they wrap round,
+        unless `detect_anomaly` is on. A boolean mask does wait for it, since the shape depends on its values.
         """
         pattern, arrays = _parsed_index("getitem", self, index)
         return REGISTRY["getitem"](pattern)(self, *arrays)

@@ -1,7 +1,9 @@
-"""How close each op comes to the machine's limits: `python -m tests.benchmarks.ops --help`.
+"""Ops against PyTorch's and against the machine's limits: `python -m tests.benchmarks.ops --help`.
 
-One core, float32. An op that multiplies is compared with the fastest matrix product, an op that moves memory with a
-copy that reads and writes as many bytes, which uses the same cache. Bytes are those of the inputs and the output.
+One core, float32. By default, 40 ops with the shapes of public programs run in both frameworks (`programs`). With
+``--machine``, LeNet-5's ops are compared with the machine: an op that multiplies with the fastest matrix product, an op
+that moves memory with a copy that reads and writes as many bytes, which uses the same cache. Bytes are those of the
+inputs and the output.
 """
 
 import os
@@ -34,7 +36,7 @@ from tinygrad_lenet.ops.pool import AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool
 from tinygrad_lenet.ops.reduction import Sum
 from tinygrad_lenet.ops.softmax import CrossEntropy, Softmax
 
-from . import machine, processes
+from . import machine, processes, programs
 from .contestants import Ours
 
 PAIR = ((2, 2), (2, 2), (0, 0))  # kernel size, stride and padding of the pools
@@ -263,11 +265,18 @@ def torch_parts(inner: bool, *arrays: Any) -> Callable[[], Any]:
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.ops", description="Time each op of LeNet-5 and compare it with the machine."
+        prog="python -m tests.benchmarks.ops",
+        description="Time ops and compare them with PyTorch's, or with the machine.",
     )
-    parser.add_argument("--batch", type=int, default=64, help="images (default 64)")
+    parser.add_argument("--only", default="", metavar="WORD", help="the ops and programs that have WORD in their name")
+    parser.add_argument(
+        "--machine", action="store_true", help="compare LeNet-5's ops with the machine's limits instead"
+    )
+    parser.add_argument("--batch", type=int, default=64, help="images, with --machine (default 64)")
     parser.add_argument("--quick", action="store_true", help="a few calls each, to show that it runs, not how fast")
-    parser.add_argument("--growth", action="store_true", help="how time grows with images, batch and image size")
+    parser.add_argument(
+        "--growth", action="store_true", help="show instead how time grows with images, batch and image size"
+    )
     parser.add_argument("--large", help=argparse.SUPPRESS)
     parser.add_argument("--side", type=int, default=224, help=argparse.SUPPRESS)
     args = parser.parse_args(given)
@@ -279,13 +288,17 @@ def main(given: list[str] | None = None) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, machine.cores()[:1])
     parallel.tune_process()
-    m = machine.describe(("tinygrad_lenet", "numpy"))
+    m = machine.describe(("tinygrad_lenet", "numpy", "torch"))
     print(f"{m['date']}: {m['processor']}, one core ({' '.join(m['flags'])}), {m['versions']}")
     print(f"{' and '.join(machine.REMOVED)} removed, OPENBLAS_NUM_THREADS=1\n")
-    print_ops(args.batch, 0.002 if args.quick else 0.3)
     if args.growth:
-        print()
         print_growth(args.quick)
+    elif args.machine:
+        print_ops(args.batch, 0.002 if args.quick else 0.3)
+    elif importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed, so there is nothing to compare with; --machine needs no other framework")
+    else:
+        programs.print_table(args.only, 0.0 if args.quick else 1.0)
 
 
 if __name__ == "__main__":

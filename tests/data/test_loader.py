@@ -1,5 +1,6 @@
 """Batches: every sample once, the same for the same seed, resumable anywhere; distortions that do what they say."""
 
+import dataclasses
 from itertools import chain
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.strict import no_host_reads
+from tinygrad_lenet import Tensor, backend
 from tinygrad_lenet.data import Affine, DataLoader, to_input
 
 RNG = np.random.default_rng(0)
@@ -42,7 +45,7 @@ def test_batch_last_memory() -> None:
 @pytest.mark.parametrize(
     ("images", "error", "sentence"),
     [
-        (IMAGES.astype(np.float32), TypeError, "to_input: images are float32, expected a NumPy array of uint8"),
+        (IMAGES.astype(np.float32), TypeError, "to_input: images are float32, expected an array of uint8"),
         (IMAGES.tolist(), TypeError, "to_input: images are list"),
         (IMAGES[0], ValueError, r"to_input: images have shape \(28, 28\), expected \(N, 28, 28\) or \(N, 32, 32\)"),
         (IMAGES[:, :27], ValueError, "to_input: images have shape"),
@@ -155,6 +158,35 @@ def test_batch_is_a_function_of_epoch_and_position() -> None:
         loader.batch(0, 23)
 
 
+@pytest.mark.parametrize("device", ["strict", "strict:1"])
+@pytest.mark.parametrize("how", [{}, {"transform": to_input}, {"augment": Affine()}, {"transform": lambda x: x / 255}])
+def test_batches_on_a_device_are_those_on_the_host(how: dict[str, Any], device: str) -> None:
+    """Shares, orders and epochs too; batches are picked there without asking for a value."""
+    share = {"share": lambda n: slice(n // 3, n)}
+    for more in ({}, share):
+        host, there = (DataLoader(IMAGES, LABELS, 5, device=place, **how, **more) for place in ("cpu", device))
+        for _ in range(2):
+            with no_host_reads():
+                batches = list(there)
+            for (x, labels), (y, expected) in zip(batches, host, strict=True):
+                assert Tensor(x).device == Tensor(labels).device == device
+                np.testing.assert_array_equal(Tensor(x).numpy(), y)
+                np.testing.assert_array_equal(Tensor(labels).numpy(), expected)
+
+
+def test_images_go_up_once_and_the_order_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    to_strict = backend.parse_device("strict")[0]
+    counting = dataclasses.replace(
+        to_strict, from_numpy=lambda array, index: shapes.append(array.shape) or to_strict.from_numpy(array, index)
+    )
+    monkeypatch.setitem(backend._by_name, "strict", counting)
+    loader = DataLoader(IMAGES, LABELS, 5, device="strict")
+    for _ in range(3):
+        list(loader)
+    assert shapes == [(23, 28, 28), (23,), (23,), (23,), (23,)]
+
+
 def test_distortion_does_not_depend_on_how_batches_are_cut() -> None:
     one = next(iter(DataLoader(IMAGES, LABELS, 23, augment=Affine())))[0]
     cut = [x for x, _ in DataLoader(IMAGES, LABELS, 5, augment=Affine())]
@@ -178,7 +210,7 @@ def test_own_transform_and_augment_see_uint8_images() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "sentence"),
     [
-        ({"images": IMAGES / 255}, TypeError, "DataLoader: images are float64, expected a NumPy array of uint8"),
+        ({"images": IMAGES / 255}, TypeError, "DataLoader: images are float64, expected an array of uint8"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, ValueError, "DataLoader: images have shape .* at least one"),
         ({"images": IMAGES[:, :9]}, ValueError, "DataLoader: images have shape"),
         ({"labels": LABELS[:-1]}, ValueError, r"DataLoader: labels have shape \(22,\), expected \(23,\)"),

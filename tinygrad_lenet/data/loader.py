@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..backend import NUMPY, Array, backend_of, backend_of_type, parse_device, transfer
 from ..shapes import integer, number
 
 Images = npt.NDArray[np.uint8]
@@ -25,9 +26,9 @@ def to_input(
     """Return uint8 images (N, H, W), 28x28 or 32x32, as float32 (N, 1, 32, 32): 0 is background, 255 foreground.
 
     28x28 images get a border of background. By default MNIST's pixels, without the border, get mean 0 and variance 1;
-    LeCun et al. (1998, Section II.B) used -0.1 for the background and 1.175 for the foreground. The result is a
-    transposed view of a C-contiguous (1, 32, 32, N) array, the order in which convolutions run fastest. Raises
-    TypeError for another dtype, ValueError for another shape.
+    LeCun et al. (1998, Section II.B) used -0.1 for the background and 1.175 for the foreground. The result lies where
+    the images do, which may be a GPU; on the CPU the images are last in memory, as in a C-contiguous (1, 32, 32, N)
+    array, the order in which convolutions run fastest. TypeError for another dtype, ValueError for another shape.
 
     >>> x = to_input(np.full((2, 28, 28), 255, np.uint8), background=-0.1, foreground=1.175)
     >>> x.shape, round(float(x[0, 0, 0, 0]), 3), round(float(x[0, 0, 2, 2]), 3)
@@ -36,12 +37,14 @@ def to_input(
     _require_images("to_input", images, (28, _SIDE))
     N, H, W = images.shape
     border = (_SIDE - H) // 2
-    # Transposing bytes first and converting them afterwards moves a quarter of the memory in the slow, strided copy.
-    pixels = np.zeros((_SIDE, _SIDE, N), np.uint8)
-    pixels[border : border + H, border : border + W] = images.transpose(1, 2, 0)  # [N H W] -> [H W N]
-    x = np.multiply(pixels, np.float32((foreground - background) / 255))
-    x += np.float32(background)
-    return x[None].transpose(3, 0, 1, 2)  # [1 H W N] -> [N 1 H W]
+    backend = backend_of(images)
+    with backend.current(images):
+        # Transposing bytes and converting them afterwards moves a quarter of the memory in the slow, strided copy.
+        pixels = backend.xp.zeros((_SIDE, _SIDE, N), np.uint8).transpose(2, 0, 1)  # [H W N] -> [N H W]
+        pixels[:, border : border + H, border : border + W] = images
+        x = backend.xp.multiply(pixels, np.float32((foreground - background) / 255))
+        x += np.float32(background)
+    return x[:, None]  # [N H W] -> [N 1 H W]
 
 
 class DataLoader:
@@ -54,6 +57,9 @@ class DataLoader:
 
     If several processes train together, `share(n)` gives the slice of a batch of n that this process draws, for example
     `parallel.Group.share`; `drawn` is the size of the whole batch from which the latest share was taken.
+
+    With `device="cuda"`, batches are arrays on that GPU. The images go up once, as uint8, and are picked, padded and
+    scaled there; with `augment` or a transform of one's own, which run on the host, each finished batch goes up.
 
     A `for` over the loader runs through the epoch that `epoch` counts. Leaving it early abandons the epoch: the next
     `for` begins the next one, unless `load_state_dict` put the loader in the middle of an epoch.
@@ -76,6 +82,7 @@ class DataLoader:
         drop_last: bool = False,
         augment: Augment | None = None,
         share: Callable[[int], slice] | None = None,
+        device: str = "cpu",
     ) -> None:
         _require_images("DataLoader", images, (28, _SIDE) if transform is None else None)
         if not len(images):
@@ -97,18 +104,22 @@ class DataLoader:
         self.drop_last: bool = bool(drop_last)
         self.augment = augment
         self.share = share
+        self.device = device
+        self._on_host: bool = parse_device(device)[0] is NUMPY
         self.drawn: int = 0
         self.epoch: int = 0
         self.position: int = 0  # how many samples of this epoch have been yielded
         self._resumed = False
         self._drawn: tuple[tuple[int, int], npt.NDArray[np.intp]] | None = None  # the latest order, and its key
+        self._there: list[Array] = []  # on the device: images, labels, and the latest order
+        self._order_there: npt.NDArray[np.intp] | None = None  # the order that is there
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch."""
         whole, rest = divmod(len(self.images), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def __iter__(self) -> Iterator[tuple[npt.NDArray[Any], Labels]]:
+    def __iter__(self) -> Iterator[tuple[Array, Array]]:
         """Yield the rest of the current epoch, or the next epoch if the last loop was left early."""
         if self.position > 0 and not self._resumed:
             self.epoch, self.position = self.epoch + 1, 0
@@ -122,22 +133,38 @@ class DataLoader:
             yield x, labels
         self.epoch, self.position = epoch + 1, 0
 
-    def batch(self, epoch: int, position: int) -> tuple[npt.NDArray[Any], Labels]:
+    def batch(self, epoch: int, position: int) -> tuple[Array, Array]:
         """Return this process's share of the batch that begins at sample `position` of `epoch`."""
         epoch = integer("DataLoader.batch", "epoch", epoch, 0)
         position = integer("DataLoader.batch", "position", position, 0)
         if position >= len(self.images):
             raise ValueError(f"DataLoader.batch: position is {position}, expected less than {len(self.images)}")
-        chosen = self._order(epoch)[position : position + self.batch_size]
+        order, stop = self._order(epoch), min(position + self.batch_size, len(self.images))
         if self.share is not None:
-            part = self.share(len(chosen))
-            chosen, position = chosen[part], position + part.start
+            part = self.share(stop - position)
+            position, stop = position + part.start, position + part.stop
+        if not self._on_host and self.augment is None and self.transform in (None, to_input):
+            return self._picked_there(order, slice(position, stop))
+        chosen = order[position:stop]
         images, labels = self.images.take(chosen, axis=0), self.labels.take(chosen)
         if self.augment is not None:
             if self.transform is None:
                 images = _pad(images)
             images = self.augment(images, epoch, position)
-        return (to_input if self.transform is None else self.transform)(images), labels
+        x = (to_input if self.transform is None else self.transform)(images)
+        return transfer(x, self.device), transfer(labels, self.device)
+
+    def _picked_there(self, order: npt.NDArray[np.intp], part: slice) -> tuple[Array, Array]:
+        """A batch, picked on the device: nothing goes up but, once, images and labels and, once an epoch, the order."""
+        if not self._there:
+            self._there = [transfer(array, self.device) for array in (self.images, self.labels, order)]
+        elif self._order_there is not order:
+            self._there[2] = transfer(order, self.device)
+        self._order_there = order
+        images, labels, places = self._there
+        with backend_of(images).current(images):
+            chosen = places[part]
+            return to_input(images[chosen]), labels[chosen]
 
     def state_dict(self) -> dict[str, int]:
         """Return the position in the run as plain numbers: seed, epoch, and samples yielded in this epoch."""
@@ -286,11 +313,11 @@ def _pad(images: Images) -> Images:
     return padded
 
 
-def _require_images(function: str, images: object, sides: tuple[int, ...] | None) -> None:
+def _require_images(function: str, images: Any, sides: tuple[int, ...] | None) -> None:
     """Refuse anything but a uint8 array (N, H, W) or, if sides are given, one of squares with such sides."""
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
-        raise TypeError(f"{function}: images are {found}, expected a NumPy array of uint8")
+    if backend_of_type(type(images)) is None or images.dtype != np.uint8:
+        found = type(images).__name__ if backend_of_type(type(images)) is None else images.dtype
+        raise TypeError(f"{function}: images are {found}, expected an array of uint8")
     wanted = "(N, H, W)" if sides is None else " or ".join(f"(N, {side}, {side})" for side in sides)
     fits = images.ndim == 3 and 0 not in images.shape[1:]
     if not fits or (sides is not None and images.shape[1:] not in [(side, side) for side in sides]):

@@ -3,6 +3,6 @@
 Derivatives are stated in ops only.
 """
 
-from . import cpu
+from . import cpu, cpu_general, cuda
 
-__all__ = ["cpu"]
+__all__ = ["cpu", "cpu_general", "cuda"]

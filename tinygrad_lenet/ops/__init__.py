@@ -1,6 +1,19 @@
 """The ops, one file per family. Importing this package fills the registry, `tinygrad_lenet.op.REGISTRY`."""
 
-from . import conv, elementwise, further, indexing, layout, lenet_1998, linalg, pool, random, reduction, softmax
+from . import (
+    conv,
+    elementwise,
+    further,
+    indexing,
+    layout,
+    lenet_1998,
+    linalg,
+    pool,
+    random,
+    reduction,
+    softmax,
+    standardize,
+)
 
 __all__ = [
     "conv",
@@ -14,4 +27,5 @@ __all__ = [
     "random",
     "reduction",
     "softmax",
+    "standardize",
 ]

@@ -56,7 +56,7 @@ class Conv2d(Multilinear):
         f, _, kh, kw = weight.shape
         n, g = x.shape[0], self.groups
         cols, (oh, ow) = _columns(xp, x, (kh, kw), self)  # (G, C/G*KH*KW, OH*OW*N)
-        y = xp.matmul(weight.reshape(g, f // g, cols.shape[1]), cols)  # (G, F/G, OH*OW*N)
+        y = _product(xp, weight.reshape(g, f // g, cols.shape[1]), cols)  # (G, F/G, OH*OW*N)
         y = y.reshape(f, oh, ow, n).transpose(3, 0, 1, 2)  # (N, F, OH, OW)
         return y if bias is None else y + bias.reshape(f, 1, 1)
 
@@ -138,12 +138,15 @@ class ConvTranspose2d(Op):
         g, (ph, pw) = self.groups, self.padding
         oh, ow = self.output_size((h, w), (kh, kw))
         flat = x.transpose(1, 2, 3, 0).reshape(g, f // g, h * w * n)  # (G, F/G, H*W*N)
-        cols = xp.matmul(weight.reshape(g, f // g, c * kh * kw).transpose(0, 2, 1), flat)  # (G, C/G*KH*KW, H*W*N)
+        cols = _product(xp, weight.reshape(g, f // g, c * kh * kw).transpose(0, 2, 1), flat)  # (G, C/G*KH*KW, H*W*N)
         cols = cols.reshape(g * c, kh, kw, h, w, n).transpose(5, 0, 1, 2, 3, 4)  # (N, C, KH, KW, H, W)
-        y = filled_images(xp, n, g * c, oh + 2 * ph, ow + 2 * pw, cols.dtype)
-        for i, j, window in window_pixels((kh, kw), self.stride, self.dilation, (h, w)):
-            part = y[window]
-            part += cols[:, :, i, j]  # y[window] += would write the sum back once more
+        if (oh + 2 * ph, ow + 2 * pw) == (kh, kw):  # a single window covers the whole map
+            y = cols[..., 0, 0]
+        else:
+            y = filled_images(xp, n, g * c, oh + 2 * ph, ow + 2 * pw, cols.dtype)
+            for i, j, window in window_pixels((kh, kw), self.stride, self.dilation, (h, w)):
+                part = y[window]
+                part += cols[:, :, i, j]  # y[window] += would write the sum back once more
         y = y[:, :, ph : ph + oh, pw : pw + ow]
         return y if bias is None else y + bias.reshape(g * c, 1, 1)
 
@@ -205,7 +208,7 @@ class Conv2dWeightGrad(Op):
         g, (kh, kw) = self.groups, self.kernel_size
         cols, _ = _columns(xp, x, (kh, kw), self)  # (G, C/G*KH*KW, OH*OW*N)
         flat = gy.transpose(1, 2, 3, 0).reshape(g, f // g, oh * ow * n)
-        return xp.matmul(flat, cols.transpose(0, 2, 1)).reshape(f, x.shape[1] // g, kh, kw)
+        return _product(xp, flat, cols.transpose(0, 2, 1)).reshape(f, x.shape[1] // g, kh, kw)
 
     def backward(self, g, gw, x, gy):
         conv = op("conv2d", self.stride, self.padding, self.dilation, self.groups)
@@ -232,6 +235,11 @@ def _columns(xp, x, kernel, conv):
         (step_c, dh * step_h, dw * step_w, sh * step_h, sw * step_w, step_n),
     )
     return xp.ascontiguousarray(cols).reshape(conv.groups, c // conv.groups * kh * kw, oh * ow * n), (oh, ow)
+
+
+def _product(xp, a, b):
+    """a[G M K] b[G K N], as one product of matrices if there is one group: CuPy would copy what is transposed."""
+    return xp.matmul(a[0], b[0])[None] if len(a) == 1 else xp.matmul(a, b)
 
 
 def _positions(conv, sizes, kernel):

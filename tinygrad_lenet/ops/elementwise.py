@@ -4,6 +4,8 @@ Backward multiplies the gradient by the slope of each element (`Chain`). One rul
 is 0 and the slope is infinite or NaN, the product is 0, so a branch that `Where` did not select sends nothing back.
 """
 
+import math
+
 from ..curvature import Elementwise, Multilinear
 from ..op import CONSTANT, POSITIVE, REAL, Domain, Op, op
 from ..shapes import number
@@ -95,7 +97,7 @@ class Divide(Elementwise):
     def backward(self, gy, y, a, b):
         if not isinstance(b, Tensor):
             return gy / b, None
-        return lambda: chain(gy, 1.0 / b), lambda: chain(chain(-gy, y), 1.0 / b)
+        return lambda: chain(gy, 1.0 / b), lambda: chain(chain(gy, y), -1.0 / b)
 
 
 class Power(Elementwise):
@@ -110,7 +112,7 @@ class Power(Elementwise):
     def backward(self, gy, y, a, b):
         def ga():
             if not isinstance(b, Tensor):
-                return chain(gy, b * a ** (b - 1) if b else FullLike(0.0)(y))
+                return chain(gy, (b * a if b == 2 else b * a ** (b - 1)) if b else FullLike(0.0)(y))
             return chain(gy, b * a ** where(b == 0, 1.0, b - 1))  # for b = 0 the slope is 0, even at a = 0
 
         def gb():
@@ -223,7 +225,7 @@ class TanhGrad(Op):
 
 
 class Sigmoid(Elementwise):
-    """y = 1 / (1 + e**-x), computed without overflow; dy/dx = y (1 - y)."""
+    """y = 1 / (1 + e**-x), computed without overflow; dy/dx = y (1 - y) (see `SigmoidGrad`)."""
 
     signature = "sigmoid(x[...]) -> y[...]"
     domains = {"x": REAL}
@@ -233,7 +235,24 @@ class Sigmoid(Elementwise):
         return xp.where(x < 0, e, 1) / (1 + e)
 
     def backward(self, gy, y, x):
-        return chain(gy, y * (1 - y))
+        return op("sigmoid_grad")(gy, y)
+
+
+class SigmoidGrad(Op):
+    """gx = gy y (1 - y), the gradient of the sigmoid as a single op, which a kernel can fuse.
+
+    d/dgy = y (1 - y), d/dy = gy (1 - 2 y). Like `Chain`, it is 0 where gy is 0 and y is NaN.
+    """
+
+    signature = "sigmoid_grad(gy[...], y[...]) -> gx[...]"
+    domains = {"gy": REAL, "y": REAL}
+
+    def forward(self, xp, gy, y):
+        y = xp.where((gy == 0) & (y != y), 0, y)
+        return gy * (y * (1 - y))
+
+    def backward(self, ggx, gx, gy, y):
+        return lambda: self(ggx, y), lambda: chain(ggx * gy, 1 - 2 * y)
 
 
 class ReLU(Elementwise):
@@ -260,7 +279,8 @@ class _Extreme(Elementwise, kind=True):
         return getattr(xp, self.name)(a, b)
 
     def backward(self, gy, y, a, b):
-        return lambda: _part(gy, a, y, b), lambda: _part(gy, b, y, a)
+        grad = op("extreme_grad", self.name)
+        return lambda: grad(gy, a, b), lambda: grad(gy, b, a)
 
 
 class Maximum(_Extreme):
@@ -275,14 +295,25 @@ class Minimum(_Extreme):
     signature = "minimum(a[...], b[...]) -> y[...]"
 
 
-def _part(gy, x, y, other):
-    """The part of gy that goes to x, where y is x or the other: all, half at a tie, or none."""
-    return where(_chosen(x, y), where(_chosen(other, y), 0.5 * gy, gy), 0.0)
+class ExtremeGrad(Op):
+    """gx = gy where x is the ``extreme`` ("maximum" or "minimum") of x and another, half of it at ties, else 0.
 
+    It is linear in gy, and flat in x and the other between ties. NaN is more extreme than all numbers.
+    """
 
-def _chosen(x, y):
-    """Where x is the extreme y: equal to it, or NaN."""
-    return (y == x) | (x != x) if isinstance(x, Tensor) else y == x
+    extreme: str
+
+    signature = "extreme_grad(gy[...], x[...], other[...]) -> gx[...]"
+    domains = {"gy": REAL, "x": Domain(distinct=True), "other": Domain(distinct=True)}
+    parameters = {"extreme": ("maximum", "minimum")}
+
+    def forward(self, xp, gy, x, other):
+        chosen = (x >= other if self.extreme == "maximum" else x <= other) | (x != x)
+        tie = (x == other) | ((x != x) & (other != other))
+        return xp.where(chosen, xp.where(tie, 0.5 * gy, gy), 0)
+
+    def backward(self, ggx, gx, gy, x, other):
+        return lambda: self(ggx, x, other), lambda: FullLike(0.0)(x), lambda: FullLike(0.0)(other)
 
 
 class Where(Elementwise):
@@ -309,7 +340,15 @@ class _Compare(Op, kind=True):
     integers = "native"
 
     def forward(self, xp, a, b):
-        return getattr(xp, self.name)(a, b)
+        return getattr(xp, self.name)(_comparable(xp, a, b), _comparable(xp, b, a))
+
+
+def _comparable(xp, x, other):
+    """x, but infinity for a number beyond all integers of the other input: it compares alike, and CuPy takes it."""
+    if type(x) is not int or not hasattr(other, "dtype") or other.dtype.kind not in "iu":
+        return x
+    limits = xp.iinfo(other.dtype)
+    return x if limits.min <= x <= limits.max else math.copysign(math.inf, x)
 
 
 class Equal(_Compare):

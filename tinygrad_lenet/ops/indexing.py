@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..curvature import Movement
-from ..index import AT, indexed_shape
+from ..index import AT, index_ranges, indexed_shape
 from ..op import CONSTANT, REAL, Domain, Op
 from ..shapes import ShapeError, broadcast_shape, generator, integer, number
 
@@ -36,6 +36,9 @@ class GetItem(Movement):
     def output_shape(self, x, *index):
         return indexed_shape("getitem", x, self.pattern, index)
 
+    def index_ranges(self, x, *index):
+        return index_ranges(x, self.pattern)
+
     def forward(self, xp, x, *index):
         return x[_with(self.pattern, index)]
 
@@ -59,6 +62,9 @@ class AddAt(Movement):
         if x != places:
             raise ShapeError(f"add_at: x has shape {x}; the index names elements of shape {places}")
         return self.shape
+
+    def index_ranges(self, x, *index):
+        return index_ranges(self.shape, self.pattern)
 
     def forward(self, xp, x, *index):
         y = xp.zeros(self.shape, x.dtype)
@@ -93,6 +99,9 @@ class Assign(Op):
             raise ShapeError(f"assign: the value has shape {value}; the index names elements of shape {places}")
         return x
 
+    def index_ranges(self, x, value, *index):
+        return index_ranges(x, self.pattern)
+
     def forward(self, xp, x, value, *index):
         x[_with(self.pattern, index)] = value
         return x
@@ -125,6 +134,9 @@ class OneHot(Op):
     def output_shape(self, labels):
         self.bind((labels,))
         return (*labels, self.classes)
+
+    def index_ranges(self, labels):
+        return [range(self.classes)]
 
     def forward(self, xp, labels):
         return (labels[:, None] == xp.arange(self.classes)).astype(self.dtype)

@@ -1,6 +1,7 @@
 """Ops that move elements without changing their values: shape, order, dtype, device, joining and padding."""
 
 import math
+from functools import lru_cache
 
 from ..backend import transfer
 from ..curvature import Movement
@@ -116,10 +117,16 @@ class Concatenate(Movement):
         gradients = []
         start = 0
         for each in x:
-            stretch = (slice(None),) * axis + (slice(start, start + each.shape[axis]),)
-            gradients.append(lambda stretch=stretch: GetItem(stretch)(gy))
+            stretch = _stretch(axis, start, start + each.shape[axis])
+            gradients.append(lambda stretch=stretch: stretch(gy))
             start += each.shape[axis]
         return tuple(gradients)
+
+
+@lru_cache(maxsize=1024)
+def _stretch(axis, start, stop):
+    """The op that takes start to stop along an axis; it is kept, as it knows the shapes that it has met."""
+    return GetItem((slice(None),) * axis + (slice(start, stop),))
 
 
 def _widths(op, name, value):

@@ -3,8 +3,10 @@
 LeCun, Bottou, Bengio, Haffner, Gradient-Based Learning Applied to Document Recognition, Proc. IEEE 86(11), 1998.
 """
 
+from functools import lru_cache
 from typing import Any
 
+from ..backend import Array, backend_of
 from ..curvature import Elementwise, Movement
 from ..op import REAL, Op, op
 from ..shapes import Pair, PairLike, ShapeError, integer, number, pair, window_positions
@@ -186,7 +188,7 @@ class ScatterKernels(Movement):
     def forward(self, xp, weight):
         f, c = self.channels
         y = xp.zeros((f * c, *weight.shape[1:]), weight.dtype)
-        y[xp.asarray(self.places)] = weight
+        y[_on_device(self, xp, weight)] = weight
         return y.reshape(f, c, *weight.shape[1:])
 
     def backward(self, gy, y, weight):
@@ -211,7 +213,7 @@ class GatherKernels(Movement):
         return len(self.places), *x[2:]
 
     def forward(self, xp, x):
-        return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[xp.asarray(self.places)]
+        return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[_on_device(self, xp, x)]
 
     def backward(self, gy, y, x):
         return op("scatter_kernels", self.places, (x.shape[0], x.shape[1]))(gy)
@@ -254,6 +256,16 @@ class RBF(Op):
             return terms().sum(0) + 2.0 * gy.relu().sum(0).expand_dims(1)
 
         return hx, hc
+
+
+def _on_device(kernels: ScatterKernels | GatherKernels, xp: Any, x: Array) -> Array:
+    """The op's places as an array on the device of x, which is made once: an upload would wait for the GPU."""
+    return _uploaded(xp, kernels.places, backend_of(x).device_of(x))
+
+
+@lru_cache(maxsize=64)
+def _uploaded(xp: Any, places: tuple[int, ...], device: str) -> Array:
+    return xp.asarray(places)
 
 
 def connection_table(op: str, connections: Any, channels: int) -> tuple[tuple[int, ...], ...]:

@@ -69,14 +69,14 @@ class Mean(Op):
 
     def forward(self, xp, x):
         y = total(xp, widened(x), self.axis, self.keepdims)
-        y = y / _count(x, y)
+        y = y / count(x, y)
         return y.astype(x.dtype, copy=False)
 
     def backward(self, gy, y, x):
-        return _keep_axes(gy / _count(x, gy), self.axis, x.shape).broadcast_to(x.shape)
+        return _keep_axes(gy / count(x, gy), self.axis, x.shape).broadcast_to(x.shape)
 
     def curvature(self, hy, gy, y, x):
-        return self.backward(hy / _count(x, hy), y, x)
+        return self.backward(hy / count(x, hy), y, x)
 
 
 class _Extreme(Movement, kind=True):
@@ -156,7 +156,7 @@ def _chosen_shape(op, shape, axis, keepdims):
     return reduced_shape(op, shape, axis, keepdims)
 
 
-def _count(x, y):
+def count(x, y):
     """How many elements of x each element of y joins."""
     return x.size // y.size if y.size else 1
 

@@ -1,0 +1,319 @@
+"""What `jit` replays is what the function computes, to the bit: every op, both networks, random programs; and memory.
+
+Everything runs twice, as it is and through `jit`, on its own copies, and what it leaves behind (results, parameters,
+gradients, the state of optimisers, statistics) is compared as bytes. What could falsify a replay is in
+test_jit_falsified.py.
+"""
+
+import copy
+import gc
+import tracemalloc
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tests.strict  # noqa: F401 - a device, "strict"
+from models import LeNet5, LeNet5_1998
+from tests.replays import CALLS, batch, net, shown, state, training
+from tinygrad_lenet import Op, Tensor, curvature, grad, jit, no_grad, optim, testing
+from tinygrad_lenet import functional as F
+from tinygrad_lenet.jit import JitError
+from tinygrad_lenet.op import REGISTRY
+
+LAYOUTS = ("contiguous", "gapped", "reversed", "transposed", "batch-last")
+
+# Every op
+
+
+OPS = sorted(name for name, op in REGISTRY.items() if op.__module__.startswith("tinygrad_lenet."))
+BY_VALUE = {"argwhere"}  # the shapes of their results depend on values
+
+
+def applied(op: Op, real: Sequence[int]) -> Callable[..., Any]:
+    """The function of an op's inputs, and a cotangent if it has gradients, that returns result and gradients."""
+
+    def function(*given: Tensor) -> Any:
+        if not real:
+            return op(*given)
+        *inputs, cotangent = given
+        y = op(*inputs)
+        return y.detach(), grad(y, [inputs[i] for i in real], cotangent)
+
+    return function
+
+
+@pytest.mark.parametrize("place", ["cpu", "strict"])  # planned, and op by op as on a GPU
+@pytest.mark.parametrize("name", OPS)
+@settings(max_examples=max(5, settings().max_examples // 4))
+@given(data=st.data())
+def test_op_is_replayed(name: str, place: str, data: st.DataObject) -> None:
+    op, arrays = data.draw(testing.cases(REGISTRY[name]))
+    layouts = data.draw(st.lists(st.sampled_from(LAYOUTS), min_size=len(arrays), max_size=len(arrays)))
+    dtype = data.draw(st.sampled_from([np.float32, np.float64]))
+    domains = [op.domains[spec.name] for spec in op.parsed.specs(len(arrays))]
+    real = [i for i, domain in enumerate(domains) if domain.kind == "real"]
+
+    def tensors(values: Sequence[np.ndarray]) -> list[Tensor]:
+        cast = [x.astype(dtype) if x.dtype.kind == "f" else x for x in values]
+        placed = [testing._on_device(x, place, layout) for x, layout in zip(cast, layouts, strict=True)]
+        return [Tensor(x, requires_grad=i in real) for i, x in enumerate(placed)]
+
+    if name == "transfer":
+        op.device = place
+    twin = copy.deepcopy(op)
+    eager, replayed = applied(op, real), jit(applied(twin, real))
+    if name in BY_VALUE:
+        with pytest.raises(JitError, match="depends on values"):
+            replayed(*tensors(arrays))
+        return
+    shape = copy.deepcopy(op)(*tensors(arrays)).shape
+    rng = np.random.default_rng(0)
+    for call in range(CALLS):
+        values = testing._draw_values(domains, [x.shape for x in arrays], rng)
+        cotangents = [rng.normal(size=shape).astype(dtype)] if real else []
+        a, b = ([*tensors(values), *[Tensor(c, device=place) for c in cotangents]] for _ in range(2))
+        assert shown(replayed(*a)) == shown(eager(*b)), f"call {call} of {op} on {layouts}"
+        assert shown(a) == shown(b)
+    assert (replayed.plan is not None) == (place == "cpu")
+
+
+# Networks
+
+
+def images(i: int, n: int = 2) -> tuple[Tensor, np.ndarray]:
+    rng = np.random.default_rng(i)
+    return Tensor(rng.normal(size=(n, 1, 32, 32)).astype(np.float32)), rng.integers(0, 10, n)
+
+
+def lenet(compiled: Any, **settings: Any) -> Any:
+    """What training, predicting and batches of other sizes leave of a LeNet-5 of today."""
+    model = LeNet5(rng=0, **settings)
+    optimizer = optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    schedule = optim.OneCycle(optimizer, 0.1, 4 * CALLS)
+
+    @compiled
+    def step(x: Tensor, y: np.ndarray, smoothing: float = 0.0) -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y, label_smoothing=smoothing)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        return loss
+
+    @compiled
+    @no_grad
+    def predict(x: Tensor) -> Any:
+        scores = model(x)
+        return scores, scores.argmax(axis=1)
+
+    found = []
+    for i in range(CALLS):
+        model.train()
+        found += [shown(step(*images(i, n), smoothing=0.1 * (n == 3))) for n in (2, 3)]
+        model.eval()
+        found += [shown(predict(images(i, n)[0])) for n in (1, 2)]
+    return found, state(model, optimizer, schedule)
+
+
+def lenet_1998(compiled: Any, j: float | None, codes: bool) -> Any:
+    """Training, with and without its competitive term, by the learning rates of the paper."""
+    model = LeNet5_1998("sqrt-fan-in", codes, rng=0)
+    optimizer = optim.StochasticDiagonalLM(model.parameters(), 1e-3)
+    step = compiled(
+        lambda x, y: (
+            optimizer.zero_grad(),
+            F.penalty_loss(model(x), y, j).backward(),
+            optimizer.step(),
+        )[:0]
+    )
+    bend = compiled(lambda x, y: curvature(F.penalty_loss(model(x), y, j), list(model.parameters())))
+    predict, found = compiled(model.predict), []
+    for i in range(CALLS):
+        x, y = images(i)
+        if i % 3 == 0:
+            optimizer.estimate(F.penalty_loss(model(x), y, j))
+        found += [shown([step(x, y), bend(x, y), predict(x), model.reject(x, 0.5)])]
+    return found, state(model, optimizer)
+
+
+@pytest.mark.parametrize("act", ["tanh", "sigmoid", "relu"])
+@pytest.mark.parametrize("pool", ["avg", "max"])
+@pytest.mark.parametrize("more", [{}, {"dropout": 0.3, "batch_norm": True}])
+def test_lenet5_is_replayed(act: str, pool: str, more: dict[str, Any]) -> None:
+    networks = [lenet(compiled, activation=act, pool=pool, **more) for compiled in (jit, lambda f: f)]
+    assert shown(networks[0]) == shown(networks[1])
+
+
+@pytest.mark.parametrize("j", [None, 0.1])
+@pytest.mark.parametrize("codes", [False, True])
+def test_lenet5_of_1998_is_replayed(j: float | None, codes: bool) -> None:
+    networks = [lenet_1998(compiled, j, codes) for compiled in (jit, lambda f: f)]
+    assert shown(networks[0]) == shown(networks[1])
+
+
+# Random programs
+
+# What a program does to its values, numbers of shape (N, 4); w is a parameter (4, 4), b one (4,).
+STEPS: dict[str, Callable[..., Any]] = {
+    "add": lambda p, x, y: x + y,
+    "multiply": lambda p, x, y: x * y,
+    "tanh": lambda p, x, y: x.tanh(),
+    "relu": lambda p, x, y: x.relu() - 0.5,
+    "divide": lambda p, x, y: x / (y * y + 1.0),
+    "power": lambda p, x, y: (x * x + 0.5) ** 1.5,
+    "matmul": lambda p, x, y: x @ p.w + p.b,
+    "matmul by itself": lambda p, x, y: (x.T @ y).tanh()[:1] * x,
+    "softmax": lambda p, x, y: F.softmax(x * p.b) * y,
+    "centre": lambda p, x, y: x - y.mean(axis=0),
+    "scale by a maximum": lambda p, x, y: x / (y.max(axis=1, keepdims=True) + 5.0),
+    "where": lambda p, x, y: F.where(x > y, x, 0.5 * y),
+    "maximum": lambda p, x, y: F.maximum(x, y),
+    "reversed view": lambda p, x, y: x[:, ::-1] + y[::-1],
+    "columns": lambda p, x, y: F.concatenate([x[:, 2:], y[:, :2]], axis=1),
+    "reshape": lambda p, x, y: (x.T.reshape(x.shape) + y).reshape(-1).reshape(x.shape),
+    "stack": lambda p, x, y: F.stack([x, y, x]).sum(axis=0),
+    "pick": lambda p, x, y: x[:, [3, 0, 0, 1]] * y,
+    "conv": lambda p, x, y: F.conv2d(x.reshape(-1, 1, 2, 2), p.w.reshape(4, 1, 2, 2)).reshape(x.shape) * y,
+    "pool": lambda p, x, y: F.max_pool2d(x.reshape(-1, 4, 1, 1).broadcast_to((len(x), 4, 2, 2)), 2).reshape(x.shape),
+    "batch norm": lambda p, x, y: F.batch_norm(x, p.mean, p.var, p.b, None, training=len(x) > 1),
+    "dropout": lambda p, x, y: F.dropout(x, 0.3, True, p.rng),
+    "detach": lambda p, x, y: x.detach() * y,
+    "write": lambda p, x, y: p.write(x, y),
+    "cast": lambda p, x, y: x.astype("float64").astype("float32") + y,
+    "einsum": lambda p, x, y: F.einsum("nk,jk->nj", x, p.w) * 0.5,
+}
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
+    "SGD": lambda params: optim.SGD(params, 0.05),
+    "momentum": lambda params: optim.SGD(params, 0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "Adam": lambda params: optim.Adam(params, 0.05),
+    "AdamW": lambda params: optim.AdamW(params, 0.05, weight_decay=0.1),
+}
+
+
+class Program:
+    """A function made of drawn steps, with everything that it changes."""
+
+    def __init__(self, steps: Any, optimizers: Any, schedules: Any, zero: bool, compiled: Any) -> None:
+        rng = np.random.default_rng(0)
+        self.w = Tensor(rng.normal(size=(4, 4)).astype(np.float32), requires_grad=True)
+        self.b = Tensor(rng.normal(size=4).astype(np.float32), requires_grad=True)
+        self.mean, self.var = Tensor(np.zeros(4, np.float32)), Tensor(np.ones(4, np.float32))
+        self.total = Tensor(np.zeros(4, np.float32))
+        self.rng = np.random.default_rng(1)
+        self.steps, self.zero = steps, zero
+        self.optimizers = [
+            OPTIMIZERS[name](params) for name, params in zip(optimizers, self.shares(optimizers), strict=False)
+        ]
+        self.schedules = [
+            optim.StepLR(o, 2, 0.5) for o, wanted in zip(self.optimizers, schedules, strict=False) if wanted
+        ]
+        self.run = compiled(self.train)
+
+    def shares(self, optimizers: Any) -> list[list[Tensor]]:
+        return [[self.w, self.b]] if len(optimizers) == 1 else [[self.w], [self.b]]
+
+    def write(self, x: Tensor, y: Tensor) -> Tensor:
+        with no_grad():
+            self.total += x.sum(axis=0)
+            self.total[1:3] = 0.5 * y[0, :2]
+        return x + self.total
+
+    def train(self, x: Tensor) -> Any:
+        if self.zero:
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+        values = [x, x * self.b]
+        for name, i, j in self.steps:
+            values.append(STEPS[name](self, values[i % len(values)], values[j % len(values)]))
+        loss = (values[-1].tanh() * values[-2]).mean() + (self.w * self.w).sum() * 0.01
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for schedule in self.schedules:
+            schedule.step()
+        return loss, [values[-1].detach()], self.w.grad
+
+    def seen(self) -> Any:
+        tensors = [self.w, self.b, self.w.grad, self.b.grad, self.mean, self.var, self.total]
+        return shown([tensors, [each.state_dict() for each in (*self.optimizers, *self.schedules)]])
+
+
+@settings(max_examples=settings().max_examples * 2)
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 9), st.integers(0, 9)), max_size=8),
+    optimizers=st.lists(st.sampled_from(sorted(OPTIMIZERS)), max_size=2),
+    schedules=st.tuples(st.booleans(), st.booleans()),
+    zero=st.booleans(),
+    events=st.lists(
+        st.sampled_from(["2", "3", "2", "keep", "drop", "rate", "load", "replace"]), min_size=6, max_size=14
+    ),
+)
+def test_program_is_replayed(steps: Any, optimizers: Any, schedules: Any, zero: bool, events: list[str]) -> None:
+    eager, replayed = (Program(steps, optimizers, schedules, zero, compiled) for compiled in (lambda f: f, jit))
+    kept: list[Any] = []
+    for i, event in enumerate(["2", "2", "3", "3", *events, "2", "3"]):
+        pair: list[Any] = []
+        for program in (eager, replayed):
+            if event in "23":
+                x = batch(i, int(event), 4)
+                with np.errstate(all="ignore"):
+                    y = program.run(x)
+                pair.append([y if event == "2" else shown(y), x, program.seen()])
+            elif event == "keep":
+                pair.append(program.w.grad)
+            elif event == "drop":
+                program.w.grad = None
+            elif event == "rate" and program.optimizers:
+                program.optimizers[0].lr = 0.01 * (i + 1)
+            elif event == "load" and program.optimizers:
+                program.optimizers[-1].load_state_dict(program.optimizers[-1].state_dict())
+            elif event == "replace":
+                program.b.data = program.b.data * np.float32(0.5)
+        kept.append(pair)
+        assert all(shown(pair[0]) == shown(pair[-1]) for pair in kept if pair), f"{event}, event {i}"
+    assert replayed.run.plan is not None
+
+
+# Memory
+
+
+def test_memory_is_flat_and_plans_are_freed() -> None:
+    model = net()
+    step = training(jit, model, optim.Adam(model.parameters()))
+    kept = weakref.ref(step)
+    for i in range(100):
+        step(batch(i))
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0], len(gc.get_objects())
+        for i in range(2000):
+            step(batch(i))
+        after = tracemalloc.get_traced_memory()[0], len(gc.get_objects())
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert after[0] - before[0] < 20_000
+    assert after[1] - before[1] < 50
+    plan = weakref.ref(step.plan)
+    del step
+    gc.collect()
+    assert kept() is None
+    assert plan() is None
+
+
+def test_batches_that_were_recorded_are_freed() -> None:
+    model = net()
+    step = training(jit, model, optim.Adam(model.parameters()))
+    batches = [batch(i) for i in range(4)]
+    gone = [weakref.ref(x.data) for x in batches] + [weakref.ref(x) for x in batches]
+    while batches:
+        step(batches.pop())
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 8
