@@ -220,7 +220,7 @@ class Recipe:
 
 RECIPES = {
     "lenet5": Recipe(lambda: LeNet5(rng=0), data.to_input, loss_today, 0.004, 128, 14, 1),
-    "lenet5_1998": Recipe(lambda: LeNet5_1998(rng=0), input_1998, loss_1998, 0.003, 64, 20, -1),
+    "lenet5_1998": Recipe(lambda: LeNet5_1998("fan-in", rng=0), input_1998, loss_1998, 0.003, 64, 20, -1),
 }
 
 

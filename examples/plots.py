@@ -164,15 +164,20 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, names: Sequenc
 def misclassified(
     images: np.ndarray,
     labels: np.ndarray,
-    probabilities: np.ndarray,
+    answers: np.ndarray,
     names: Sequence[str] = DIGITS,
     most: int = 32,
+    penalties: bool = False,
 ) -> Figure:
     """The images[N H W] whose class is not labels[N], the most confident mistake first, and at most ``most`` of them.
 
-    Below each: the true class, the predicted one, its probability, from probabilities[N K], and the image's index.
+    Below each: the true class, the predicted one, its probability, from answers[N K], and the image's index. If the
+    answers are ``penalties``, the smallest wins, confidence is how far the next one is, and below stand the true
+    class's and the predicted one's.
     """
-    predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    predictions = answers.argmin(axis=1) if penalties else answers.argmax(axis=1)
+    smallest = np.sort(answers, axis=1)
+    confidence = smallest[:, 1] - smallest[:, 0] if penalties else smallest[:, -1]
     wrong = np.flatnonzero(predictions != labels)
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     if not len(shown):
@@ -184,12 +189,16 @@ def misclassified(
     height = side + 0.66  # three lines of text below
     figure = new_figure(0.5 + math.ceil(len(shown) / columns) * height)
     which = f", of which the {len(shown)} most confident" if len(shown) < len(wrong) else ""
-    heading(figure, f"{len(wrong):,} of {len(labels):,} misclassified{which}: true → predicted, confidence, index")
+    said = "their penalties" if penalties else "confidence"
+    heading(figure, f"{len(wrong):,} of {len(labels):,} misclassified{which}: true → predicted, {said}, index")
     for i, n in enumerate(shown):
         row, column = divmod(i, columns)
         axes = place(figure, (column + 0.5) * cell - side / 2, 0.5 + row * height, side, side)
         axes.imshow(images[n], cmap="gray", vmin=0, vmax=255)
-        text = f"{names[labels[n]]} → {names[predictions[n]]}\n{percent(confidence[n])}\n#{n}"
+        value = percent(confidence[n])
+        if penalties:
+            value = f"{answers[n, labels[n]]:.1f} → {answers[n, predictions[n]]:.1f}"
+        text = f"{names[labels[n]]} → {names[predictions[n]]}\n{value}\n#{n}"
         axes.text(0.5, -0.04, text, transform=axes.transAxes, ha="center", va="top", linespacing=1.1)
     return figure
 
@@ -219,15 +228,15 @@ def kernels(weight: np.ndarray) -> Figure:
 def maps(
     model: nn.Module,
     image: np.ndarray,
-    probabilities: np.ndarray,
+    answers: np.ndarray,
     title: str = "What each layer makes of an image",
     names: Sequence[str] = DIGITS,
     transform: Transform = data.to_input,
 ) -> Figure:
     """What each layer of ``model`` makes of one image[H W]: one row per layer, after its activation.
 
-    On top: the image, and the model's probabilities[K] for it. Each row has a scale of its own, symmetric about 0,
-    whose limits stand beside it.
+    On top: the image, and the model's answers[K] for it, which are penalties if its last layer is an `nn.RBF`, and
+    probabilities otherwise. Each row has a scale of its own, symmetric about 0, whose limits stand beside it.
     ``transform`` is what the model takes uint8 images[N H W] through.
     """
     layers = look_inside(model, image, transform)
@@ -238,18 +247,23 @@ def maps(
     side_text(figure, 1.0, f"INPUT\n{image.shape[0]}×{image.shape[1]}\n0 to 255")
     place(figure, 1.25, 0.5, 1.0, 1.0).imshow(image, cmap="gray", vmin=0, vmax=255)
     answer = place(figure, 2.75, 0.65, 5.15, 0.85, axis=True)
-    answer.bar(range(len(names)), probabilities, color=BLUE, width=0.7)
-    for k, probability in enumerate(probabilities):
-        if probability >= 0.0095:
-            answer.text(k, probability + 0.03, percent(probability), ha="center", va="bottom")
-    answer.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1.25), yticks=[], ylabel="probability")
+    penalties = any(isinstance(module, nn.RBF) for _, module in model.named_modules())
+    most = float(answers.max()) if penalties else 1.0
+    wins = answers.argmin() if penalties else answers.argmax()
+    colours = [BLUE if k == wins or not penalties else GREY for k in range(len(names))]
+    answer.bar(range(len(names)), answers, color=colours, width=0.7)
+    for k, value in enumerate(answers):
+        if penalties or value >= 0.0095:
+            text = f"{value:.3g}" if penalties else percent(value)
+            answer.text(k, value + 0.03 * most, text, ha="center", va="bottom")
+    label = "penalty" if penalties else "probability"
+    answer.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1.25 * most), yticks=[], ylabel=label)
     long = max(map(len, names)) > 2
     answer.set_xticks(range(len(names)), names, fontsize=7.5 if long else 10, rotation=25 if long else 0)
     answer.tick_params(length=0)
     answer.spines[["left", "right", "top"]].set_visible(False)
 
     top = 1.95
-    penalties = any(isinstance(module, nn.RBF) for _, module in model.named_modules())
     for (name, y), (rows, columns, side), low in zip(layers, grids, lowest, strict=True):
         limit = float(np.abs(y).max()) or 1.0
         norm = CenteredNorm(halfrange=limit)

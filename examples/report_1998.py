@@ -46,14 +46,14 @@ def write(folder: Path, parts: Parts, images: Any, labels: Any, warning: str = "
     pictures = {"learning_curves": learning_curves({name: metrics_of(seeds) for name, seeds in parts.items()})}
     shown = next((name for name in ("eq9-distorted", "eq9", "eq8") if name in parts), None)
     if shown is not None:
-        part, probabilities = parts[shown][0], softmax(outputs[shown][0] / 2)  # as in the loss, of half penalties
-        pictures["misclassified"] = plots.misclassified(images, labels, probabilities, most=MOST_SHOWN)
-        right = np.flatnonzero((labels == 4) & (probabilities.argmax(axis=1) == labels))
+        part, penalties = parts[shown][0], -outputs[shown][0]
+        pictures["misclassified"] = plots.misclassified(images, labels, penalties, most=MOST_SHOWN, penalties=True)
+        right = np.flatnonzero((labels == 4) & (penalties.argmin(axis=1) == labels))
         n = int(right[0]) if len(right) else int(np.flatnonzero(labels == 4)[0])
         title = f"What each layer makes of a {labels[n]}"
         if not len(right):
-            title += f", which is taken for a {probabilities[n].argmax()}"
-        pictures["maps"] = plots.maps(part.model, images[n], probabilities[n], title, transform=part.transform)
+            title += f", which is taken for a {penalties[n].argmin()}"
+        pictures["maps"] = plots.maps(part.model, images[n], penalties[n], title, transform=part.transform)
     compared = [name for name in ("eq9", "eq9-distorted", "today", "today-distorted") if name in parts]
     if compared:
         errors = errors_under({name: parts[name][0].outputs for name in compared}, images, labels)
@@ -126,28 +126,20 @@ def table(parts: Parts, outputs: Mapping[str, Sequence[Any]], labels: Any) -> st
 
 def comparisons(metrics: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     """What was compared on held-out training images, and what else was tried, if it is finished, as further tables."""
-    tables = (
-        ("held-out images", ("held-out-eq8", "held-out-j2", "held-out-j5", "held-out-j10", "held-out-j20")),
-        ("test images", ("published-weights", "own-curvature")),
-    )
-    text = ""
-    for kind, names in tables:
-        rows = [
-            f"| {seeds[0]['title']} | {len(seeds[0]['test_errors'])} | {errors_of(last(seeds), seeds[0]['test_images'])} | {rates_of(seeds)} |"
-            for seeds in (metrics[name] for name in names if name in metrics)
-        ]
-        if rows:
-            text += (
-                f"\n| | passes | error, {kind} | rates in the first pass |\n|---|---:|---:|---:|\n"
-                + "\n".join(rows)
-                + "\n"
-            )
-    return text
-
-
-def last(seeds: Sequence[dict[str, Any]]) -> list[int]:
-    """The number of errors after the last pass, never the fewest of all passes."""
-    return [int(metrics["test_errors"][-1]) for metrics in seeds]
+    tables = {
+        "held-out images": ("held-out-eq8", "held-out-j2", "held-out-j5", "held-out-j10", "held-out-j20"),
+        "test images": ("published-weights", "own-curvature"),
+    }
+    lines = []
+    for images, names in tables.items():
+        finished = [metrics[name] for name in names if name in metrics]
+        if finished:
+            lines += ["", f"| | passes | error, {images} | rates in the first pass |", "|---|---:|---:|---:|"]
+        for seeds in finished:
+            errors = errors_of([int(noted["test_errors"][-1]) for noted in seeds], seeds[0]["test_images"])
+            cells = [seeds[0]["title"], str(len(seeds[0]["test_errors"])), errors, rates_of(seeds)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def errors_of(wrong: Sequence[int], images: int) -> str:
@@ -180,11 +172,6 @@ def rejected(outputs: Any, labels: Any, goal: float = 0.005) -> float:
     wrong = np.cumsum(outputs.argmax(axis=1)[order] != labels[order])
     kept = np.flatnonzero(wrong <= goal * np.arange(1, len(labels) + 1))
     return 1 - (int(kept[-1]) + 1 if len(kept) else 0) / len(labels)
-
-
-def softmax(outputs: Any) -> Any:
-    e = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
 
 
 # The pictures

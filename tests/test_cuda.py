@@ -277,6 +277,24 @@ def test_what_a_kernel_declines(op: Op, shapes: list[tuple[int, ...]]) -> None:
         assert run(op, [np.ones(shape, dtype) for shape in shapes]) is NotImplemented
 
 
+def test_no_reversed_array_is_handed_to_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy (14.2) cannot multiply several matrices if one has a negative stride."""
+    multiply = strict_xp.matmul
+
+    def strict(a: StrictArray, b: StrictArray) -> StrictArray:
+        assert min(*a.strides, *b.strides) >= 0
+        return multiply(a, b)
+
+    monkeypatch.setattr(strict_xp, "matmul", strict)
+    rng = np.random.default_rng(0)
+    a, b, bias = rng.uniform(-1, 1, (2, 3, 4)), rng.uniform(-1, 1, (4, 5)), rng.uniform(-1, 1, 5)
+    reversed_too = ["reversed", "reversed", "contiguous"]
+    assert serves(REGISTRY["matmul"](), [a, b], reversed_too[:2])
+    assert serves(REGISTRY["matmul"](), [a[:, :1, :1], b[:1, :1]], reversed_too[:2])
+    assert serves(REGISTRY["linear"](), [a, b.T.copy(), bias], reversed_too)
+    assert serves(REGISTRY["linear"](), [a, b.T.copy()], reversed_too[:2])
+
+
 def test_other_dtypes_are_declined() -> None:
     for op, arrays in calls(2):
         if op.name != "one_hot":

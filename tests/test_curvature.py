@@ -286,21 +286,26 @@ def connections() -> dict[str, Connections]:
 
 
 def by_the_paper(
-    model: LeNet5_1998, image: np.ndarray, label: int, j: float | None
+    model: LeNet5_1998, image: np.ndarray, label: int, j: float | None, share: float
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """h_kk of every parameter for one image, and the gradient, by sums over connections: Eqs. 19 and 22-27."""
+    """h_kk of every parameter for one image, and the gradient, by sums over connections: Eqs. 19 and 22-27.
+
+    The loss is taken of this share of the penalties.
+    """
     u = {
         name: np.concatenate([getattr(model, name).weight.numpy().ravel(), getattr(model, name).bias.numpy()])
         for name in connections()
     }
     x, states = np.append(image.ravel(), 1.0), {}  # the last one for BIAS
     for name, (unit, below, k) in connections().items():
+        if name in ("s2", "s4"):
+            x[:BIAS] /= 4  # they take the mean of their windows
         a = np.bincount(unit, u[name][k] * x[below])
         states[name] = x, a
         x = np.append(A * np.tanh(S * a), 1.0)
 
     f6, codes = x[:-1], model.output.centers.numpy()
-    penalties = [sum((f6[i] - code[i]) ** 2 for i in range(84)) for code in codes]
+    penalties = [share * sum((f6[i] - code[i]) ** 2 for i in range(84)) for code in codes]
     if j is None:  # Eq. 8: dE/dy is 1 for the right class, and E is linear in the penalties
         g_y, h_y = np.eye(10)[label], np.zeros(10)
     else:  # Eq. 9: dE/dy_i = [i = D] - p_i, d2E/dy_i2 = p_i (1 - p_i)
@@ -310,9 +315,11 @@ def by_the_paper(
     g_x, h_x = np.zeros(84), np.zeros(84)
     for i in range(84):
         for y in range(10):
-            g_x[i] += g_y[y] * 2 * (f6[i] - codes[y, i])
-            h_x[i] += h_y[y] * (2 * (f6[i] - codes[y, i])) ** 2
-        h_x[i] += max(0.0, 2 * sum(g_y))  # d2/dx2 of each penalty is 2
+            g_x[i] += g_y[y] * share * 2 * (f6[i] - codes[y, i])
+            h_x[i] += h_y[y] * (share * 2 * (f6[i] - codes[y, i])) ** 2
+        h_x[i] += max(0.0, share * 2 * sum(g_y))  # d2/dx2 of each penalty is 2
+    if j is None and share == 0.5:
+        assert (h_x == 1).all()  # what the recipe of 1998 sets its rates by
 
     g, h = {}, {}
     for name in reversed(connections()):
@@ -328,25 +335,28 @@ def by_the_paper(
             maps = k[below != BIAS].reshape(-1, 4)[:, 0]
             h[name][:coefficients] = np.bincount(maps, h_a * window**2)
         inputs = below != BIAS
-        g_x = np.bincount(below[inputs], (g_a[unit] * u[name][k])[inputs], minlength=x.size - 1)
-        h_x = np.bincount(below[inputs], (h_a[unit] * u[name][k] ** 2)[inputs], minlength=x.size - 1)  # Eq. 27
+        slopes = u[name][k] / 4 if name in ("s2", "s4") else u[name][k]
+        g_x = np.bincount(below[inputs], (g_a[unit] * slopes)[inputs], minlength=x.size - 1)
+        h_x = np.bincount(below[inputs], (h_a[unit] * slopes**2)[inputs], minlength=x.size - 1)  # Eq. 27
     return g, h
 
 
-@pytest.mark.parametrize("j", [None, 84.0], ids=["Eq. 8", "Eq. 9"])
-def test_lenet5_of_1998_by_the_equations_of_the_paper(j: float | None) -> None:
+@pytest.mark.parametrize(
+    ("j", "share"), [(None, 1), (84.0, 1), (None, 0.5), (5.0, 0.5)], ids=["Eq. 8", "Eq. 9", "half 8", "half 9"]
+)
+def test_lenet5_of_1998_by_the_equations_of_the_paper(j: float | None, share: float) -> None:
     """All 60,000 curvatures, the mean over two digits, and the gradients by the same connections."""
     images, labels = data.digits("test")
     x, labels = data.to_input(images[[3, 8]]).astype(np.float64), labels[[3, 8]]
-    model = LeNet5_1998("sqrt-fan-in", rng=0)
+    model = LeNet5_1998(rng=0)
     for tensor in (*model.parameters(), model.output.centers):
         tensor.data = tensor.data.astype(np.float64)
-    loss = F.penalty_loss(model(Tensor(x)), labels, j)
+    loss = F.penalty_loss(share * model(Tensor(x)), labels, j)
     parameters = dict(model.named_parameters())
     h = dict(zip(parameters, curvature(loss, list(parameters.values())), strict=True))
     loss.backward()
     g = {name: p.grad for name, p in parameters.items()}
-    single = [by_the_paper(model, x[n, 0], int(labels[n]), j) for n in range(2)]
+    single = [by_the_paper(model, x[n, 0], int(labels[n]), j, share) for n in range(2)]
     for which, ours in enumerate((g, h)):
         for name in connections():
             expected = (single[0][which][name] + single[1][which][name]) / 2

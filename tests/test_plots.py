@@ -266,10 +266,21 @@ def test_maps() -> None:
 def test_penalties_are_called_penalties() -> None:
     """In 1998's network the smallest one wins, and its answer is not what is brightest."""
     model = LeNet5_1998(rng=0)
-    figure = plots.maps(model, IMAGES[0], sure(LABELS[:1])[0])
+    penalties = plots.look_inside(model, IMAGES[0])[-1][1]
+    figure = plots.maps(model, IMAGES[0], penalties)
     legible(figure)
-    least = plots.look_inside(model, IMAGES[0])[-1][1].min()
-    assert f"OUTPUT\n10 penalties\nleast {least:.3g} wins" in words(figure)
+    said = words(figure)
+    assert f"OUTPUT\n10 penalties\nleast {penalties.min():.3g} wins" in said
+    assert {f"{penalty:.3g}" for penalty in penalties} <= set(said)
+    assert not any("probability" in text or "%" in text for text in said)
+
+
+def test_misclassified_by_penalties() -> None:
+    """The smallest wins; the mistake by the widest margin comes first."""
+    penalties = np.array([[9.0, 1.0, 8.0], [2.0, 7.0, 3.0], [2.0, 7.0, 9.0], [0.5, 7.0, 9.0]])
+    figure = plots.misclassified(IMAGES[:4], np.array([0, 1, 1, 0]), penalties, penalties=True)
+    said = [text for text in words(figure) if "#" in text]
+    assert said == ["0 → 1\n9.0 → 1.0\n#0", "1 → 0\n7.0 → 2.0\n#2", "1 → 0\n7.0 → 2.0\n#1"]
 
 
 @pytest.mark.parametrize("mistakes", [0, 1])

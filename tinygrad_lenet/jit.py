@@ -27,7 +27,7 @@ from .backend import Array, backend_of, backend_of_type, default_device, memory_
 from .graph import Node, Observer, changes, mode, note_write, observed, tick
 from .nn.module import Module, Parameter
 from .op import Op
-from .plan import Bound, Plan, in_line, in_own_memory, owner_of
+from .plan import Bound, Place, Plan, in_line, in_own_memory, owner_of
 from .tensor import Tensor, wrap
 
 P = ParamSpec("P")
@@ -703,23 +703,32 @@ class _Planned:
 
     def __init__(self, recorder: _Recorder, results: _Result) -> None:
         self.frame = _Frame()
-        self.plan, ends = self._make(recorder, results)
-        shown = [in_own_memory(y) for y in ends]
-        self.plan.lay_out(ends, [array for _, array in self.gradients])
-        if not self._agrees(ends, shown):
-            self.plan, ends = self._make(recorder, results)
-            self.plan.lay_out(ends, share=False)
-            if not self._agrees(ends, shown):
-                raise JitError("jit: the plan of a recording gave other results than its ops")
-        self._ends = list(zip(_slots_of(results), ends, strict=False))
+        slots = _slots_of(results)
+        if not (self._agrees(recorder, slots, share=True) or self._agrees(recorder, slots, share=False)):
+            raise JitError("jit: the plan of a recording gave other results than its ops")
         self._moves = 0
         self._bind()
 
+    def _agrees(self, recorder: _Recorder, slots: list[int], share: bool) -> bool:
+        """Make a plan; whether its calls, on memory of their own, give what the ops gave."""
+        self.plan, values = self._make(recorder)
+        ends = [values[slot].view(np.ndarray) for slot in slots]
+        shown, held = [in_own_memory(y) for y in ends], self.plan.held()
+        gradients = _gradients(recorder, values) if share else []
+        self.plan.lay_out(ends, [array for _, array in gradients], share)
+        place = self.plan.settle()
+        self._inputs = [place(values[slot].view(np.ndarray)) for slot in range(len(recorder.arguments))]
+        self._gradients = [(leaf, place(array)) for leaf, array in gradients]
+        self._ends = [(slot, place(y)) for slot, y in zip(slots, ends, strict=True)]
+        del values, ends, gradients
+        self.plan.forget()
+        return self.plan.agrees([(y, expected) for (_, y), expected in zip(self._ends, shown, strict=True)], held)
+
     def _bind(self) -> None:
         self.bound: Bound = self.plan.bind()
-        self.inputs = [self.bound.array(x) for x in self.arguments]
-        self.ends = {slot: (self.bound.array(y), self.plan.kind(y) == "held") for slot, y in self._ends}
-        given = [each for each in self.gradients if self.plan.kind(each[1]) == "given" and self._moves < _MOVES]
+        self.inputs = [self.bound.array(x) for x in self._inputs]
+        self.ends = {slot: (self.bound.array(y), _kind(y) == "held") for slot, y in self._ends}
+        given = [each for each in self._gradients if _kind(each[1]) == "given" and self._moves < _MOVES]
         self._handed = [(leaf, wrap(self.bound.array(array))) for leaf, array in given]
         self.frame.given = {id(tensor.data): tensor for _, tensor in self._handed}
         self._watched = [x for _, tensor in self._handed for x in (tensor, tensor.data, owner_of(tensor.data))]
@@ -730,12 +739,12 @@ class _Planned:
         attached = sum([leaf._grad is tensor for leaf, tensor in self._handed])
         return sum(map(sys.getrefcount, self._watched)) - attached
 
-    def _make(self, recorder: _Recorder, results: _Result) -> tuple[Plan, list[np.ndarray]]:
+    def _make(self, recorder: _Recorder) -> tuple[Plan, dict[int, Any]]:
+        """A plan of what was recorded, and the array in each slot."""
         plan = Plan()
         values: dict[int, Any] = {}
         for slot, x in enumerate(recorder.arguments):
             values[slot] = plan.stand_in(_array(x), "argument")
-        self.arguments = [values[slot].view(np.ndarray) for slot in range(len(recorder.arguments))]
         for slot, each in recorder.outside.items():
             values[slot] = plan.constant(_known(each)) if each.made else plan.stand_in(each.array, "held")
         written: set[int] = set()
@@ -760,14 +769,7 @@ class _Planned:
         for i in sorted(written & set(range(len(recorder.arguments)))):
             plan.effect("argument", _give_back, self.frame, i, values[i])
         self.written = [memory_of(recorder.outside[slot].array) for slot in written if slot in recorder.outside]
-        self.gradients = _gradients(recorder, values)
-        return plan, [values[slot].view(np.ndarray) for slot in _slots_of(results)]
-
-    def _agrees(self, ends: list[np.ndarray], shown: list[np.ndarray]) -> bool:
-        """Whether the calls on their own memory give what the ops gave."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return self.plan.agrees(list(zip(ends, shown, strict=True)))
+        return plan, values
 
     def run(self, arguments: Sequence[Any]) -> dict[int, Tensor]:
         if self._handed and self._references not in (-1, self._count()):  # somebody has kept a gradient
@@ -785,6 +787,11 @@ class _Planned:
                 note_write(*self.written)
             if self._handed:
                 self._references = self._count()
+
+
+def _kind(x: Any) -> str:
+    """The kind of memory that an array lies in."""
+    return x.memory.kind if isinstance(x, Place) else "value"
 
 
 def _known(each: _Outside) -> np.ndarray:
@@ -1050,6 +1057,8 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
         known[known.index(before)] = made
         if made.owners.isdisjoint(id(memory_of(_array(x))) for x in arrays):
             planned = all(type(array) is np.ndarray for array, _, _ in recorder.known.values())
+            recorder.alive.clear()  # what the ops computed
+            recorder.known.clear()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the function has given those of its own
                 made.replay = (_Planned if planned else _Stepwise)(recorder, results)

@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
@@ -46,12 +46,22 @@ class Memory:
     def __init__(self, block: np.ndarray, kind: str, outside: Any = None) -> None:
         low, high = byte_bounds(block)
         self.kind = kind
-        self.block = block  # where it was when the calls were noted
+        self.block: np.ndarray | None = block  # where it was when the calls were noted
         self.address, self.bytes = low, max(high - low, 1)
         self.outside = outside  # the owner of the memory in whose place this stands, if it is held
-        self.start = np.array(block) if kind in ("held", "argument") else None  # the values before all calls
+        self.start = np.array(_bytes(block)) if kind in ("held", "argument") else None  # its values before all calls
         self.first = self.last = -1  # the calls that use it
         self.place = -1  # in the block that values share
+
+
+class Place(NamedTuple):
+    """Where an array lies in a block, once the memory is gone in which its call was noted."""
+
+    memory: Memory
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 class Call:
@@ -75,7 +85,7 @@ class Call:
         self.step = step  # which of the recorded steps made it
         self.fill = fill  # whether it sets all of a new block to one number
         self.effect = effect  # whether it acts on what is outside the plan, so that it must be made
-        self.seen: list[np.ndarray] = []  # the values of its arrays when an effect was noted
+        self.seen: list[np.ndarray] = []  # the arrays of an effect, or what was drawn, when it was noted
 
 
 class _Tracing(threading.local):
@@ -432,12 +442,8 @@ class Plan:
             block = _aligned(high - low, low)
             np.copyto(_at(block, _address(owner) - low, owner), owner)
             memory = self.memories[id(owner_of(block))] = Memory(block, kind, owner if kind == "held" else None)
+        assert memory.block is not None
         return _at(memory.block, _address(array) - low, array).view(Traced)
-
-    def kind(self, array: np.ndarray) -> str:
-        """The kind of memory that an array lies in."""
-        memory = self.memory(array)
-        return "value" if memory is None else memory.kind
 
     def constant(self, values: np.ndarray) -> Traced:
         """A traced array that has these values whenever the calls are made."""
@@ -518,6 +524,8 @@ class Plan:
         found = np.asarray((op if op.repeatable else copy.deepcopy(op)).compute(NUMPY, plain))  # no number is used up
         y = self.adopt(np.array(found))
         self.note(_computed, (_plain(y), op, plain), {}, plain, [y])
+        if not op.repeatable:
+            self.calls[-1].seen = [np.array(found)]
         return y
 
     # Making a runnable list of the calls
@@ -572,9 +580,11 @@ class Plan:
             if type(x) in (tuple, list):
                 return type(x)(map(moved, x))
             memory = self.memory(x) if isinstance(x, np.ndarray) else None
-            if memory not in instead:
+            if memory is None or memory not in instead:
                 return x
-            return _at(_bytes(instead[memory].block), _address(x) - memory.address, x)
+            block = instead[memory].block
+            assert block is not None
+            return _at(_bytes(block), _address(x) - memory.address, x)
 
         def described(x: Any, out: Memory) -> Any:
             if type(x) in (tuple, list):
@@ -661,18 +671,44 @@ class Plan:
     def _shares(self, x: Any, memory: Memory) -> bool:
         return isinstance(x, np.ndarray) and self.memory(x) is memory
 
+    def settle(self) -> Callable[[Any], Any]:
+        """Let go of the memory in which the calls were noted; return what turns an array there into its place."""
+        for call in (*self.calls, *self.once):
+            call.arguments = self._settled(call.arguments)
+            call.options = {name: self._settled(x) for name, x in call.options.items()}
+        self.used = [memory for memory in self.memories.values() if memory.first >= 0 or memory.kind != "value"]
+        return self._settled
+
+    def _settled(self, x: Any) -> Any:
+        if type(x) in (tuple, list):
+            return type(x)(map(self._settled, x))
+        memory = self.memory(x) if isinstance(x, np.ndarray) else None
+        if memory is None:
+            return x
+        return Place(memory, _address(x) - memory.address, x.shape, x.strides, x.dtype)
+
+    def forget(self) -> None:
+        """Drop the blocks in which the calls were noted, after filling them with what a call would notice."""
+        for memory in self.memories.values():
+            if memory.block is not None:
+                _bytes(memory.block)[:] = 255
+                memory.block = None
+        self.memories.clear()
+        self._scratch.clear()
+
     def bind(self, trial: bool = False) -> "Bound":
         """The calls on the memory in which they will run; for a ``trial``, held memory is a copy of what it was."""
         places: dict[Memory, np.ndarray] = {}
         shared, handed = _aligned(self.bytes), _aligned(sum(memory.bytes for memory in self.given))
-        start = 0
+        at = 0
         for memory in self.given:
-            places[memory] = handed[start : start + memory.bytes]
-            start += memory.bytes
-        for memory in self.memories.values():
-            if memory.start is not None and (trial or memory.kind == "argument"):
+            places[memory] = handed[at : at + memory.bytes]
+            at += memory.bytes
+        for memory in self.used:
+            if memory.kind == "argument" or (memory.kind == "held" and trial):
+                start = _bytes(memory.outside) if memory.kind == "held" else 0
                 places[memory] = _aligned(memory.bytes, memory.address)
-                places[memory][:] = memory.start.view(np.uint8)
+                places[memory][:] = start if memory.start is None else memory.start
             elif memory.kind == "held":
                 places[memory] = _bytes(memory.outside)
             elif memory.kind == "kept":
@@ -681,19 +717,7 @@ class Plan:
             elif memory.place >= 0:
                 places[memory] = shared[memory.place : memory.place + memory.bytes]
 
-        known: dict[Any, np.ndarray] = {}
-
-        def bound(x: Any) -> Any:
-            if type(x) in (tuple, list):
-                return type(x)(map(bound, x))
-            memory = self.memory(x) if isinstance(x, np.ndarray) else None
-            if memory is None:
-                return x
-            key = (_address(x), x.shape, x.strides, x.dtype)
-            if key not in known:
-                known[key] = _at(places[memory], _address(x) - memory.address, x)
-            return known[key]
-
+        bound = _Bound(places)
         for call in self.once:
             call.function(*bound(call.arguments))
         looks: list[bool] = []
@@ -701,30 +725,34 @@ class Plan:
         for call in self.calls:
             function, arguments = call.function, call.arguments
             if trial and call.effect:
-                calls.append((_look, (bound(arguments), call.seen, looks)))
+                if call.seen:
+                    calls.append((_look, (bound(arguments), call.seen, looks)))
                 continue
-            if trial and function is _computed and not arguments[1].repeatable:
-                function, arguments = np.copyto, (arguments[0], np.array(arguments[0]))
-                arguments = (bound(arguments[0]), arguments[1])
-            else:
-                arguments = bound(arguments)
+            if trial and function is _computed and not arguments[1].repeatable:  # drawn when it was noted
+                function, arguments = np.copyto, (arguments[0], call.seen[0])
+            arguments = bound(arguments)
             if call.options:
                 function = functools.partial(function, **{name: bound(x) for name, x in call.options.items()})
             calls.append((function, arguments))
         return Bound(calls, bound, places, looks)
 
-    def agrees(self, results: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
+    def agrees(self, results: Sequence[tuple[Any, np.ndarray]], held: dict[Memory, bytes]) -> bool:
         """Whether the calls, made on copies of all memory, give these values and those seen when they were noted."""
         trial = self.bind(trial=True)
-        held = {m: m.block.tobytes() for m in self.memories.values() if m.kind == "held"}
-        for memory in self.memories.values():
-            _bytes(memory.block)[:] = 255  # which a call would notice that still uses it
         trial.run()
+        for memory in self.used:
+            memory.start = None
+        for call in self.calls:
+            call.seen = [] if call.effect else call.seen
         return (
             all(trial.looks)
             and all(_same(trial.array(y), expected) for y, expected in results)
-            and all(trial.places[m].tobytes() == values for m, values in held.items())
+            and all(trial.places[memory].tobytes() == values for memory, values in held.items())
         )
+
+    def held(self) -> dict[Memory, bytes]:
+        """The values in held memory after the calls, when they were noted."""
+        return {m: m.block.tobytes() for m in self.memories.values() if m.kind == "held" and m.block is not None}
 
     def microseconds(self, rounds: int = 20) -> list[float]:
         """The time of each step, the median of several runs on copies of all memory; 0 for effects."""
@@ -733,10 +761,11 @@ class Plan:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for row in spent:
-                for call, (function, arguments) in zip(self.calls, trial.calls, strict=True):
+                calls = (call for call in self.calls if not call.effect)
+                for call, (function, arguments) in zip(calls, trial.calls, strict=True):
                     start = time.perf_counter()
                     function(*arguments)
-                    row[call.step] += 0.0 if call.effect else time.perf_counter() - start
+                    row[call.step] += time.perf_counter() - start
         return (1e6 * np.median(spent, axis=0)).tolist()
 
     def __str__(self) -> str:
@@ -750,13 +779,30 @@ class Plan:
         for i, (name, shapes) in enumerate(self.steps):
             if calls[i]:
                 lines.append((name, shapes, str(calls[i]), places.get(i, ""), f"{times[i]:.1f}"))
-        own = sum(m.bytes for m in self.memories.values() if m.kind in ("kept", "argument"))
+        own = sum(m.bytes for m in self.used if m.kind in ("kept", "argument", "given"))
         total = f"{len(self.calls)} calls, {sum(times):,.0f} us, {self.bytes + own:,} bytes for {len(lines) - 1} steps"
         widths = [max(len(line[column]) for line in lines) for column in range(5)]
         text = [
             "  ".join([*map(str.ljust, line[:2], widths), *map(str.rjust, line[2:], widths[2:])]) for line in lines
         ]  # fmt: skip
         return "\n".join([*text, total])
+
+
+class _Bound:
+    """What turns the place of an array into the array, always the same one."""
+
+    def __init__(self, places: dict[Memory, np.ndarray]) -> None:
+        self.places = places
+        self.known: dict[Place, np.ndarray] = {}
+
+    def __call__(self, x: Any) -> Any:
+        if type(x) in (tuple, list):
+            return type(x)(map(self, x))
+        if type(x) is not Place:
+            return x
+        if x not in self.known:
+            self.known[x] = _at(self.places[x.memory], x.offset, x)
+        return self.known[x]
 
 
 class Bound:
@@ -826,9 +872,9 @@ def _address(x: np.ndarray) -> int:
     return int(x.__array_interface__["data"][0])
 
 
-def _at(block: np.ndarray, offset: int, like: np.ndarray) -> np.ndarray:
+def _at(block: np.ndarray, offset: int, like: "np.ndarray | Place") -> np.ndarray:
     """An array of the same layout as ``like`` whose first element is at ``offset`` of a block of bytes."""
-    if not like.size:  # whose strides may go beyond the block
+    if 0 in like.shape:  # and its strides may go beyond the block
         return np.ndarray(like.shape, like.dtype, block)
     return np.ndarray(like.shape, like.dtype, block, offset, like.strides)
 

@@ -28,10 +28,10 @@ Y = np.random.default_rng(1).integers(0, 10, 500)
 
 
 def of_1998(j: float | None, replay: bool = True) -> Step:
-    model = LeNet5_1998(init="sqrt-fan-in", rng=0)
+    model = LeNet5_1998(rng=0)
     optimizer = optim.StochasticDiagonalLM(model.parameters(), lr=1e-6)  # so that nothing runs away on noise
-    optimizer.estimate(F.penalty_loss(model(Tensor(X)), Y, j))
-    return step_of(model, optimizer, lambda penalties, labels: F.penalty_loss(penalties, labels, j), replay)
+    optimizer.estimate(F.penalty_loss(0.5 * model(Tensor(X)), Y))
+    return step_of(model, optimizer, lambda penalties, labels: F.penalty_loss(0.5 * penalties, labels, j), replay)
 
 
 def of_today(replay: bool = True) -> Step:

@@ -167,13 +167,24 @@ def conv2d_weight_grad(op: Conv2dWeightGrad, xp: Any, x: Array, gy: Array) -> Ar
 @kernel("cuda", "matmul")
 def matmul(op: MatMul, xp: Any, a: Array, b: Array) -> Array:
     """Of two matrices."""
-    return _product(xp, a, b) if a.ndim == b.ndim == 2 and _covered(a, b) else NotImplemented
+    if a.ndim == b.ndim == 2 and _covered(a, b):
+        return _product(xp, a, b)
+    return _unreversed(op, xp, a, b)
 
 
 @kernel("cuda", "linear")
 def linear(op: Linear, xp: Any, x: Array, weight: Array, bias: Array | None = None) -> Array:
     """Of two matrices, with the bias."""
-    return _product(xp, x, weight.T, bias) if x.ndim == 2 and _covered(x, weight, bias) else NotImplemented
+    if x.ndim == 2 and _covered(x, weight, bias):
+        return _product(xp, x, weight.T, bias)
+    return _unreversed(op, xp, x, weight, *([] if bias is None else [bias]))
+
+
+def _unreversed(op: MatMul | Linear, xp: Any, *arrays: Array) -> Array:
+    """Products of several matrices are left to CuPy, which fails if one of their strides is negative."""
+    if all(step >= 0 for x in arrays for step in x.strides):
+        return NotImplemented
+    return op.forward(xp, *[x.copy() for x in arrays])  # also axes of size 1, which count as contiguous anyhow
 
 
 def _product(xp: Any, a: Array, b: Array, bias: Array | None = None, shape: tuple[int, ...] | None = None) -> Array:
