@@ -14,7 +14,9 @@ import pytest
 from examples.programs import Stream
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("train_lenet5", "reproduce_1998", "claims", "predict", "by_hand", "draw_graph", "make_pretrained", "draw")
+PROGRAMS = (
+    "first", "train_lenet5", "reproduce_1998", "claims", "predict", "by_hand", "draw_graph", "make_pretrained", "draw",
+)  # fmt: skip
 TOOL = """
 import os, signal, sys
 from examples import programs
@@ -122,6 +124,17 @@ def test_every_program_ends_so(name: str) -> None:
     files |= {path.parent.name: path for path in (ROOT / "examples").glob("*/__main__.py")}
     ends = {name for name, path in files.items() if 'if __name__ == "__main__":' in path.read_text()}
     assert ends == set(PROGRAMS)
+
+
+def test_first_reads_most_test_images_right() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.first"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    *epochs, last = done.stdout.splitlines()
+    assert (done.returncode, done.stderr, len(epochs)) == (0, "", 10)
+    losses = [float(line.rpartition(" ")[2]) for line in epochs]
+    assert losses[-1] < 0.1 * losses[0]
+    assert float(last.partition("%")[0]) > 95
 
 
 class Raw(io.RawIOBase):

@@ -157,9 +157,8 @@ class Traced(np.ndarray):
             else:
                 ufunc.reduce(*plain, out=_plain(target), **options)
             axis, dtype, keepdims = (options.pop(name, default) for name, default in _REDUCE)
-            plan.note(
-                ufunc.reduce, (plain[0], axis, dtype, _plain(target), keepdims), options, plain[:1], [target]
-            )  # fmt: skip
+            call = (plain[0], axis, dtype, _plain(target), keepdims)
+            plan.note(ufunc.reduce, call, options, plain[:1], [target])
         elif method == "at":
             ufunc.at(*plain)
             plan.note(ufunc.at, plain, {}, plain, inputs[:1])
@@ -509,9 +508,7 @@ class Plan:
                     raise UntraceableError("the result was not computed by calls that were noted")
                 for predicate, examined in self.guards:
                     tested = _plain(examined)
-                    self.note(
-                        _unless, (predicate, tested, _plain(y), op, plain), {}, (tested, plain), [y]
-                    )  # fmt: skip
+                    self.note(_unless, (predicate, tested, _plain(y), op, plain), {}, (tested, plain), [y])
                 return y
             except Exception:  # whatever it was that this op cannot do on traced arrays
                 del self.calls[first:]
@@ -565,7 +562,6 @@ class Plan:
             if (memory := self.memory(y)) is not None:
                 memory.last = len(self.calls)
         self._place(share)
-        self.results = list(results)
 
     def _merge(self, fixed: set[Memory]) -> None:
         """Leave out calls that compute once more what an earlier one has computed, unless it is large."""
