@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from tinygrad_lenet import Tensor, manual_seed, nn, optim, zeros
+from tinygrad_lenet import Tensor, jit, manual_seed, nn, optim, zeros
 from tinygrad_lenet import functional as F
 
 
@@ -193,6 +193,32 @@ def test_a_tensor_in_two_groups_is_refused() -> None:
     p = Tensor([1.0], requires_grad=True)
     with refused(ValueError, "again"):
         optim.SGD([{"params": [p]}, {"params": [p], "lr": 1.0}], lr=0.1)
+
+
+def test_a_recorded_step_with_groups_and_clipping() -> None:
+    """To the bit what it is without `jit`."""
+    x, y = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), np.arange(8) % 3
+
+    def run(wrap: Callable[[Any], Any]) -> list[np.ndarray]:
+        net = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 16, rng=0), nn.LeakyReLU(), nn.Linear(16, 3, rng=1))
+        groups = [{"params": net[1].parameters(), "lr": 0.01}, {"params": net[3].parameters(), "weight_decay": 0.1}]
+        optimizer = optim.AdamW(groups, lr=0.05)
+
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            loss = F.cross_entropy(net(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optim.clip_grad_norm(net.parameters(), 0.5)
+            optimizer.step()
+            return loss
+
+        recorded = wrap(step)
+        for _ in range(6):
+            recorded(Tensor(x), Tensor(y))
+        return [p.numpy() for p in net.parameters()]
+
+    for eager, replayed in zip(run(lambda step: step), run(jit), strict=True):
+        np.testing.assert_array_equal(eager, replayed)
 
 
 def test_clipping_keeps_short_gradients_and_leaves_out_missing_ones() -> None:
