@@ -64,7 +64,7 @@ def _package() -> Any:
         import onnx
     except ImportError as error:
         raise ModuleNotFoundError(
-            f'export: the package onnx cannot be imported ({error}); run python -m pip install "tinygrad_lenet[onnx]"'
+            f"export: the package onnx cannot be imported ({error}); run python -m pip install onnx"
         ) from None
     return onnx
 
