@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tinygrad_lenet import seeds
 from tinygrad_lenet.op import REGISTRY
 
 # In CI a run must not fail for reasons that the commit did not bring, so examples are always the same there.
@@ -25,6 +26,11 @@ settings.load_profile("default")
 
 # Where Ctrl-C is ignored, as behind a script's &, programs that are started keep it so; tests send it to them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup() -> None:
+    """A seed that one test gave is none for the next."""
+    seeds._seed = None
 
 
 @pytest.fixture

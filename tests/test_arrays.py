@@ -1,5 +1,8 @@
 """NumPy's functions on tensors: NumPy's values, and derivatives to second order that central differences confirm."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -159,12 +162,36 @@ def test_random_numbers_are_drawn_anew_in_every_replay() -> None:
 
     x = Tensor([0.0, 0.0])
     runs = []
-    for _ in range(2):
+    for wrap in (lambda function: function, jit):
         tg.manual_seed(3)
-        step = jit(noise)
+        step = wrap(noise)
         runs.append([step(x).numpy().tolist() for _ in range(6)])
     assert runs[0] == runs[1]
     assert len(set(map(tuple, runs[0]))) == 6
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("seed", ["", "tg.manual_seed(3)"])
+def test_forked_processes_draw_other_numbers(seed: str) -> None:
+    """Than their parent and each other; with a seed, the same in every run."""
+    code = f"""
+import os
+import tinygrad_lenet as tg
+{seed}
+for _ in range(2):
+    child = os.fork()
+    if not child:
+        print(tg.rand(1).item(), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+print(tg.rand(1).item())
+"""
+    runs = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        runs.append(done.stdout.split())
+    assert [len(set(run)) for run in runs] == [3, 3]
+    assert (runs[0] == runs[1]) == bool(seed)
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "a", None, True])

@@ -649,6 +649,179 @@ def stack(draw: Draw) -> Case:
     return Case(lambda *xs: F.stack(list(xs), axis), lambda *ts: torch.stack(ts, axis), arrays)
 
 
+# NumPy's functions, by PyTorch's
+
+
+def _named(name: str, ours: Callable[[Tensor], Tensor], theirs: Callable[[Any], Any], low: float = -2.0) -> None:
+    CASES[name] = lambda draw: Case(ours, theirs, [draw.values(*draw.shape(2, 3), low=low)])
+
+
+_named("exp of F", F.exp, torch.exp)
+_named("log of F", F.log, torch.log, 0.3)
+_named("sqrt of F", F.sqrt, torch.sqrt, 0.3)
+_named("abs of F", F.abs, torch.abs)
+_named("sin", F.sin, torch.sin)
+_named("cos", F.cos, torch.cos)
+_named("sum of F", lambda x: F.sum(x, 1), lambda t: t.sum(1))
+_named("mean of F", lambda x: F.mean(x, 1), lambda t: t.mean(1))
+_named("max of F", lambda x: F.max(x, 1), lambda t: t.amax(1))
+_named("min of F", lambda x: F.min(x, 1), lambda t: t.amin(1))
+_named("var of F", lambda x: F.var(x, (0, 1)), lambda t: t.var((0, 1), correction=0))
+_named("norm", lambda x: F.norm(x, 1, keepdims=True), lambda t: t.norm(dim=1, keepdim=True))
+_named("cumsum", lambda x: F.cumsum(x, 1), lambda t: t.cumsum(1))
+_named("flatten", lambda x: F.flatten(x) * 1.0, lambda t: t.flatten() * 1.0)
+_named("reshape of F", lambda x: F.reshape(x, (-1, 1)) * 1.0, lambda t: t.reshape(-1, 1) * 1.0)
+_named("view", lambda x: x.view(1, -1) * 1.0, lambda t: t.reshape(1, -1) * 1.0)
+_named("transpose of F", lambda x: F.transpose(x) * 1.0, lambda t: t.permute(*range(t.ndim)[::-1]) * 1.0)
+_named("swapaxes", lambda x: F.swapaxes(x, 0, -1) * 1.0, lambda t: t.transpose(0, -1) * 1.0)
+_named("moveaxis", lambda x: F.moveaxis(x, 0, -1) * 1.0, lambda t: t.movedim(0, -1) * 1.0)
+_named("unstack", lambda x: F.unstack(x, 1)[0] * 1.0, lambda t: t.unbind(1)[0] * 1.0)
+_named("split", lambda x: F.split(x, [1], 1)[0] * 1.0, lambda t: t.tensor_split([1], 1)[0] * 1.0)
+
+
+@case
+def std(draw: Draw) -> Case:
+    shape, ddof = (draw.int(2, 4), draw.int(2, 4)), draw.int(0, 1)
+    axis = draw.pick(0, 1, (0, 1))
+    return Case(lambda x: F.std(x, axis, ddof=ddof), lambda t: t.std(axis, correction=ddof), [draw.values(*shape)])
+
+
+@case
+def prod(draw: Draw) -> Case:
+    """Also where a factor is 0."""
+    x = draw.values_or_tied(draw.int(1, 3), draw.int(2, 5))
+    return Case(lambda x: F.prod(x, 1), lambda t: t.prod(1), [x])
+
+
+@case
+def clip(draw: Draw) -> Case:
+    """At the limits the gradient is 1, on both sides."""
+    low, high = draw.pick(None, -1.0, 0.0), draw.pick(0.0, 1.0)
+    return Case(lambda x: F.clip(x, low, high), lambda t: t.clamp(low, high), [draw.values_or_tied(*draw.shape(1, 3))])
+
+
+@case
+def leaky_relu(draw: Draw) -> Case:
+    slope = draw.pick(0.01, 0.5)
+    return Case(
+        lambda x: F.leaky_relu(x, slope), lambda t: TF.leaky_relu(t, slope), [draw.values_or_tied(*draw.shape(1, 3))]
+    )
+
+
+@case
+def take_along_axis(draw: Draw) -> Case:
+    n, m, k = draw.int(1, 3), draw.int(1, 4), draw.int(1, 5)
+    indices = draw.rng.integers(0, m, (n, k))
+    return Case(
+        lambda x: F.take_along_axis(x, indices, 1), lambda t: t.gather(1, torch.tensor(indices)), [draw.values(n, m)]
+    )
+
+
+@case
+def embedding(draw: Draw) -> Case:
+    k, d = draw.int(1, 4), draw.int(1, 3)
+    indices = draw.rng.integers(0, k, draw.shape(1, 2))
+    return Case(
+        lambda w: F.embedding(indices.tolist(), w),
+        lambda w: TF.embedding(torch.tensor(indices), w),
+        [draw.values(k, d)],
+    )
+
+
+@case
+def layer_norm(draw: Draw) -> Case:
+    shape = (*draw.shape(0, 2), draw.int(2, 4))
+    arrays = [draw.values(*shape), draw.values(shape[-1]), draw.values(shape[-1])]
+    return Case(
+        lambda x, w, b: F.layer_norm(x, shape[-1], w, b, 0.1),
+        lambda t, w, b: TF.layer_norm(t, shape[-1:], w, b, 0.1),
+        arrays,
+    )
+
+
+@case
+def cross_entropy_over_more_axes(draw: Draw) -> Case:
+    """With class weights, labels that are left out, and smoothing."""
+    (n, k), rest = draw.pair(1, 4), draw.shape(0, 2)
+    labels = draw.rng.integers(0, k, (n, *rest))
+    labels.flat[0] = 0  # a mean over nothing would be NaN
+    ignored = draw.pick(-100, k - 1, 7) if k > 1 else -100
+    labels = np.where((draw.rng.random(labels.shape) < 0.3) & (labels != 0), ignored, labels)
+    weight = draw.values(k, low=0.2) if draw.pick(True, False) else None
+    how = {"label_smoothing": draw.pick(0.0, 0.3), "reduction": draw.pick(*REDUCTIONS), "ignore_index": ignored}
+    theirs = None if weight is None else torch.tensor(weight.copy())
+    if weight is not None and how["label_smoothing"]:
+        how["label_smoothing"] = 0.0
+    return Case(
+        lambda x: F.cross_entropy(x, labels, weight=weight, **how),
+        lambda t: TF.cross_entropy(t, torch.tensor(labels), weight=theirs, **how),
+        [draw.values(n, k, *rest) * 3],
+    )
+
+
+@case
+def cross_entropy_of_weighted_probabilities(draw: Draw) -> Case:
+    (n, k), rest, reduction = draw.pair(1, 4), draw.shape(0, 2), draw.pick(*REDUCTIONS)
+    weight = draw.values(k, low=0.2)
+    return Case(
+        lambda x, p: F.cross_entropy(x, p, weight=weight, reduction=reduction),
+        lambda t, p: TF.cross_entropy(t, p, weight=torch.tensor(weight.copy()), reduction=reduction),
+        [draw.values(n, k, *rest), draw.values(n, k, *rest, low=0.1)],
+    )
+
+
+@case
+def binary_cross_entropy_with_logits(draw: Draw) -> Case:
+    shape, reduction = draw.shape(1, 3), draw.pick(*REDUCTIONS)
+    weight = draw.values(*shape, low=0.1) if draw.pick(True, False) else None
+    positive = draw.values(shape[-1], low=0.1) if draw.pick(True, False) else None
+    theirs = {name: None if w is None else torch.tensor(w.copy()) for name, w in
+              (("weight", weight), ("pos_weight", positive))}  # fmt: skip
+    return Case(
+        lambda x, y: F.binary_cross_entropy_with_logits(x, y, weight, reduction, positive),
+        lambda t, y: TF.binary_cross_entropy_with_logits(t, y, reduction=reduction, **theirs),
+        [draw.values(*shape) * 20, draw.values(*shape, low=0.0, high=1.0)],
+    )
+
+
+@case
+def l1_loss(draw: Draw) -> Case:
+    shape, how = draw.shape(), {"reduction": draw.pick(*REDUCTIONS)}
+    arrays = [draw.values_or_tied(*shape), draw.values(*shape)]
+    return Case(lambda x, y: F.l1_loss(x, y, **how), lambda s, t: TF.l1_loss(s, t, **how), arrays)
+
+
+@case
+def smooth_l1_loss(draw: Draw) -> Case:
+    shape, how = draw.shape(), {"reduction": draw.pick(*REDUCTIONS), "beta": draw.pick(0.0, 0.5, 1.0)}
+    arrays = [draw.values(*shape), draw.values(*shape)]
+    return Case(lambda x, y: F.smooth_l1_loss(x, y, **how), lambda s, t: TF.smooth_l1_loss(s, t, **how), arrays)
+
+
+def test_losses_of_extreme_logits() -> None:
+    """No overflow, and no NaN."""
+    x = np.array([-1e4, -50.0, 0.0, 50.0, 1e4])
+    for y in (np.zeros(5), np.ones(5)):
+        ours = F.binary_cross_entropy_with_logits(x, y, reduction="none").numpy()
+        theirs = TF.binary_cross_entropy_with_logits(torch.tensor(x), torch.tensor(y), reduction="none").numpy()
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-16)
+
+
+def test_dropout2d_drops_whole_maps() -> None:
+    y = F.dropout2d(np.ones((50, 40, 3, 2), np.float32), 0.25, rng=np.random.default_rng(0)).numpy()
+    assert (y == y[:, :, :1, :1]).all()
+    assert set(y.ravel().tolist()) == {0.0, np.float32(1 / 0.75).item()}
+    assert abs((y == 0).mean() - 0.25) < 0.03
+
+
+def test_any_all_argmax_of_functional() -> None:
+    x = np.array([[0.0, 1.0], [0.0, 0.0]])
+    t = torch.tensor(x)
+    for name in ("any", "all", "argmax", "argmin"):
+        ours = {"any": F.any, "all": F.all, "argmax": F.argmax, "argmin": F.argmin}[name]
+        np.testing.assert_array_equal(ours(x, 1).numpy(), getattr(t, name)(1).numpy())
+
+
 @pytest.mark.parametrize("name", CASES)
 @few
 @given(data=st.data())
@@ -661,7 +834,7 @@ def test_agrees_with_torch(name: str, data: st.DataObject) -> None:
 def test_everything_public_is_compared() -> None:
     """A function added to functional.py, or a method to Tensor, without a comparison in this file fails this test."""
     text = Path(__file__).read_text(encoding="utf-8")
-    not_mathematics = {"astype", "copy", "item", "register_hook", "to", "zero_grad"}
+    not_mathematics = {"astype", "copy", "from_dlpack", "item", "register_hook", "to", "zero_grad"}
     methods = {name for name in vars(Tensor) if name.islower() and name[0] != "_" and callable(getattr(Tensor, name))}
     missing = [f"F.{name}" for name in F.__all__ if f"F.{name}" not in text]
     missing += [f"Tensor.{name}" for name in methods - not_mathematics if not re.search(rf"\w\.{name}\b", text)]

@@ -395,7 +395,7 @@ def binary_cross_entropy_with_logits(
 ) -> Tensor:
     """-(target log s(x) + (1 - target) log(1 - s(x))), s the sigmoid: x[...] and target[...] of the same shape.
 
-    It is computed from x, without overflow or loss of digits. ``weight`` multiplies each element's loss, ``pos_weight``
+    It is computed from x, without overflow. ``weight`` multiplies each element's loss, ``pos_weight``
     its first term. ``reduction`` is "mean", "sum" or "none".
 
     >>> round(binary_cross_entropy_with_logits([0.0], [1.0]).item(), 4)
@@ -408,9 +408,9 @@ def binary_cross_entropy_with_logits(
     logs = columns.log_softmax(-1)  # log s(x), log(1 - s(x))
     first = target * logs[..., 0]
     if pos_weight is not None:
-        first = first * pos_weight
+        first = first * as_tensor(pos_weight).astype(x.dtype)
     y = -(first + (1.0 - target) * logs[..., 1])
-    return reduce(y if weight is None else y * weight)
+    return reduce(y if weight is None else y * as_tensor(weight).astype(x.dtype))
 
 
 def l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
@@ -592,8 +592,7 @@ def layer_norm(
         if given is not None and as_tensor(given).shape != shape:
             raise ShapeError(f"layer_norm: {name} has shape {as_tensor(given).shape}; expected {shape}")
     axes = tuple(range(x.ndim - len(shape), x.ndim))
-    centred = x - x.mean(axes, keepdims=True)
-    y = centred * ((centred * centred).mean(axes, keepdims=True) + eps) ** -0.5
+    y = standardize(x, axes, eps)
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 

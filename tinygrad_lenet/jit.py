@@ -18,7 +18,7 @@ import types
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -47,8 +47,7 @@ class JitError(ValueError):
 # What is recorded
 
 
-@dataclass
-class _Applied:
+class _Applied(NamedTuple):
     """An op, applied to slots and numbers."""
 
     op: Op
@@ -57,16 +56,14 @@ class _Applied:
     line: Any
 
 
-@dataclass
-class _Stored:
+class _Stored(NamedTuple):
     """A leaf got a gradient: the value in a slot, or None."""
 
     leaf: Any
     slot: int | None
 
 
-@dataclass
-class _Fetched:
+class _Fetched(NamedTuple):
     """A leaf's gradient was read that was not computed in the recording."""
 
     leaf: Any
@@ -74,8 +71,7 @@ class _Fetched:
     array: Array
 
 
-@dataclass
-class _Called:
+class _Called(NamedTuple):
     """A function was called that changes or checks something by other means than ops."""
 
     function: Callable[..., Any]
@@ -83,18 +79,16 @@ class _Called:
     options: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Slot:
+class _Slot(NamedTuple):
     """The place of a value."""
 
-    index: int
+    at: int
 
 
-@dataclass(frozen=True)
-class _Argument:
-    """The tensor that is argument ``index``."""
+class _Argument(NamedTuple):
+    """The tensor that is one of the arguments."""
 
-    index: int
+    at: int
 
 
 @dataclass
@@ -133,9 +127,7 @@ class _Recorder(Observer):
         self.arguments, self.alive, self.values, self.returned = (), [], [], []
         for memory in (self.slots, self.known, self.starts, self.gradients, self.modules):
             memory.clear()
-        for entry in self.log:
-            if isinstance(entry, _Fetched):
-                entry.array = None
+        self.log = [entry._replace(array=None) if isinstance(entry, _Fetched) else entry for entry in self.log]
         for each in self.outside.values():
             if not constants and not each.made:
                 each.values = None
@@ -188,7 +180,7 @@ class _Recorder(Observer):
                 f"uses {op.name}, the shape of whose result depends on values; for x[mask], use functional.where"
             )
         if op.writes:
-            self.log.append(_Applied(op, refs, refs[0].index, caller()))
+            self.log.append(_Applied(op, refs, refs[0].at, caller()))
             self._written({id(memory_of(output.data))})
         elif id(output.data) not in self.slots:
             self.log.append(_Applied(op, refs, self._new(output.data), caller()))
@@ -270,7 +262,7 @@ class _Conditions:
             if tensor.data is not array or tensor._requires_grad is not requires_grad:
                 return False
         for leaf, missing in self.starts:
-            if ((arguments[leaf.index] if type(leaf) is _Argument else leaf)._grad is None) is not missing:
+            if ((arguments[leaf.at] if type(leaf) is _Argument else leaf)._grad is None) is not missing:
                 return False
         if self.names.changed() is not None or any(_hash(array) != values for array, values in self.sources):
             return False
@@ -484,7 +476,7 @@ def _differ(a: _Recorder, b: _Recorder) -> str | None:
                         f"uses the number {x!r} in {one.op.name} in one call and {y!r} in the next; pass it as an "
                         f"argument, as a tensor if it changes often (at {two.line})"
                     )
-        elif not _alike(vars(one) | {"array": None}, vars(two) | {"array": None}):
+        elif not _alike(one._asdict() | {"array": None}, two._asdict() | {"array": None}):
             return f"changes other things in two calls with arguments of the same shapes ({one}, then {two})"
     owners = [memory_of(_array(x)) for x in b.arguments]
     for slot, two in b.outside.items():
@@ -625,7 +617,7 @@ def _results(recorder: _Recorder, y: Any) -> _Result:
             if y is x:
                 return _Result("argument", i)
         for leaf in (entry.leaf for entry in recorder.log if isinstance(entry, (_Stored, _Fetched))):
-            if (recorder.arguments[leaf.index] if isinstance(leaf, _Argument) else leaf)._grad is y:
+            if (recorder.arguments[leaf.at] if isinstance(leaf, _Argument) else leaf)._grad is y:
                 return _Result("gradient", leaf)
         if y._requires_grad and y.op is not None and y.inputs is not None:
             recorder.refuse(
@@ -669,7 +661,7 @@ class _Frame:
         self.given: dict[int, Tensor] = {}  # gradients in memory that is handed out, by id of the array
 
     def tensor(self, leaf: Any) -> Any:
-        return self.arguments[leaf.index] if type(leaf) is _Argument else leaf
+        return self.arguments[leaf.at] if type(leaf) is _Argument else leaf
 
 
 def _store(frame: _Frame, leaf: Any, array: Array | None) -> None:
@@ -750,7 +742,7 @@ class _Planned:
         written: set[int] = set()
         for entry in recorder.log:
             if isinstance(entry, _Applied):
-                inputs = [values[x.index] if type(x) is _Slot else x for x in entry.inputs]
+                inputs = [values[x.at] if type(x) is _Slot else x for x in entry.inputs]
                 values[entry.output] = plan.apply(entry.op, inputs)
                 if entry.op.writes:
                     written.add(entry.output)
@@ -764,7 +756,7 @@ class _Planned:
                 plan.effect("read gradient", _fetch, self.frame, entry.leaf, target, writes=True)
             else:
                 tensors = [type(x) is _Slot for x in entry.arguments]
-                given = [values[x.index] if type(x) is _Slot else x for x in entry.arguments]
+                given = [values[x.at] if type(x) is _Slot else x for x in entry.arguments]
                 plan.effect(entry.function.__qualname__, _call, entry.function, entry.options, tensors, *given)
         for i in sorted(written & set(range(len(recorder.arguments)))):
             plan.effect("argument", _give_back, self.frame, i, values[i])
@@ -834,7 +826,7 @@ class _Stepwise:
         try:
             for entry in self.log:
                 if isinstance(entry, _Applied):
-                    arrays = [values[x.index] if type(x) is _Slot else x for x in entry.inputs]
+                    arrays = [values[x.at] if type(x) is _Slot else x for x in entry.inputs]
                     backend = backend_of(*arrays)
                     with backend.current(*arrays):
                         values[entry.output] = entry.op.compute(backend, arrays)
@@ -849,7 +841,7 @@ class _Stepwise:
                     if entry.slot is not None:
                         values[entry.slot] = known.data
                 else:
-                    given = [wrap(values[x.index]) if type(x) is _Slot else x for x in entry.arguments]
+                    given = [wrap(values[x.at]) if type(x) is _Slot else x for x in entry.arguments]
                     entry.function(*given, **entry.options)
             return {slot: wrap(values[slot]) for slot in self.wanted}
         finally:
@@ -905,7 +897,7 @@ class _Recording:
             return arguments[result.what]
         if result.kind == "gradient":
             leaf = result.what
-            return (arguments[leaf.index] if isinstance(leaf, _Argument) else leaf)._grad
+            return (arguments[leaf.at] if isinstance(leaf, _Argument) else leaf)._grad
         if result.kind in ("outside", "value"):
             return result.what
         parts = [self._made(part, found, arguments, made) for part in result.parts]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.strict import no_host_reads
-from tinygrad_lenet import Tensor, backend
+from tinygrad_lenet import Tensor, backend, manual_seed
 from tinygrad_lenet.data import Affine, DataLoader, to_input
 
 RNG = np.random.default_rng(0)
@@ -353,3 +353,31 @@ def test_affine_refuses_other_images() -> None:
         Affine()(IMAGES / 255)
     with pytest.raises(ValueError, match="Affine: images have shape"):
         Affine()(IMAGES[0])
+
+
+def test_other_arrays_are_batched_as_they_are() -> None:
+    x, targets = RNG.normal(size=(10, 3)).astype(np.float32), RNG.normal(size=(10, 2))
+    loader = DataLoader(x, targets, batch_size=4, seed=3)
+    rows = [(a, b) for batch, target in loader for a, b in zip(batch, target, strict=True)]
+    assert len(rows) == 10
+    order = [int(np.flatnonzero((x == a).all(1))[0]) for a, _ in rows]
+    assert sorted(order) == list(range(10)) != order
+    np.testing.assert_array_equal(np.stack([b for _, b in rows]), targets[order])
+    doubled = next(iter(DataLoader(x, targets[:, 0], shuffle=False, transform=lambda batch: 2 * batch)))
+    np.testing.assert_array_equal(doubled[0], 2 * x)
+    tokens = next(iter(DataLoader(np.arange(6), np.arange(6), shuffle=False)))[0]
+    assert tokens.tolist() == list(range(6))
+    for bad in ({"labels": targets[:9]}, {"labels": np.array(["a"] * 10)}, {"augment": Affine()}):
+        with pytest.raises((TypeError, ValueError), match="DataLoader"):
+            DataLoader(**({"images": x, "labels": targets} | bad))  # type: ignore[arg-type]
+
+
+def test_the_seed_is_that_of_manual_seed() -> None:
+    def order(**options: Any) -> list[int]:
+        return [int(y) for _, labels in DataLoader(IMAGES, np.arange(23), **options) for y in labels]
+
+    first = order()
+    manual_seed(7)
+    assert order() == order(seed=7) != first
+    assert Affine().seed == 7
+    assert order(seed=0) == first

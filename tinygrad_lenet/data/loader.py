@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backend import NUMPY, Array, backend_of, backend_of_type, parse_device, transfer
+from ..seeds import initial_seed
 from ..shapes import integer, number
 
 Images = npt.NDArray[np.uint8]
@@ -55,6 +56,10 @@ class DataLoader:
     epoch, position)`, for example an `Affine`, distorts the uint8 batch first; with the default transform it receives
     images that already have their border to 32x32, into which ink may move.
 
+    Other arrays are batched as they are, unless there is a `transform`: ``images`` is then anything (N, ...) but uint8
+    or squares of floats of these sizes, and labels any numbers (N, ...), for example targets of a regression.
+    `seed` is by default that of `manual_seed`, or 0.
+
     If several processes train together, `share(n)` gives the slice of a batch of n that this process draws, for example
     `parallel.Group.share`; `drawn` is the size of the whole batch from which the latest share was taken.
 
@@ -77,29 +82,39 @@ class DataLoader:
         labels: npt.NDArray[np.integer[Any]],
         batch_size: int = 64,
         shuffle: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         transform: Transform | None = None,
         drop_last: bool = False,
         augment: Augment | None = None,
         share: Callable[[int], slice] | None = None,
         device: str = "cpu",
     ) -> None:
-        _require_images("DataLoader", images, (28, _SIDE) if transform is None else None)
+        labels = np.asarray(labels)
+        plain = isinstance(images, np.ndarray) and images.ndim > 0 and images.dtype.kind in "fib"
+        if plain and transform is None and images.shape[1:] in ((28, 28), (_SIDE, _SIDE)):
+            plain = False  # images that somebody has scaled, which would miss their border: refused
+        if not plain:
+            _require_images("DataLoader", images, (28, _SIDE) if transform is None else None)
+            if labels.dtype.kind not in "iu":
+                raise TypeError(f"DataLoader: labels have dtype {labels.dtype}, expected integers")
+        elif augment is not None:
+            raise TypeError(f"DataLoader: images have dtype {images.dtype}; augment takes uint8")
         if not len(images):
             raise ValueError(f"DataLoader: images have shape {images.shape}, expected at least one image")
-        labels = np.asarray(labels)
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise TypeError(f"DataLoader: labels have dtype {labels.dtype}, expected integers")
-        if labels.shape != (len(images),):
+        if labels.dtype.kind not in "fiub":
+            raise TypeError(f"DataLoader: labels have dtype {labels.dtype}, expected numbers")
+        if labels.shape[:1] != (len(images),) or (not plain and labels.ndim > 1):
             raise ValueError(f"DataLoader: labels have shape {labels.shape}, expected ({len(images)},) as images do")
+        if plain and transform is None:
+            transform = _unchanged
         for name, function in (("transform", transform), ("augment", augment), ("share", share)):
             if function is not None and not callable(function):
                 raise TypeError(f"DataLoader: {name} is {function!r}, expected a function or None")
         self.images = images
-        self.labels: Labels = labels.astype(np.int64, copy=False)
+        self.labels: npt.NDArray[Any] = labels.astype(np.int64, copy=False) if labels.dtype.kind in "iu" else labels
         self.batch_size: int = integer("DataLoader", "batch_size", batch_size, 1)
         self.shuffle: bool = bool(shuffle)
-        self.seed: int = integer("DataLoader", "seed", seed, 0, limit=math.inf)
+        self.seed: int = _seed("DataLoader", seed)
         self.transform = transform
         self.drop_last: bool = bool(drop_last)
         self.augment = augment
@@ -146,7 +161,7 @@ class DataLoader:
         if not self._on_host and self.augment is None and self.transform in (None, to_input):
             return self._picked_there(order, slice(position, stop))
         chosen = order[position:stop]
-        images, labels = self.images.take(chosen, axis=0), self.labels.take(chosen)
+        images, labels = self.images.take(chosen, axis=0), self.labels.take(chosen, axis=0)
         if self.augment is not None:
             if self.transform is None:
                 images = _pad(images)
@@ -223,13 +238,13 @@ class Affine:
         scale: float = 0.15,
         squeeze: float = 0.1,
         shear: float = 0.2,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         self.translation: float = number("Affine", "translation", translation, "[0, inf)")
         self.scale: float = number("Affine", "scale", scale, "[0, 1)")
         self.squeeze: float = number("Affine", "squeeze", squeeze, "[0, 1)")
         self.shear: float = number("Affine", "shear", shear, "[0, inf)")
-        self.seed: int = integer("Affine", "seed", seed, 0, limit=math.inf)
+        self.seed: int = _seed("Affine", seed)
 
     def __call__(self, images: Images, epoch: int = 0, position: int = 0) -> Images:
         """Distort images, the first of which is sample `position` of `epoch`."""
@@ -244,6 +259,14 @@ class Affine:
             piece = slice(i, i + _PIECE)
             y[piece] = _warp(images[piece], *maps[:, piece])
         return y
+
+
+def _seed(caller: str, seed: int | None) -> int:
+    return initial_seed() if seed is None else integer(caller, "seed", seed, 0, limit=math.inf)
+
+
+def _unchanged(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return x
 
 
 def _uniform(seed: int, epoch: int, position: int, N: int) -> npt.NDArray[np.float64]:

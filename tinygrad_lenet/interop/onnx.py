@@ -64,7 +64,7 @@ def _package() -> Any:
         import onnx
     except ImportError as error:
         raise ModuleNotFoundError(
-            f'export: the package onnx cannot be imported ({error}); run python -m pip install "tinygrad_lenet[onnx]"'
+            f"export: the package onnx cannot be imported ({error}); run python -m pip install onnx"
         ) from None
     return onnx
 
@@ -299,6 +299,13 @@ def _rbf(w: _Writer, op: Any, inputs: Sequence[Any], y: Tensor, sizes: Any) -> s
     return w.node("ReduceSum", w.node("Mul", distance, distance), w.constant([2]), keepdims=0)
 
 
+def _standardize(w: _Writer, op: Any, inputs: Sequence[Any], y: Tensor, sizes: Any) -> str:
+    axes = w.constant(normalize_axes("standardize", op.axis, y.ndim))
+    centred = w.node("Sub", w.of(inputs[0]), w.node("ReduceMean", w.of(inputs[0]), axes, keepdims=1))
+    variance = w.node("ReduceMean", w.node("Mul", centred, centred), axes, keepdims=1)
+    return w.node("Div", centred, w.node("Sqrt", w.node("Add", variance, w.constant(op.eps, y.dtype))))
+
+
 def _squared_difference(w: _Writer, op: Any, inputs: Sequence[Any], y: Tensor, sizes: Any) -> str:
     difference = w.node("Sub", w.of(inputs[0], y), w.of(inputs[1], y))
     return w.node("Mul", difference, difference)
@@ -394,7 +401,8 @@ _FORMS: dict[str, Form] = {
     "argmax": _arg_extreme("ArgMax"), "argmin": _arg_extreme("ArgMin"), "softmax": _along("Softmax"),
     "log_softmax": _along("LogSoftmax"), "cumsum": _cumsum, "matmul": _elementwise("MatMul"), "linear": _linear,
     "conv2d": _conv("Conv"), "conv_transpose2d": _conv("ConvTranspose"), "avg_pool2d": _avg_pool,
-    "max_pool2d": _max_pool, "subsample2d": _subsample, "rbf": _rbf, "mse_loss": _squared_difference,
+    "max_pool2d": _max_pool, "subsample2d": _subsample, "rbf": _rbf, "standardize": _standardize,
+    "mse_loss": _squared_difference,
     "reshape": _reshape, "broadcast_to": _broadcast_to, "transpose": _transpose, "pad": _pad, "astype": _astype,
     "concatenate": lambda w, op, xs, y, sizes: w.node(
         "Concat", *[w.of(x) for x in xs], axis=normalize_axis("concatenate", op.axis, y.ndim)

@@ -146,9 +146,11 @@ def _row_sum(xp: Any, x: Array, factor: Array | None, out: Array | None = None) 
 
 @kernel("cpu", "power")
 def power(op: Power, xp: Any, a: Array | Number, b: Array | Number) -> Array:
-    """Trick 2: powers of 2 and 3 as products, which are the same numbers up to rounding."""
-    if type(b) not in (int, float) or b not in (2, 3) or not _floats(a):
+    """Trick 2: powers of 2 and 3 as products, which are the same numbers up to rounding; the power of 1 is a copy."""
+    if type(b) not in (int, float) or b not in (1, 2, 3) or not _floats(a):
         return NotImplemented
+    if b == 1:
+        return xp.array(a)
     y = xp.multiply(a, a)
     return y if b == 2 else xp.multiply(y, a, out=y)
 

@@ -79,6 +79,8 @@ class LayerNorm(Module):
         dtype: Any = np.float32,
     ) -> None:
         self.normalized_shape: tuple[int, ...] = integers("LayerNorm", "normalized_shape", normalized_shape, 1)
+        if not self.normalized_shape:
+            raise ValueError("LayerNorm: normalized_shape is empty; expected the sizes of at least one axis")
         self.eps: float = number("LayerNorm", "eps", eps, "[0, inf)")
         dtype = _float_dtype("LayerNorm", dtype)
         shape = self.normalized_shape

@@ -51,7 +51,10 @@ class Transpose(Movement):
     def output_shape(self, x):
         order = normalize_axes("transpose", self.axes, len(x))
         if len(order) != len(x):
-            raise ShapeError(f"transpose: axes {self.axes} do not name each of the {len(x)} axes of x once")
+            raise ShapeError(
+                f"transpose: axes {self.axes} do not name each of the {len(x)} axes of x once; functional.swapaxes "
+                "exchanges two"
+            )
         return tuple([x[a] for a in order])
 
     def forward(self, xp, x):
