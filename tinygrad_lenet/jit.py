@@ -35,7 +35,7 @@ R = TypeVar("R")
 
 _KEPT = 32  # plans that a function keeps in each thread
 _MOVES = 2  # how often gradients may be kept by others before they are handed out as copies
-_TRIES = 8  # recordings that came to nothing before a function is refused
+_VARIANTS = 8  # recordings that are kept for arguments of one kind, each for other conditions
 _PLAIN = (int, float, bool, str, bytes, complex, type(None))
 _CONTAINERS = (list, dict, set, frozenset)
 
@@ -859,7 +859,6 @@ class _Recording:
         self.values: list[np.ndarray | None] = list(recorder.values)  # of arguments that have not changed so far
         self.owners = {id(memory_of(each.array)) for each in recorder.outside.values() if not each.made}
         self.alive = [each.array for each in recorder.outside.values()]
-        self.tries = 1
 
     def confirm(self, recorder: _Recorder) -> None:
         """Compare with another recording; JitError if it did something else."""
@@ -872,7 +871,7 @@ class _Recording:
                 self.values[i] = None
 
     def covers(self, arguments: Sequence[Any]) -> bool:
-        """Whether the replay is right for these arguments: not if one of them takes a value for the second time."""
+        """Whether the recordings tell enough: not if an argument that was the same in all of them differs now."""
         return all(
             before is None or _same_bits(before, _host(x)) for before, x in zip(self.values, arguments, strict=True)
         )
@@ -1028,7 +1027,7 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
                     f"jit: {self._name} replaces the array of a tensor of shape {array.shape}; write into it instead"
                 )
         if before is None:
-            if len(known) >= _TRIES:
+            if len(known) >= _VARIANTS:
                 del known[0]
             known.append(_Recording(recorder, conditions, results))
             recorder.forget(constants=True)
@@ -1036,7 +1035,6 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
         if before.replay is not None:  # a plan, called with values that it was not made from
             before.confirm(recorder)
             return y
-        before.tries += 1
         try:
             before.confirm(recorder)
             if not _same_results(before.results, results):
