@@ -188,6 +188,7 @@ def learning_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
         "{} images": ("0.95%", 0.95, ("eq9", "eq8", "today")),
         "with distortions": ("0.8%", 0.8, ("eq9-distorted", "eq8-distorted", "today-distorted")),
     }
+    panels = {title: each for title, each in panels.items() if not metrics.keys().isdisjoint(each[2])} or panels
     names = {"eq9": "1998, Eq. 9", "eq8": "1998, Eq. 8", "today": "today's"}
     curves = {
         part: [
@@ -202,7 +203,7 @@ def learning_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
     figure = plots.new_figure(4.2, layout="constrained")
     legend = True  # in the first panel that has lines; the others have the same ones
     for k, (title, (text, level, parts)) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, 2, k + 1)
+        axes = figure.add_subplot(1, len(panels), k + 1)
         axes.axhline(level, color=plots.GREY, linewidth=0.8)
         beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "center"}
         axes.text(1.01, level, f"paper\n{text}", fontsize=8, color=plots.GREY, **beside)
@@ -231,7 +232,8 @@ def learning_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
         finish(axes, legend)
         legend = legend and not any(part in metrics for part in parts)
-    figure.suptitle("Errors of LeNet-5 as it was trained in 1998, and of today's", fontsize=11)
+    beside_today = ", and of today's" if any(part.startswith("today") for part in metrics) else ""
+    figure.suptitle(f"Errors of LeNet-5 as it was trained in 1998{beside_today}", fontsize=11)
     return figure
 
 
