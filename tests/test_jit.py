@@ -17,11 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tests.strict  # noqa: F401 - a device, "strict"
+import tests.strict
 from models import LeNet5, LeNet5_1998
 from tests.replays import CALLS, batch, net, shown, state, training
 from tinygrad_lenet import JitError, Op, Tensor, curvature, grad, jit, no_grad, optim, testing
 from tinygrad_lenet import functional as F
+from tinygrad_lenet.backend import available
 from tinygrad_lenet.op import REGISTRY
 
 LAYOUTS = ("contiguous", "gapped", "reversed", "transposed", "batch-last")
@@ -46,11 +47,20 @@ def applied(op: Op, real: Sequence[int]) -> Callable[..., Any]:
     return function
 
 
-@pytest.mark.parametrize("place", ["cpu", "strict"])  # planned, and op by op as on a GPU
+@pytest.mark.parametrize("place", ["cpu", "strict", "graphs", "cuda"])  # as a plan, op by op, and as graphs
 @pytest.mark.parametrize("name", OPS)
 @settings(max_examples=max(5, settings().max_examples // 4))
 @given(data=st.data())
 def test_op_is_replayed(name: str, place: str, data: st.DataObject) -> None:
+    if place == "cuda" and place not in available():
+        pytest.skip("no working CUDA device")
+    if place == "graphs":
+        with tests.strict.with_graphs():
+            return replay_op(name, "strict", data)
+    return replay_op(name, place, data)
+
+
+def replay_op(name: str, place: str, data: st.DataObject) -> None:
     op, arrays = data.draw(testing.cases(REGISTRY[name]))
     layouts = data.draw(st.lists(st.sampled_from(LAYOUTS), min_size=len(arrays), max_size=len(arrays)))
     dtype = data.draw(st.sampled_from([np.float32, np.float64]))

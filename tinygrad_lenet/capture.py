@@ -61,10 +61,10 @@ class DeviceReplay:
         try:
             self._backend = backend_of(*arrays)
         except DeviceError:  # on different devices
-            self._graphs = None
-        else:
-            self._place = arrays[:1]
-            self._graphs = self._backend.graphs and self._backend.graphs(*map(self._backend.index_of, self._place))
+            self._graphs: Graphs | None = None
+        else:  # a copy has to lie in memory as the argument does, or sums may be made in another order
+            dense = all(_array(x).copy(order="K").strides == _array(x).strides for x in arguments)
+            self._graphs = None if not dense else self._backend.graphs(next(map(self._backend.index_of, arrays), 0))
         self.frame.arguments = arguments
         self._make(arguments)
         self.frame.arguments = ()
@@ -121,7 +121,7 @@ class DeviceReplay:
                     self._enqueue(entry, values, steps[i])
                 elif isinstance(entry, Applied):
                     if entry.op.repeatable:
-                        self._samples[entry.output] = _computed(entry, values)
+                        self._samples[entry.output] = _computed(entry, values).copy()
                     values[entry.output] = self._fixed[entry.output] = self._samples[entry.output]
         finally:
             for x, saved in before:
