@@ -505,12 +505,20 @@ def with_graphs() -> Iterator[None]:
 
 
 class StrictGraph:
-    """Calls that are made again, each with its result in the same memory."""
+    """Calls that are made again, each with its result in the same memory.
 
-    def __init__(self, calls: list[Any]) -> None:
+    What it and graphs that are made after it compute may lie in the memory of its temporary arrays.
+    """
+
+    def __init__(self, calls: list[Any], others: "list[StrictGraph]") -> None:
         self.calls = calls
+        self.others = others
+        others.append(self)
 
     def launch(self) -> None:
+        for graph in self.others[self.others.index(self) :]:
+            for *_, made in graph.calls:
+                _spoil(made)
         for function, arguments, keywords, made in self.calls:
             again = _arrays_in(function(*arguments, **keywords))
             for x, y in zip(made, again, strict=True):
@@ -523,6 +531,9 @@ class StrictGraphs:
 
     aside = staticmethod(nullcontext)
 
+    def __init__(self) -> None:
+        self.graphs: list[StrictGraph] = []
+
     def begin(self) -> None:
         assert _noting.get() is None
         _noting.set([])
@@ -532,7 +543,7 @@ class StrictGraphs:
         calls = _noting.get()
         assert calls is not None
         self.abandon()
-        return StrictGraph(calls)
+        return StrictGraph(calls, self.graphs)
 
     def abandon(self) -> None:
         _noting.set(None)
@@ -543,6 +554,12 @@ def _arrays_in(x: Any) -> list[StrictArray]:
     if isinstance(x, (tuple, list)):
         return [array for each in x for array in _arrays_in(each)]
     return [x] if isinstance(x, StrictArray) else []
+
+
+def _spoil(made: list[StrictArray | None]) -> None:
+    for x in made:
+        if x is not None:
+            x._host.fill(np.nan if x.dtype.kind in "fc" else 1)
 
 
 def _noted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -566,9 +583,7 @@ def _noted(function: Callable[..., Any]) -> Callable[..., Any]:
             None if not x.size or any(np.may_share_memory(x._host, g._host) for g in given) else x
             for x in _arrays_in(y)
         ]
-        for x in made:
-            if x is not None:
-                x._host.fill(np.nan if x.dtype.kind in "fc" else 1)
+        _spoil(made)
         calls.append((function, arguments, keywords, made))
         return y
 

@@ -338,6 +338,8 @@ class StepInGraph:
 
     def enqueue(self) -> None:
         """Do the work of a step, without counting it; the first time, before a graph is made, to try it."""
+        if any(p.grad is not None for p in self._others):
+            raise ValueError("a parameter has a gradient that is not computed in the graph")
         self.optimizer._follow()
         self._runs = self.optimizer._runs()
         self._settings = self._of_now()
