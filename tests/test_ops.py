@@ -54,7 +54,7 @@ def running(place: str) -> Iterator[str]:
 @pytest.mark.parametrize("name", OPS)
 @given(data=st.data())
 def test_op(name: str, place: str, data: st.DataObject) -> None:
-    # What a backward pass is made of are ops too, so where they and it are right, its own derivative is that of the CPU.
+    # A backward pass is made of ops, too: where they and it are right, its own derivative is that of the CPU.
     order = 1 if place in ("plain", "strict") else 2
     with running(place) as device:
         op, arrays = data.draw(testing.cases(REGISTRY[name]))
