@@ -296,13 +296,13 @@ def _draw_values(domains: Sequence[Domain], shapes: Sequence[Shape], rng: np.ran
 
 
 def check_op(
-    op: Op, arrays: Sequence[np.ndarray], oracle: Callable[..., Any] | None = None, device: str = "cpu"
+    op: Op, arrays: Sequence[np.ndarray], oracle: Callable[..., Any] | None = None, device: str = "cpu", order: int = 2
 ) -> None:
     """Check one case of everything that an op promises; AssertionError names the op and the broken promise.
 
     - The output equals ``oracle(*arrays, **parameters)``, if given: a NumPy function or plain loops.
     - The output's axes have the sizes that the signature and ``output_shape`` give.
-    - The gradients agree with central differences, to second order (`check_gradients`).
+    - The derivatives agree with central differences, up to the given order (`check_gradients`).
     - float32 stays float32, in the output (unless a parameter ``dtype`` says otherwise) and in the gradients.
     - Inputs are not changed, except for the first one of an op that ``writes``.
     - Views that are strided, reversed, transposed or batch-last in memory give the same results.
@@ -331,7 +331,7 @@ def check_op(
             return copy.deepcopy(op)(*inputs)
 
         try:
-            check_gradients(fn, *(arrays[i] for i in real), device=device)
+            check_gradients(fn, *(arrays[i] for i in real), order=order, device=device)
         except AssertionError as error:
             names = ", ".join(f"input {k} is {specs[i].name}" for k, i in enumerate(real))
             raise AssertionError(f"{named}: {error}; {names}") from None
