@@ -48,12 +48,12 @@ def check(formula: str, by_hand: Any, framework: Any) -> None:
     difference, largest = np.abs(hand - other).max(), np.abs(other).max()
     if not difference <= LIMIT * largest:
         raise AssertionError(f"{formula}: off by {difference:.1e}, where the largest value is {largest:.1e}")
-    size = f" {hand.size:,} values, up to" if hand.size > 1 else ""
-    print(f"{formula}\n   {size} {largest:,.8g}" + f"; difference {difference:.0e}" * (hand.dtype != int))
+    size = f"{hand.size:,} values, up to " if hand.size > 1 else ""
+    print(f"{formula}\n    {size}{largest:,.8g}; difference {difference:.0e}")
 
 
 def say(text: str) -> None:
-    print(textwrap.fill(text, 80, initial_indent="    ", subsequent_indent="    "))
+    print(textwrap.fill(" ".join(text.split()), 80, initial_indent="    ", subsequent_indent="    "))
 
 
 # What the framework has
@@ -84,7 +84,7 @@ class Layer(NamedTuple):
 def build(seed: int, dtype: Any) -> dict[str, nn.Conv2d | nn.Subsample2d | nn.Linear]:
     """The notes' LeNet-5 with random weights: trainable subsampling, C3 connected by Table I, softmax at the end."""
     rng = np.random.default_rng(seed)
-    network = {
+    network: dict[str, nn.Conv2d | nn.Subsample2d | nn.Linear] = {
         "C1": nn.Conv2d(1, 6, kernel_size=5, rng=rng, dtype=dtype),
         "S2": nn.Subsample2d(6, kernel_size=2, dtype=dtype),
         "C3": nn.Conv2d(6, 16, kernel_size=5, connections=TABLE_I, rng=rng, dtype=dtype),
@@ -113,7 +113,7 @@ def by_framework(seed: int, image: np.ndarray, label: int) -> dict[str, Layer]:
     *first, f6, output = build(seed, np.float32).values()
     connections = count_connections(nn.Sequential(*first, nn.Flatten(), f6, output)).values()
 
-    def arrays(name: str, values: Sequence[Tensor]) -> tuple[Any, ...]:
+    def arrays(name: str, values: Sequence[Tensor]) -> tuple[Any, Any, Any, Any]:
         """I, W, b and O in the formulas' shapes."""
         I, W, b, O = (value.numpy() for value in values)
         if name in ("C5", "F6", "OUTPUT"):
@@ -121,7 +121,7 @@ def by_framework(seed: int, image: np.ndarray, label: int) -> dict[str, Layer]:
         return I[0], W.reshape(-1, 5, 5) if name[0] == "C" else W, b, O[0]
 
     return {
-        name: Layer(*arrays(name, tensors[k : k + 4]), *arrays(name, gradients[k : k + 4]), count)
+        name: Layer(*arrays(name, tensors[k : k + 4]), *arrays(name, gradients[k : k + 4]), connections=count)
         for k, name, count in zip(range(0, 28, 4), network, connections, strict=True)
     }
 
@@ -157,10 +157,10 @@ def convolution(layer: Layer, sees: Sequence[Sequence[int]]) -> None:
     x = len(I[0]) // 2
     shares = windows(0, x, x)
     single = sum(len(windows(0, *pixel)) == 1 for pixel in np.ndindex(layer.I[0].shape))
-    say("Incomplete in the notes, dL/dI[n,i+p,j+q] = sum_k dnet[k,i,j] W[k,n,p,q]: this is the share of one window.")
-    say(f"Pixel [0,{x},{x}] is in {len(shares)} windows, whose shares {shares[0]:+.4e}, {shares[1]:+.4e}, ... add up to "
-        f"{sum(shares):+.4e}. (Right as an instruction, += for all i, j, p, q; as an equation at {single} pixels of a "
-        "map, the corners.)")  # fmt: skip
+    say(f"""Incomplete in the notes: dL/dI[n,i+p,j+q] = sum_k dnet[k,i,j] W[k,n,p,q] is the share of one window. Pixel
+        [0,{x},{x}] is in {len(shares)}, whose shares {shares[0]:+.4e}, {shares[1]:+.4e}, ... add up to
+        {sum(shares):+.4e}. (Right as an instruction, += for all i, j, p, q; as an equation at {single} pixels of a map,
+        the corners.)""")
 
     def dW(pair: int, p: int, q: int) -> float:
         k, n = pairs[pair]
@@ -169,9 +169,6 @@ def convolution(layer: Layer, sees: Sequence[Sequence[int]]) -> None:
     check("dL/dW[k,n,p,q] = sum_ij dnet[k,i,j] I[n,i+p,j+q]", each(layer.dW.shape, dW), layer.dW)
     say("Right in the notes, for n that k sees.")
     map_biases(layer)
-    if (0, 3) not in W and len(I) > 3:
-        unconnected = sum(dnet[0][i][j] * I[3][i][j] for i, j in units)
-        say(f"No weight joins k = 0 and n = 3. One that is only 0 would learn: dL/dW[0,3,0,0] is {unconnected:+.4e}.")
 
 
 def map_biases(layer: Layer) -> None:
@@ -189,6 +186,8 @@ def c1(layer: Layer, label: int) -> None:
 def c3(layer: Layer, label: int) -> None:
     say("The notes have 2,416 parameters, for 96 pairs k, n. Table I has 60 of these.")
     convolution(layer, TABLE_I)
+    unconnected = sum(layer.dnet[0, i, j] * layer.I[3, i, j] for i in range(10) for j in range(10))
+    say(f"No weight joins k = 0 and n = 3. One that is only 0 would learn: dL/dW[0,3,0,0] is {unconnected:+.4e}.")
 
 
 # S2 and S4: subsampling
@@ -252,14 +251,15 @@ def hidden(layer: Layer, label: int) -> None:
     check("O[j] = sigma(b[j] + sum_i W[i,j] I[i])", [tanh(value) for value in net(layer)], layer.O)
     full(layer, layer.dnet.tolist())
     i, j = np.unravel_index(np.abs(layer.dW).argmax(), layer.dW.shape)
-    say(f"The notes lack dL/db, and have a sum too many in dL/dW[i,j] = sum_j dnet[j] I[i], which is the same for all j: "
-        f"{sum(layer.dnet) * layer.I[i]:+.4e} for i = {i}. But W[i,j] leads to unit j alone: {layer.dW[i, j]:+.4e} for "
-        f"j = {j}, {layer.dW[i, j - 1]:+.4e} for j = {j - 1}. The rest is right.")  # fmt: skip
+    other = (j + 1) % len(layer.b)
+    say(f"""The notes lack dL/db, and have a sum too many in dL/dW[i,j] = sum_j dnet[j] I[i], which is the same for all
+        j: {sum(layer.dnet) * layer.I[i]:+.4e} for i = {i}. But W[i,j] leads to unit j alone: {layer.dW[i, j]:+.4e} for
+        j = {j}, {layer.dW[i, other]:+.4e} for j = {other}. The rest is right.""")
 
 
 def c5(layer: Layer, label: int) -> None:
-    say("A convolution whose kernels cover the maps of S4. Input i = 25 n + 5 p + q is pixel p, q of map n; W[i,j] is "
-        "W[j,n,p,q]. (Mind the order: here W[i,j] leads from i to j; in C1 and C3 the output comes first.)")  # fmt: skip
+    say("""A convolution whose kernels cover the maps of S4. Input i = 25 n + 5 p + q is pixel p, q of map n; W[i,j] is
+        W[j,n,p,q]. (Mind the order: here W[i,j] leads from i to j; in C1 and C3 the output comes first.)""")
     hidden(layer, label)
 
 
@@ -285,8 +285,8 @@ def output(layer: Layer, label: int) -> None:
     dz = [O[k] - y[k] for k in range(10)]
     check("dL/dz[k] = O[k] - y[k]; there is no sigma, so this is dnet", dz, layer.dO)
     full(layer, dz)
-    say('The notes have only O (1998 had distances to codes) and O - y, "w.r.t. output of F6". That is dL/dI, with 84 '
-        f"numbers. And O - y, {dz[label]:+.4e} for k = {label}, is right only for this L and sum_k y[k] = 1:")  # fmt: skip
+    say(f"""The notes have only O (1998 had distances to codes) and O - y, "w.r.t. output of F6". That is dL/dI, with 84
+        numbers. And O - y, {dz[label]:+.4e} for k = {label}, is right only for this L and sum_k y[k] = 1:""")
     two = [y[k] + y[k - 1] for k in range(10)]  # 1 for the label and for the class after it
     (gradient,) = grad(F.cross_entropy(logits, np.array([two])), [logits])
     check(
