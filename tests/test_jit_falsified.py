@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 
 from tests.replays import CALLS, batch, calls, net, shown, state, training, weight
-from tinygrad_lenet import Tensor, grad, jit, manual_seed, nn, no_grad, optim
+from tinygrad_lenet import JitError, Tensor, grad, jit, manual_seed, nn, no_grad, optim
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.anomaly import AnomalyError, detect_anomaly
-from tinygrad_lenet.jit import JitError
 
 PROGRAMS: list[Any] = []
 

@@ -273,10 +273,15 @@ def _labels(name: str, labels: TensorLike, classes: int, like: Tensor | None = N
     return given
 
 
-@repeated
 def _check_labels(name: str, labels: Tensor, classes: int) -> None:
     """ValueError for labels out of range, unless they are on a GPU, which that would wait for."""
-    if isinstance(labels.data, np.ndarray) and labels.size:
+    if isinstance(labels.data, np.ndarray):
+        _check_range(name, labels, classes)
+
+
+@repeated
+def _check_range(name: str, labels: Tensor, classes: int) -> None:
+    if labels.size:
         low, high = int(labels.data.min()), int(labels.data.max())
         if low < 0 or high >= classes:
             raise ValueError(f"{name}: label {low if low < 0 else high} is out of range; expected 0 to {classes - 1}")

@@ -465,11 +465,24 @@ def _table(addresses: tuple[int, ...], sizes: tuple[int, ...]) -> np.ndarray:
 
 @kernel("cuda", "adam")
 def adam(
-    xp: Any, gradient: Array, change: Array, m: Array, v: Array, betas: tuple[float, float], eps: float, rate: float
+    xp: Any, gradient: Array, change: Array, m: Array, v: Array, betas: tuple[float, float], eps: Any, rate: Any
 ) -> Any:
-    """Compute the amounts to subtract, and update m and v, in one pass."""
+    """Compute the amounts to subtract, and update m and v, in one pass; ``eps`` and ``rate`` may be on the device."""
     if not _covered(gradient, change, m, v):
         return NotImplemented
-    arguments = gradient, change, m, v, np.int32(gradient.size), *map(float, (*betas, eps, rate))
+    known = isinstance(rate, float)
+    numbers = (eps, rate) if known else (0.0, 0.0)
+    addresses = [np.uintp(0 if known else x.data.ptr) for x in (eps, rate)]
+    arguments = gradient, change, m, v, np.int32(gradient.size), *map(float, (*betas, *numbers)), *addresses
     _launch(xp, "optim.adam", _blocks(gradient.size), arguments, Real=_real(gradient))
+    return None
+
+
+@kernel("cuda", "set_numbers")
+def set_numbers(xp: Any, vector: Array, numbers: Sequence[float]) -> Any:
+    """Write a few numbers into a vector, without waiting for the device."""
+    if not _covered(vector) or len(numbers) > 4:
+        return NotImplemented
+    arguments = vector, np.int32(len(numbers)), *map(float, (*numbers, 0, 0, 0, 0)[:4])
+    _launch(xp, "optim.set_numbers", (1,), arguments, threads=4, Real=_real(vector))
     return None
