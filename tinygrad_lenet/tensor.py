@@ -542,10 +542,13 @@ class HookHandle:
         note_change()
 
 
-def wrap(array: Array) -> Tensor:
-    """A leaf tensor around an array of a known backend, without a copy or a check."""
+def wrap(array: Array, maker: str = "wrap") -> Tensor:
+    """A leaf tensor around an array of a known backend, without a copy; ``maker`` is the op whose forward gave it."""
     if type(array) is not np.ndarray and backend_of_type(type(array)) is None:
+        found = type(array).__name__
         array = np.asarray(array)  # a NumPy scalar, which NumPy returns instead of an array without axes
+        if array.dtype.kind == "O":
+            raise TypeError(f"{maker}: forward returned {found}; expected an array")
     tensor = Tensor.__new__(Tensor)
     _fill(tensor, array)
     return tensor
