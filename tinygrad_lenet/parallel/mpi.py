@@ -115,7 +115,13 @@ class _MpiJob(Job):
     def rank_0_first(self) -> Iterator[None]:
         if self.rank:
             wait(self.world.Ibarrier())
-        yield
+        try:
+            yield
+        except SystemExit as end:  # where rank 0 ends well, as after --help, the others do too
+            if end.code or self.rank:
+                raise
+            wait(self.world.Ibarrier())
+            raise
         if not self.rank:
             wait(self.world.Ibarrier())
 
