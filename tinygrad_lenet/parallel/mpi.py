@@ -142,6 +142,7 @@ class _MpiJob(Job):
             sys.stdout.flush()
             sys.stderr.flush()
             self.world.Abort(1)
+            os._exit(1)  # some MPIs return, and leave it to the launcher to end this process
 
     def _told(self, among: Any, value: Any) -> Any:
         """The value, of plain JSON, that rank 0 of a communicator has."""
