@@ -419,7 +419,7 @@ def binary_cross_entropy_with_logits(
 
 
 def l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
-    """|x - target|, x[...] and target[...] of the same shape; ``reduction`` is "mean", "sum" or "none".
+    """The magnitude of x - target, x[...] and target[...] of the same shape; ``reduction`` is "mean", "sum" or "none".
 
     >>> l1_loss([1.0, 2.0], [1.0, 4.0]).item()
     1.0
@@ -430,7 +430,7 @@ def l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tenso
 
 
 def smooth_l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean", beta: float = 1.0) -> Tensor:
-    """d^2 / (2 beta) where d = |x - target| < beta, else d - beta / 2 (Girshick, 2015); shapes as in `l1_loss`.
+    """d^2 / (2 beta) where d = abs(x - target) < beta, else d - beta / 2 (Girshick, 2015); shapes as in `l1_loss`.
 
     >>> smooth_l1_loss([0.0, 0.0], [1.0, 3.0], reduction="none")
     Tensor([0.5, 2.5])

@@ -58,7 +58,7 @@ def check_gradients(
     ``fn`` takes as many tensors as there are ``arrays`` and returns a tensor of any shape. Floats are cast to float64;
     integers and booleans are passed on as constants. At each order the vector-Jacobian product with a random cotangent
     c, g = c^T dy/dx, is compared with (c^T y(x + h d) - c^T y(x - h d)) / (2 h) along each element d of a small input,
-    and along random directions d of a large one; h is ``eps`` times the largest |x|, or ``eps`` if that is below 1.
+    and along random directions d of a large one; h is ``eps`` times the largest abs(x), or ``eps`` if that is below 1.
     The next order does the same with g as a function of x and c.
 
     AssertionError, which shows the worst element, if they differ by more than ``atol`` plus ``rtol`` times the largest
