@@ -476,7 +476,7 @@ def _reflected(name: str) -> tuple[Callable[..., Any], Callable[..., Any], Calla
 for _symbol, _name in {
     "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "floordiv": "floor_divide",
     "mod": "remainder", "pow": "power", "matmul": "matmul", "and": "bitwise_and", "or": "bitwise_or",
-    "xor": "bitwise_xor",
+    "xor": "bitwise_xor", "lshift": "left_shift", "rshift": "right_shift",
 }.items():  # fmt: skip
     for _prefix, _method in zip(("", "r", "i"), _reflected(_name), strict=True):
         setattr(StrictArray, f"__{_prefix}{_symbol}__", _method)
