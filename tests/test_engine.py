@@ -182,8 +182,9 @@ def test_grad_of_any_tensors_touches_no_grad() -> None:
     assert gy.item() == 1.0
     for found, expected in ((gh, [6.0, 12.0]), (again, [6.0, 12.0]), (gx, [18.0, 36.0])):
         np.testing.assert_array_equal(found, expected)
-    (one,) = grad(x * x, x, grad_output=np.array([1.0, -1.0]))
-    np.testing.assert_array_equal(one, [2.0, -4.0])
+    start = np.array([1.0, -1.0])
+    for (one,) in (grad(x * x, x, grad_output=start), grad(outputs=x * x, inputs=[x], grad_outputs=start)):
+        np.testing.assert_array_equal(one, [2.0, -4.0])
     assert x.grad is None
 
 

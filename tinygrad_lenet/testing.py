@@ -58,7 +58,7 @@ def check_gradients(
     ``fn`` takes as many tensors as there are ``arrays`` and returns a tensor of any shape. Floats are cast to float64;
     integers and booleans are passed on as constants. At each order the vector-Jacobian product with a random cotangent
     c, g = c^T dy/dx, is compared with (c^T y(x + h d) - c^T y(x - h d)) / (2 h) along each element d of a small input,
-    and along random directions d of a large one; h is ``eps`` times the largest |x|, or ``eps`` if that is below 1.
+    and along random directions d of a large one; h is ``eps`` times the largest abs(x), or ``eps`` if that is below 1.
     The next order does the same with g as a function of x and c.
 
     AssertionError, which shows the worst element, if they differ by more than ``atol`` plus ``rtol`` times the largest
@@ -178,8 +178,8 @@ class _Checker:
         worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
         index = tuple(int(k) for k in np.unravel_index(searched[worst], x.shape))
         raise AssertionError(
-            f"{label}: worst at index {index}, where backward gives {float(g[index])!r} and "
-            f"central differences give {float(slopes[worst])!r} (x there is {float(x[index])!r}, tolerance {limit:.1e})"
+            f"{label}: worst at index {index}, where backward gives {g[index]:.8g} and "
+            f"central differences give {slopes[worst]:.8g} (x there is {float(x[index])!r}, tolerance {limit:.1e})"
         )
 
 
@@ -314,12 +314,13 @@ def check_op(
     specs = op.parsed.specs(len(arrays))
     real = [i for i, x in enumerate(specs) if op.domains[x.name].kind == "real" and arrays[i].dtype.kind == "f"]
     rng = np.random.default_rng(0)
-    named = f"{op.name} with {_parameters(op)} on {shapes}, device {device}"
+    settings = _parameters(op)
+    named = f"{op.name}{f' with {settings}' if settings else ''} on {shapes}, device {device}"
 
     y, c, gradients = _run(op, [_on_device(a, device, "contiguous") for a in arrays], real, rng, named)
     _check_axes(op, shapes, y.shape, named)
     if oracle is not None:
-        expected = np.asarray(oracle(*(a.copy() for a in arrays), **_parameters(op)))
+        expected = np.asarray(oracle(*(a.copy() for a in arrays), **settings))
         _assert_close(y, expected, 1e-10, f"{named}: the output and the oracle differ")
 
     if real:
@@ -419,4 +420,4 @@ def _assert_close(found: np.ndarray, expected: np.ndarray, rtol: float, message:
         wrong = ~(same | (np.abs(found - expected) <= limit))
     if wrong.any():
         index = tuple(int(k) for k in np.argwhere(wrong)[0])
-        raise AssertionError(f"{message}: at index {index} it is {found[index]!r}; expected {expected[index]!r}")
+        raise AssertionError(f"{message}: at index {index} it is {found[index]:.12g}; expected {expected[index]:.12g}")
