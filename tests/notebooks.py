@@ -58,6 +58,7 @@ def execute(path: Path) -> Any:
             kernel_name="python3",
             allow_errors=True,  # an error is an output, too
             record_timing=False,
+            coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         )
         client.execute(env=environment)
@@ -88,13 +89,10 @@ def small(picture: str) -> str:
 
 def said(cell: Any) -> list[tuple[str, str]]:
     """What a cell put out: the kind of each output, and the text of those that are text."""
-    found: list[tuple[str, str]] = []
+    found = []
     for output in cell.get("outputs", ()):
         if output.output_type == "stream":
-            if found and found[-1][0] == output.name:
-                found[-1] = (output.name, found[-1][1] + output.text)
-            else:
-                found.append((output.name, output.text))
+            found.append((output.name, output.text))
         elif output.output_type == "error":
             found.append(("error", f"{output.ename}: {output.evalue}"))
         else:
