@@ -27,9 +27,9 @@ myst_heading_anchors = 3
 
 default_role = "py:obj"  # what a docstring has in backquotes becomes a link, if it is a public name
 add_module_names = False
-autodoc_default_options = {
+autodoc_default_options = {  # what is inherited, too, but not from these
     "members": True,
-    "inherited-members": "Module, Op, Optimizer, Exception, RuntimeError, TypeError, ValueError, tuple",  # but not theirs
+    "inherited-members": "Module, Op, Optimizer, Exception, RuntimeError, TypeError, ValueError, tuple",
 }
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
@@ -55,7 +55,7 @@ def name_the_alias(app: Any, what: str, name: str, value: Any, options: Any, arg
 
 
 def look_further(app: Any, env: Any, node: Any, content: nodes.Node) -> nodes.Node | None:
-    """A link to `optim.Adam` or `no_grad` from anywhere: from the package's top, else by what stands last in the name."""
+    """A link to `optim.Adam` or `no_grad` from anywhere: from the package's top, else by its last part."""
     domain = env.domains.python_domain
     for way in (0, 1):
         found = domain.find_obj(env, "tinygrad_lenet", "", node["reftarget"], None, way)
