@@ -171,7 +171,9 @@ def test_a_step_of_lenet5(monkeypatch: pytest.MonkeyPatch) -> None:
         "avg": F.cross_entropy, "max": F.cross_entropy, "1998": functools.partial(F.penalty_loss, j=1.0)
     }  # fmt: skip
     for pool, loss in losses.items():
-        there, here = (LeNet5_1998(rng=0) if pool == "1998" else LeNet5(pool=pool, rng=0) for _ in range(2))
+        there, here = (
+            LeNet5_1998(rng=0) if pool == "1998" else LeNet5(pool=pool, dropout=0.5, rng=0) for _ in range(2)
+        )
         there.to("strict")
         with kernels_on_host(), no_host_reads(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(strict_xp, "matmul", refused)

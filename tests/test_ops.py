@@ -54,9 +54,11 @@ def running(place: str) -> Iterator[str]:
 @pytest.mark.parametrize("name", OPS)
 @given(data=st.data())
 def test_op(name: str, place: str, data: st.DataObject) -> None:
+    # A backward pass is made of ops, too: where they and it are right, its own derivative is that of the CPU.
+    order = 1 if place in ("plain", "strict") else 2
     with running(place) as device:
         op, arrays = data.draw(testing.cases(REGISTRY[name]))
-        testing.check_op(op, arrays, ORACLES[name], device)
+        testing.check_op(op, arrays, ORACLES[name], device, order)
 
 
 @pytest.mark.parametrize(("name", "i"), REAL_INPUTS)
@@ -109,7 +111,7 @@ def test_op_is_complete(name: str) -> None:
     is_public = hasattr(Tensor, method.get(name, name)) or hasattr(Tensor, f"__{name}__") or name in F.__all__
     carried = {"add_at", "chain", "max_pool2d_pick", "gather_kernels", "subsample2d_transpose"}
     carries_a_gradient = name.endswith("_grad") or name in carried
-    assert is_public or carries_a_gradient or name in ("bernoulli", "random"), (
+    assert is_public or carries_a_gradient or name in ("bernoulli", "random", "random_key"), (
         f"op {name} can be reached by no method, operator or function"
     )
 

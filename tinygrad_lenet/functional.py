@@ -17,10 +17,11 @@ from .arrays import *  # noqa: F403 - NumPy's functions
 from .einsum import contract
 from .graph import no_grad, op, repeated
 from .ops.conv import Conv2d, ConvTranspose2d
-from .ops.indexing import Bernoulli, OneHot
+from .ops.indexing import OneHot
 from .ops.layout import Concatenate, Pad
 from .ops.lenet_1998 import ScaledTanh, ScatterKernels, Subsample2d, connection_table
 from .ops.pool import AvgPool2d, MaxPool2d
+from .ops.random import RandomKey
 from .shapes import ShapeError, integer, integers, normalize_axis, number
 from .tensor import Tensor, TensorLike, as_tensor, check_writable, numpy_functions, real_dtype
 
@@ -534,27 +535,29 @@ def _reduction(name: str, reduction: str) -> Callable[[Tensor], Tensor]:
 def dropout(x: TensorLike, p: float = 0.5, training: bool = True, rng: np.random.Generator | None = None) -> Tensor:
     """x[...] with each element set to 0 with probability ``p`` and the others divided by 1 - p; x if not training.
 
-    Srivastava et al. (2014), in the form that needs no correction at test time. The elements are drawn from ``rng``
-    (default: that of `tinygrad_lenet.manual_seed`) on the host, so every device draws the same. TypeError unless x
-    holds floats.
+    Srivastava et al. (2014), in the form that needs no correction at test time. Each call takes one number from ``rng``
+    (default: that of `tinygrad_lenet.manual_seed`), which decides alike on every device. TypeError unless x holds
+    floats.
 
-    >>> dropout([1.0, 1.0, 1.0], p=0.5, rng=np.random.default_rng(2))
+    >>> dropout([1.0, 1.0, 1.0], p=0.5, rng=np.random.default_rng(1))
     Tensor([2., 0., 0.])
     """
     p = number("dropout", "p", p, "[0, 1)")
     if rng is not None and not isinstance(rng, np.random.Generator):
         raise TypeError(f"dropout: rng is {rng!r}; expected a NumPy generator, np.random.default_rng(seed)")
-    keep = Bernoulli(p, rng)
     x = as_tensor(x)
     if x.dtype.kind != "f":
         raise TypeError(f"dropout: x has dtype {x.dtype}; expected floats, for instance x.astype('float32')")
-    return op("where")(keep(x), x * (1 / (1 - p)), 0.0) if training and p else x
+    if not training or not p:
+        return x
+    keep = op("bernoulli", p)(x, RandomKey(rng)(x))
+    return op("where")(keep, x * (1 / (1 - p)), 0.0)
 
 
 def dropout2d(x: TensorLike, p: float = 0.5, training: bool = True, rng: np.random.Generator | None = None) -> Tensor:
     """`dropout` of whole maps: x[N C ...] with each map x[n c] set to 0 with probability ``p``, or divided by 1 - p.
 
-    >>> dropout2d(np.ones((1, 2, 1, 2), np.float32), rng=np.random.default_rng(2)).numpy()[0].tolist()
+    >>> dropout2d(np.ones((1, 2, 1, 2), np.float32), rng=np.random.default_rng(1)).numpy()[0].tolist()
     [[[2.0, 2.0]], [[0.0, 0.0]]]
     """
     x = as_tensor(x)
@@ -696,16 +699,26 @@ def standardize(x: TensorLike, axis: int | Sequence[int] | None = -1, eps: float
 
 
 def pad(x: TensorLike, pad_width: int | Sequence[Any], value: float = 0.0) -> Tensor:
-    """x[...] with ``value`` around it; ``pad_width`` is an integer, (before, after), or one such pair per axis.
+    """x[...] with ``value`` around it; ``pad_width`` is an integer, for all sides, or one (before, after) per axis.
+
+    ShapeError for widths that are not those of x's axes, and for one pair where there are several axes: NumPy pads
+    them all then, PyTorch the last one. ``[(before, after)]`` is for all axes.
 
     >>> pad([1.0], (2, 1))
     Tensor([0., 0., 1., 0.])
     """
     x = as_tensor(x)
+    wrong = ShapeError(
+        f"pad: pad_width {pad_width!r} does not give (before, after) for {x.ndim} axes; write one pair for each, from "
+        "the first on, or [(before, after)] for all"
+    )
     try:
-        widths = np.broadcast_to(np.asarray(pad_width), (x.ndim, 2)).tolist()
+        given = np.asarray(pad_width)
+        widths = np.broadcast_to(given, (x.ndim, 2)).tolist()
     except ValueError:
-        raise ShapeError(f"pad: pad_width {pad_width!r} does not give (before, after) for {x.ndim} axes") from None
+        raise wrong from None
+    if given.ndim == 1 and x.ndim > 1:
+        raise wrong
     value = number("pad", "value", value, "[-inf, inf]")
     return Pad(tuple(map(tuple, widths)))(x, int(value) if value.is_integer() else value)
 
@@ -787,7 +800,7 @@ def einsum(subscripts: str, *operands: TensorLike) -> Tensor:
 def _numpy_pad(x: Tensor, pad_width: Any, mode: str = "constant", constant_values: float = 0.0) -> Tensor:
     if mode != "constant":
         raise TypeError(f"np.pad of a tensor: mode is {mode!r}; expected 'constant'")
-    return pad(x, pad_width, constant_values)
+    return pad(x, [pad_width] if np.ndim(pad_width) == 1 else pad_width, constant_values)
 
 
 numpy_functions |= {"concatenate": concatenate, "stack": stack, "where": where, "einsum": einsum, "pad": _numpy_pad}

@@ -24,6 +24,7 @@ from ..ops.indexing import OneHot
 from ..ops.lenet_1998 import ScaledTanh, Subsample2d, Subsample2dTranspose, Subsample2dWeightGrad
 from ..ops.linalg import Linear, MatMul
 from ..ops.pool import AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad
+from ..ops.random import Bernoulli
 from ..ops.reduction import Mean, Sum
 from ..ops.softmax import CrossEntropy, CrossEntropyGrad
 from ..shapes import normalize_axes, reduced_shape
@@ -421,6 +422,19 @@ def scaled_tanh(op: ScaledTanh, xp: Any, x: Array) -> Array:
     y = xp.empty(x.shape, x.dtype)
     arguments = xp.ascontiguousarray(x), y, np.int32(x.size), float(op.amplitude), float(op.slope)
     _launch(xp, "elementwise.scaled_tanh", _blocks(y.size), arguments, Real=_real(y))
+    return y
+
+
+# Random choices
+
+
+@kernel("cuda", "bernoulli")
+def bernoulli(op: Bernoulli, xp: Any, x: Array, key: Array) -> Array:
+    """A thread makes a block of random numbers, which decide about eight elements."""
+    if key.dtype != "int64" or not 0 < x.size < _MANY:
+        return NotImplemented
+    y = xp.empty(x.shape, "bool")
+    _launch(xp, "random.bernoulli", _blocks(-(-x.size // 8)), (key, y, np.int32(x.size), np.uint32(op.limit)))
     return y
 
 
