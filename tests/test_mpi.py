@@ -1,5 +1,6 @@
-"""Ranks that mpiexec started compute what forked ones do, to the bit, and end together; skipped where there is no MPI."""
+"""Ranks that mpiexec started compute what forked ones do, to the bit, and end together."""
 
+import functools
 import importlib.util
 import os
 import random
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from tests import ranks
 from tests.kill_resume import Outcome, differences
+from tinygrad_lenet import data
+from tinygrad_lenet.parallel import mpi
 
 ROOT = Path(__file__).parents[1]
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -37,10 +41,10 @@ ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
-EXAMPLE = [sys.executable, "-m", "examples.train_lenet5", "--no-progress", "--no-augment"]
-# Steps of 718, 718 and 1 images: in the last one a rank has none.
-WORDS = ["--epochs", "2", "--batch-size", "718"]
-REGULARIZED = [*WORDS, "--model", "lenet5-regularized", "--validation", "0"]
+EXAMPLE = [sys.executable, "-m", "examples.train_lenet5", "--no-progress", "--dataset", "idx", "--batch-size", "30"]
+# All that depends on how a batch is shared; and in the last step of an epoch, on one image, ranks that have none.
+WORDS = ["--model", "lenet5-regularized", "--epochs", "60"]
+IMAGES = 61
 
 
 def mpiexec(ranks: int, *command: str) -> list[str]:
@@ -165,57 +169,131 @@ def test_groups_of_equal_size_agree_to_the_bit() -> None:
 
 
 @pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
-    """What a run of forked workers leaves behind."""
-    known: dict[tuple[str, ...], Outcome] = {}
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a few digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    for split, name, count in (("train", "train", IMAGES), ("test", "t10k", 10)):
+        images, labels = data.digits(split)
+        data.write_idx(folder / f"{name}-images-idx3-ubyte", images[:count])
+        data.write_idx(folder / f"{name}-labels-idx1-ubyte", labels[:count].astype(np.uint8))
+    return folder
 
-    def outcome(*words: str) -> Outcome:
-        if words not in known:
-            folder = tmp_path_factory.mktemp("forked")
-            finished([*EXAMPLE, *words, "--out", str(folder)])
-            known[words] = Outcome.of(folder)
-        return known[words]
+
+@pytest.fixture(scope="module")
+def forked(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Outcome]:
+    """What a run of so many forked workers leaves behind."""
+
+    @functools.cache
+    def outcome(workers: int) -> Outcome:
+        folder = tmp_path_factory.mktemp("forked")
+        finished([*EXAMPLE, *WORDS, "--workers", str(workers), "--data-dir", str(digits), "--out", str(folder)])
+        return left_in(folder)
 
     return outcome
 
 
-def without_ranks(outcome: Outcome) -> Outcome:
-    """Forked workers are no ranks of MPI; nothing else may differ."""
+def left_in(folder: Path, ranks: int | None = None) -> Outcome:
+    """The outcome of a run, without what forked workers do not have: the number of ranks of MPI."""
+    outcome = Outcome.of(folder)
     for arguments in (outcome.state["arguments"], outcome.metrics["arguments"]):
-        arguments.pop("ranks", None)
+        assert arguments.pop("ranks", None) == ranks
+        del arguments["data_dir"], arguments["no_progress"]
     return outcome
 
 
 @needs_mpi
-@pytest.mark.parametrize(("size", "workers"), [(2, 1), (2, 2)])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_on_mpi_ends_like_one_of_forked_workers(
-    size: int, workers: int, forked: Callable[..., Outcome], tmp_path: Path
+    workers: int, digits: Path, forked: Callable[[int], Outcome], tmp_path: Path
 ) -> None:
-    """To the bit, with one worker a rank and with two; one rank prints."""
-    words = [*EXAMPLE, *REGULARIZED, "--workers", str(workers), "--out", str(tmp_path)]
-    done = finished(mpiexec(size, *words))
+    """To the bit, with one worker on each of two ranks, and with two; one rank prints."""
+    words = [*EXAMPLE, *WORDS, "--workers", str(workers), "--data-dir", str(digits), "--out", str(tmp_path)]
+    done = finished(mpiexec(2, *words))
     assert done.stdout.count("test accuracy") == done.stdout.count("total") == 1
-    found = without_ranks(Outcome.of(tmp_path))
-    assert differences(found, forked(*REGULARIZED, "--workers", str(size * workers))) == []
+    assert differences(left_in(tmp_path, 2), forked(2 * workers)) == []
 
 
 @needs_mpi
-def test_killed_and_resumed(forked: Callable[..., Outcome], tmp_path: Path) -> None:
-    """SIGKILL to any rank ends all; resumed, the run ends as if nothing had been. SIGTERM saves, on other ranks too."""
-    words = [*EXAMPLE, *REGULARIZED, "--checkpoint-every", "0", "--out", str(tmp_path)]
-    dice = random.SystemRandom()
+def test_killed_and_resumed(digits: Path, forked: Callable[[int], Outcome], tmp_path: Path) -> None:
+    """SIGKILL to any rank ends all, SIGTERM saves first; the run ends as if nothing had been, or says what changes."""
+    folder, dice = tmp_path / "run", random.SystemRandom()
+    words = [*EXAMPLE, *WORDS, "--checkpoint-every", "0", "--data-dir", str(digits), "--out", str(folder)]
     for number in (signal.SIGKILL, signal.SIGTERM):
-        begun = (tmp_path / "checkpoint.safetensors").exists()
-        run = start(mpiexec(2, *words, *(["--resume"] if begun else [])), stderr=subprocess.PIPE)
+        run = start(mpiexec(2, *words, *(["--resume"] if folder.exists() else [])), stderr=subprocess.PIPE)
         assert run.stdout
-        while not run.stdout.readline().startswith("total"):
+        while not run.stdout.readline().startswith("steps"):
             assert run.poll() is None
-        time.sleep(dice.uniform(0, 0.2))
-        processes = ranks_of(str(tmp_path))
-        if len(processes) == 2:  # else it has ended already
-            os.kill(processes[dice.randrange(2)], number)
-        run.communicate(timeout=20)
-        assert none_left(str(tmp_path))
-    resumed = finished(mpiexec(2, *words, *(["--resume"] if (tmp_path / "checkpoint.safetensors").exists() else [])))
-    assert "processes share each batch now" not in resumed.stdout
-    assert differences(without_ranks(Outcome.of(tmp_path)), forked(*REGULARIZED, "--workers", "2")) == []
+        while not (folder / "checkpoint.safetensors").exists():
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0.01, 0.05))
+        os.kill(ranks_of(str(folder))[dice.randrange(2)], number)
+        printed, errors = run.communicate(timeout=20)
+        assert run.returncode
+        assert none_left(str(folder))
+    assert (printed.count("continue with: mpiexec -n 2"), errors.count("stopped by Ctrl-C or SIGTERM")) == (1, 1)
+    shutil.copytree(folder, tmp_path / "copy")
+    resumed = finished(mpiexec(2, *words, "--resume"))
+    assert "processes that share each batch" not in resumed.stdout
+    assert differences(left_in(folder, 2), forked(2)) == []
+    alone = finished([*words[:-1], str(tmp_path / "copy"), "--workers", "1", "--resume"])
+    assert "the number of processes that share each batch changes from 2 to 1" in alone.stdout
+
+
+# Ranks that do not fit together
+
+
+@needs_mpi
+@pytest.mark.parametrize("what", ["arguments", "data", "a bug"])
+def test_a_rank_that_cannot_go_on_ends_all(what: str, digits: Path, tmp_path: Path) -> None:
+    """Within seconds, with one sentence, or a traceback if it is a bug; and before anything is written."""
+    out, other = tmp_path / "out", digits
+    if what == "data":
+        shutil.copytree(digits, other := tmp_path / "other")
+        with open(other / "train-images-idx3-ubyte", "r+b") as file:
+            file.seek(-5000, os.SEEK_END)
+            file.write(b"\1")
+    if what == "a bug":
+        both = [[sys.executable, "-c", BUG, str(out)]] * 2
+    else:
+        rates = ["0.004", "0.001" if what == "arguments" else "0.004"]
+        both = [
+            [*EXAMPLE, "--out", str(out), "--lr", rate, "--data-dir", str(folder)]
+            for rate, folder in zip(rates, (digits, other), strict=True)
+        ]
+    run = start(mpiexec(1, *both[0], ":", "-n", "1", *both[1]), stderr=subprocess.PIPE)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode
+    sentences = {
+        "arguments": "--lr is 0.001 on rank 1 and 0.004 on rank 0",
+        "data": "the digest of the training data is .+ on rank 1 and .+ on rank 0",
+        "a bug": "KeyError: 'a bug'",
+    }
+    assert len(re.findall(sentences[what], errors)) == 1, errors
+    assert none_left(str(out))
+    assert not out.exists()
+
+
+BUG = """
+from examples import programs
+def main():
+    job = programs.join()
+    if job.rank:
+        raise KeyError("a bug")
+    job.leave()
+programs.run(main)
+"""
+
+
+@pytest.mark.parametrize("missing", ["mpi4py", "the other processes"])
+def test_processes_that_cannot_talk_to_each_other(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would all train alone, and write into the same folder."""
+    monkeypatch.setattr(mpi, "_found", [])
+    monkeypatch.setenv("PMI_SIZE", "3")
+    package: Any = None
+    if missing != "mpi4py":
+        world = SimpleNamespace(size=1)
+        alone = SimpleNamespace(COMM_WORLD=world, Get_library_version=lambda: "an MPI")
+        package = SimpleNamespace(rc=SimpleNamespace(), MPI=alone)
+    monkeypatch.setitem(sys.modules, "mpi4py", package)
+    with pytest.raises(ValueError, match=r"3 processes .+ mpi4py"):
+        mpi.job()
