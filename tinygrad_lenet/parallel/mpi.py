@@ -142,6 +142,7 @@ class _MpiJob(Job):
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
+            time.sleep(0.3)  # for the launcher to pass it on, which it may not do any more once it ends the others
             self.world.Abort(1)
             os._exit(1)  # some MPIs return, and leave it to the launcher to end this process
 
