@@ -5,7 +5,7 @@ from typing import Any
 from ..curvature import Movement
 from ..index import AT, index_ranges, indexed_shape
 from ..op import CONSTANT, REAL, Domain, Op
-from ..shapes import ShapeError, broadcast_shape, integer, number
+from ..shapes import ShapeError, broadcast_shape, integer
 
 _INDEX = Domain(low=-2, high=2, kind="index")
 _PATTERNS = (
