@@ -282,13 +282,17 @@ def choose(candidates: Sequence[Mark], answers: np.ndarray, marks: Sequence[Mark
 
     ``marks`` are the picture's, of which the candidates consist.
     """
-    unread = {id(mark) for mark, answer in zip(candidates, answers, strict=True) if answer.max() < 0.9}
+    sure = answers.max(axis=1)
+    unread = {id(mark) for mark, p in zip(candidates, sure, strict=True) if p < 0.9}
+    likely = [(mark, p) for mark, p in zip(candidates, sure, strict=True) if p >= LIKELY]
     digits: list[tuple[Mark, str]] = []
-    for i in sorted(range(len(candidates)), key=lambda i: -candidates[i].contrast * candidates[i].height):
+    for i in sorted(range(len(candidates)), key=lambda i: -candidates[i].contrast * candidates[i].height * sure[i]):
         mark = candidates[i]
-        if answers[i].max() < LIKELY or mark.contrast < CLEAR:
+        if sure[i] < LIKELY or mark.contrast < CLEAR:
             continue
         if any(mark.hole(each) or ground(mark, each) for each in marks):
+            continue
+        if any(frame(mark, each) for each, p in likely if p > sure[i]):
             continue
         if any(fragment(mark, each) for each in marks if id(each) in unread):
             continue
@@ -319,12 +323,21 @@ def ground(mark: Mark, each: Mark) -> bool:
     return mark.dark != each.dark and thin and clear and each.within(mark) and each.height > 0.25 * mark.height
 
 
+def frame(mark: Mark, each: Mark) -> bool:
+    """Whether the mark is a frame around the other."""
+    alike = mark.dark == each.dark and each.height > 0.3 * mark.height
+    return alike and each.within(mark) and each.covered(mark) < 0.3
+
+
 def fragment(mark: Mark, each: Mark) -> bool:
-    """Whether the mark is a piece of the other, such as a stroke of a letter."""
-    if each is mark or mark.dark != each.dark or each.contrast < 0.5 * mark.contrast or each.area < 1.3 * mark.area:
+    """Whether the mark is a piece of the other, such as a stroke of a letter, and not touched by a fainter line."""
+    if each is mark or mark.dark != each.dark or each.area < 1.3 * mark.area:
         return False
     longest = max(each.height, each.right - each.left)
-    return longest < 6 * max(mark.height, mark.right - mark.left) and mark.covered(each) > 0.8
+    if longest > 6 * max(mark.height, mark.right - mark.left) or mark.covered(each) < 0.8:
+        return False
+    rest = (each.ink > 0.2) & ~ndimage.maximum_filter(mark.seen(each.top, each.left, each.bottom, each.right), 5)
+    return bool(rest.any() and each.contrast * np.quantile(each.ink[rest], 0.75) > 0.7 * mark.contrast)
 
 
 def digit_of(path: Path, find: Callable[[np.ndarray], np.ndarray] = find_digit) -> np.ndarray:

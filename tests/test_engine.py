@@ -9,8 +9,8 @@ import copy
 import gc
 import math
 import operator
+import sys
 import threading
-import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -183,8 +183,9 @@ def test_grad_of_any_tensors_touches_no_grad() -> None:
     assert gy.item() == 1.0
     for found, expected in ((gh, [6.0, 12.0]), (again, [6.0, 12.0]), (gx, [18.0, 36.0])):
         np.testing.assert_array_equal(found, expected)
-    (one,) = grad(x * x, x, grad_output=np.array([1.0, -1.0]))
-    np.testing.assert_array_equal(one, [2.0, -4.0])
+    start = np.array([1.0, -1.0])
+    for (one,) in (grad(x * x, x, grad_output=start), grad(outputs=x * x, inputs=[x], grad_outputs=start)):
+        np.testing.assert_array_equal(one, [2.0, -4.0])
     assert x.grad is None
 
 
@@ -482,7 +483,7 @@ def test_a_dropped_graph_is_gone_at_once(what: str) -> None:
 
 @pytest.mark.usefixtures("no_collector")
 def test_memory_is_flat_over_1_000_steps() -> None:
-    """With the collector off, 1,000 steps add nothing to what is held; one leaked tensor a step would be 200 kB."""
+    """With the collector off, steps add nothing to what is held; one leaked tensor a step would be 1,000 blocks."""
     x, labels, *parameters = small_net_arguments()
 
     def steps(count: int) -> int:
@@ -491,16 +492,10 @@ def test_memory_is_flat_over_1_000_steps() -> None:
             for p in parameters:
                 p.data -= 0.01 * p.grad.data
                 p.zero_grad()
-        return tracemalloc.get_traced_memory()[0]
+        return sys.getallocatedblocks()
 
-    steps(1_500)  # Python keeps up to 2,000 dead tuples of a size for reuse, and has them by then
-    tracemalloc.start()
-    try:
-        before = steps(10)
-        after = steps(1_000)
-    finally:
-        tracemalloc.stop()
-    assert after - before < 50_000
+    before = steps(500)  # Python keeps up to 2,000 dead tuples of a size for reuse, and has most of them by then
+    assert steps(500) - before < 250
     assert gc.collect() == 0, "there are reference cycles, which only the collector can free"
 
 

@@ -333,6 +333,7 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (ShapeError, "stack", "", lambda: F.stack([])),
     (ShapeError, "pad", "pad_width 2", lambda: F.pad(MATRIX, [(1, 1)] * 3)),
     (ShapeError, "pad", "pad_width", lambda: F.pad(MATRIX, [(1,), (1, 2)])),
+    (ShapeError, "pad", "pad_width (1, 1) 2 axes", lambda: F.pad(MATRIX, (1, 1))),
     (ValueError, "pad", "value", lambda: F.pad(MATRIX, 1, 10**400)),
     (ShapeError, "getitem", "3 x", lambda: MATRIX[0, 0, 0]),
     (TypeError, "getitem", "a", lambda: MATRIX["a"]),
@@ -378,6 +379,9 @@ CALLS: list[tuple[type[Exception], str, str, Callable[[], Any]]] = [
     (TypeError, "", "", lambda: parameter(1).backward("a")),
     (ValueError, "grad", "output", lambda: grad(Tensor(1.0), [parameter(1)])),
     (TypeError, "grad", "output float", lambda: grad(1.0, [parameter(1)])),
+    (TypeError, "grad", "outputs", lambda: grad(p := parameter(1), p, outputs=p)),
+    (TypeError, "grad", "inputs", lambda: grad(parameter(1))),
+    (TypeError, "", "size x.shape[0]", lambda: MATRIX.size(0)),  # type: ignore[operator]
     (ValueError, "grad", "input 0", lambda: grad(parameter(1), [MATRIX])),
     (TypeError, "grad", "input 0 ndarray", lambda: grad(parameter(1), [np.ones(2)])),
     (ValueError, "grad", "input 1", lambda: grad(p := parameter(1), [p, parameter(3)])),

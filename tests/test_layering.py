@@ -16,7 +16,7 @@ ORDER = (
     "kernels", "einsum", "creation", "arrays", "functional", "nn", "optim", "recorded", "plan", "capture", "jit",
     "data", "checkpoint", "interop", "parallel", "testing", "models",
 )  # fmt: skip
-OPTIONAL = ("cupy", "hypothesis", "onnx", "pooch", "safetensors", "threadpoolctl", "tqdm", "torch")
+OPTIONAL = ("cupy", "hypothesis", "mpi4py", "onnx", "pooch", "safetensors", "threadpoolctl", "tqdm", "torch")
 ARRAY_LIBRARIES = {"numpy", "cupy", "scipy", "torch"}  # an op computes with the namespace that it is handed
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}  # these run code as they read
 BUILT_ON_IT = {"models", "examples", "tests", "pytest"}

@@ -34,6 +34,11 @@ def computing(kinds: set[str]) -> list[str]:
     return [name for name in OPS if REGISTRY[name].integers in kinds]
 
 
+def test_numbers_are_exact_in_the_dtype_that_is_asked_for() -> None:
+    assert Tensor([0.1], dtype="float64").item() == 0.1
+    assert Tensor(2**53 + 1, dtype="int64").item() == 2**53 + 1
+
+
 @pytest.mark.parametrize("name", OPS)
 @FEW
 @given(SEEDS)

@@ -54,9 +54,11 @@ def running(place: str) -> Iterator[str]:
 @pytest.mark.parametrize("name", OPS)
 @given(data=st.data())
 def test_op(name: str, place: str, data: st.DataObject) -> None:
+    # A backward pass is made of ops, too: where they and it are right, its own derivative is that of the CPU.
+    order = 1 if place in ("plain", "strict") else 2
     with running(place) as device:
         op, arrays = data.draw(testing.cases(REGISTRY[name]))
-        testing.check_op(op, arrays, ORACLES[name], device)
+        testing.check_op(op, arrays, ORACLES[name], device, order)
 
 
 @pytest.mark.parametrize(("name", "i"), REAL_INPUTS)

@@ -475,9 +475,9 @@ NUMBERS: list[tuple[str, Callable[[Any], Any], tuple[float, ...]]] = [
     ("StochasticDiagonalLM lr", lambda v: StochasticDiagonalLM([P], lr=v), NOT_ABOVE_0),
     ("OneCycle max_lr", lambda v: OneCycle(O, v, 10), NOT_ABOVE_0),
     ("OneCycle total_steps", lambda v: OneCycle(O, 1.0, v), (0, -1)),
-    ("OneCycle warmup", lambda v: OneCycle(O, 1.0, 10, warmup=v), (1.5, -0.1)),
-    ("OneCycle start_factor", lambda v: OneCycle(O, 1.0, 10, start_factor=v), NOT_ABOVE_0),
-    ("OneCycle end_factor", lambda v: OneCycle(O, 1.0, 10, end_factor=v), NOT_ABOVE_0),
+    ("OneCycle pct_start", lambda v: OneCycle(O, 1.0, 10, pct_start=v), (1.5, -0.1)),
+    ("OneCycle div_factor", lambda v: OneCycle(O, 1.0, 10, div_factor=v), NOT_ABOVE_0),
+    ("OneCycle final_div_factor", lambda v: OneCycle(O, 1.0, 10, final_div_factor=v), NOT_ABOVE_0),
     ("StepLR step_size", lambda v: StepLR(O, v), (0, -1)),
     ("StepLR gamma", lambda v: StepLR(O, 1, gamma=v), NOT_ABOVE_0),
     ("PassRates passes", lambda v: PassRates(O, [(1, 0.1), (v, 0.1)]), (0, -1)),
@@ -533,8 +533,8 @@ def rates_of(make: Callable[[Optimizer], Any], steps: int, lr: float = 1.0) -> l
     ("make", "expected"),
     [
         (lambda o: StepLR(o, 3, gamma=0.5), [1, 1, 1, 0.5, 0.5, 0.5, 0.25]),
-        (lambda o: OneCycle(o, 2.0, 5, warmup=0.6), [0.08, 1.04, 2, 1.000004, 8e-6]),
-        (lambda o: OneCycle(o, 2.0, 5, 0.6, start_factor=4, end_factor=10), [0.5, 1.25, 2, 1.025, 0.05]),
+        (lambda o: OneCycle(o, 2.0, 5, pct_start=0.6), [0.08, 1.04, 2, 1.000004, 8e-6]),
+        (lambda o: OneCycle(o, 2.0, 5, 0.6, div_factor=4, final_div_factor=10), [0.5, 1.25, 2, 1.025, 0.05]),
         (lambda o: PassRates(o), [5e-4] * 2 + [2e-4] * 3 + [1e-4] * 3 + [5e-5] * 4 + [1e-5] * 8 + [1e-5] * 3),  # 1998
         (lambda o: PassRates(o, [(1, 0.5), (3, 2), (1, 0.25)]), [0.5, 2, 2, 2, 0.25, 0.25, 0.25]),  # also upwards
     ],
@@ -550,10 +550,10 @@ def test_rates(make: Callable[[Optimizer], Any], expected: list[float]) -> None:
         (lambda o: StepLR(o, 3, gamma=0.3), "StepLR", {"step_size": 3, "gamma": 0.3}, 12),
         (lambda o: OneCycle(o, 0.3, 100), "OneCycleLR", {"total_steps": 100}, 100),
         (
-            lambda o: OneCycle(o, 0.3, 37, warmup=0.1, start_factor=4, end_factor=50.0), "OneCycleLR",
+            lambda o: OneCycle(o, 0.3, 37, pct_start=0.1, div_factor=4, final_div_factor=50.0), "OneCycleLR",
             {"total_steps": 37, "pct_start": 0.1, "div_factor": 4, "final_div_factor": 50.0}, 37,
         ),
-        (lambda o: OneCycle(o, 0.3, 10, warmup=0.0), "OneCycleLR", {"total_steps": 10, "pct_start": 0.0}, 10),
+        (lambda o: OneCycle(o, 0.3, 10, pct_start=0.0), "OneCycleLR", {"total_steps": 10, "pct_start": 0.0}, 10),
         (lambda o: OneCycle(o, 0.3, 2), "OneCycleLR", {"total_steps": 2}, 2),
     ],
 )  # fmt: skip

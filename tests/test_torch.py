@@ -622,7 +622,7 @@ def pad(draw: Draw) -> Case:
     before, after = draw.pair(0, 2)
     each = [draw.pair(0, 2) for _ in shape]
     width, pairs = draw.pick(
-        (before, [(before, before)] * len(shape)), ((before, after), [(before, after)] * len(shape)), (each, each)
+        (before, [(before, before)] * len(shape)), ([(before, after)], [(before, after)] * len(shape)), (each, each)
     )
     value = draw.pick(0.0, -1.5)
     flat = [side for pair in reversed(pairs) for side in pair]

@@ -705,7 +705,7 @@ def test_a_schedule_that_refuses_is_unchanged(name: str) -> None:
 @pytest.mark.parametrize("make", [
     lambda o: optim.StepLR(o, HUGE), lambda o: optim.StepLR(o, 1, HUGE), lambda o: optim.OneCycle(o, HUGE, 5),
     lambda o: optim.OneCycle(o, 1.0, HUGE), lambda o: optim.PassRates(o, [(HUGE, 0.1)]),
-    lambda o: setattr(o, "lr", HUGE), lambda o: optim.OneCycle(o, 1.0, 5, start_factor=HUGE),
+    lambda o: setattr(o, "lr", HUGE), lambda o: optim.OneCycle(o, 1.0, 5, div_factor=HUGE),
 ])  # fmt: skip
 def test_a_schedule_that_cannot_be_made_leaves_the_rate_alone(make: Callable[[Any], Any]) -> None:
     optimizer = optim.SGD([leaf(1.0)], 0.1)

@@ -66,7 +66,7 @@ class Backend:
     index_of: Callable[[Array], int] = lambda array: 0
     selected: Callable[[int], Any] = lambda index: nullcontext()  # entered while arrays are created on device `index`
     count: int = 1  # number of devices
-    graphs: "Callable[[int], Graphs] | None" = None  # what records work on a device as graphs, if it can
+    graphs: "Callable[[int], Graphs | None]" = lambda index: None  # what records work on a device as graphs
 
     def current(self, *arrays: Array) -> Any:
         """A context in which new arrays and results are on the device of ``arrays``."""

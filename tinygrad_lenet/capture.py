@@ -21,6 +21,7 @@ from .tensor import Tensor, wrap
 _MOVES = 2  # how often gradients may be kept by others before they are handed out as copies
 
 Values = dict[int, Any]  # arrays by slot
+_Part = tuple[str, Callable[[Values], None]]  # of a replay, and what it is called
 
 
 class _UnfitError(Exception):
@@ -56,15 +57,17 @@ class DeviceReplay:
         }
         self._written = {entry.output for entry in log if isinstance(entry, Applied) and entry.op.writes}
         self._between = {i for i in range(len(log)) if not self._fits(i)}  # what runs between graphs
+        called = next((i for i, entry in enumerate(log) if isinstance(entry, Called)), len(log))
+        self._first = {i for i in range(called) if isinstance(log[i], Fetched)}  # what runs before them
         self._moves = 0
         arrays = [*map(_array, arguments), *self._held.values(), *self._made.values()]
         try:
             self._backend = backend_of(*arrays)
         except DeviceError:  # on different devices
-            self._graphs = None
-        else:
-            self._place = arrays[:1]
-            self._graphs = self._backend.graphs and self._backend.graphs(*map(self._backend.index_of, self._place))
+            self._graphs: Graphs | None = None
+        else:  # a copy has to lie in memory as the argument does, or sums may be made in another order
+            dense = all(_array(x).copy(order="K").strides == _array(x).strides for x in arguments)
+            self._graphs = None if not dense else self._backend.graphs(next(map(self._backend.index_of, arrays), 0))
         self.frame.arguments = arguments
         self._make(arguments)
         self.frame.arguments = ()
@@ -80,18 +83,15 @@ class DeviceReplay:
 
     def _make(self, arguments: Sequence[Any]) -> None:
         """Make the parts of a replay, with graphs that hold as much as they can."""
-        self._fixed: Values = {}  # what graphs read or write, and others too
-        self._steps: list[Any] = []  # of optimisers, in graphs
-        self._parts: list[tuple[str, Callable[[Values], None]]] = []
-        self._handed = Handed([], memory_of)
         leaves = [self.frame.tensor(entry.leaf) for entry in self._log if isinstance(entry, Stored)]
         gradients = [leaf._grad for leaf in leaves]
+        made = False
         try:
-            while self._graphs is not None:
+            while self._graphs is not None and not made:
                 try:
                     with self._graphs.aside():
                         self._capture(self._graphs, self._rehearse(arguments))
-                    return
+                    made = True
                 except _UnfitError as error:
                     self._between.add(error.index)
                 except Exception:  # the device refuses something, and does not say what
@@ -99,8 +99,11 @@ class DeviceReplay:
         finally:
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 leaf._grad = gradient
-        self._fixed, self._steps = {}, []
-        self._parts = [self._alone(entry) for entry in self._log]
+            if not made:
+                self._fixed: Values = {}  # what graphs read or write, and others too
+                self._steps: list[Any] = []  # of optimisers, in graphs
+                self._handed = Handed([], memory_of)
+                self._parts: list[_Part] = [self._alone(entry) for entry in self._log]
 
     def _rehearse(self, arguments: Sequence[Any]) -> dict[int, Any]:
         """Run everything once, so that all kernels are there and memory has been asked for, and undo it.
@@ -121,7 +124,7 @@ class DeviceReplay:
                     self._enqueue(entry, values, steps[i])
                 elif isinstance(entry, Applied):
                     if entry.op.repeatable:
-                        self._samples[entry.output] = _computed(entry, values)
+                        self._samples[entry.output] = _computed(entry, values).copy()
                     values[entry.output] = self._fixed[entry.output] = self._samples[entry.output]
         finally:
             for x, saved in before:
@@ -145,10 +148,12 @@ class DeviceReplay:
 
     def _capture(self, graphs: Graphs, all_steps: dict[int, Any]) -> None:
         """Note the work in graphs, with values in memory that is used again once no entry needs them."""
-        self._parts, self._steps = [self._renewed(slot) for slot in self._written & self._made.keys()], []
+        self._parts = [self._renewed(slot) for slot in self._written & self._made.keys()]
+        self._parts += [self._alone(self._log[i]) for i in sorted(self._first)]
+        self._steps = []
         values, unneeded = self._held | self._fixed, self._unneeded()
         names: list[str] = []  # of what the open graph holds
-        pending: list[tuple[str, Callable[[Values], None]]] = []  # gradients that leaves get after it
+        pending: list[_Part] = []  # gradients that leaves get after it
         steps: list[Any] = []
 
         def close() -> None:
@@ -161,6 +166,8 @@ class DeviceReplay:
 
         try:
             for i, entry in enumerate(self._log):
+                if i in self._first:
+                    continue
                 if i in self._between:
                     close()
                     self._parts.append(self._alone(entry))
@@ -223,7 +230,7 @@ class DeviceReplay:
 
     # The parts of a replay
 
-    def _launch(self, names: Sequence[str], graph: Any, steps: Sequence[Any]) -> tuple[str, Callable[[Values], None]]:
+    def _launch(self, names: Sequence[str], graph: Any, steps: Sequence[Any]) -> _Part:
         counted = tuple(steps)
 
         def part(values: Values) -> None:
@@ -233,13 +240,13 @@ class DeviceReplay:
 
         return f"graph: {', '.join(names)}", part
 
-    def _renewed(self, slot: int) -> tuple[str, Callable[[Values], None]]:
+    def _renewed(self, slot: int) -> _Part:
         def part(values: Values) -> None:
             values[slot][...] = self._made[slot]
 
         return "constant", part
 
-    def _alone(self, entry: Any) -> tuple[str, Callable[[Values], None]]:
+    def _alone(self, entry: Any) -> _Part:
         """An entry that runs as it did when it was recorded."""
         if isinstance(entry, Applied):
             return entry.op.name, lambda values: self._apply(entry, values)
@@ -286,6 +293,9 @@ class DeviceReplay:
             elif self._handed.kept():
                 self._moves += 1
                 self._make(arguments)
+            for i, entry in enumerate(self._log):
+                if isinstance(entry, Fetched) and i not in self._first:  # graphs may write to its memory before
+                    self.frame.own(entry.leaf)
             return self._run(arguments)
         finally:
             self.frame.arguments = ()

@@ -420,7 +420,7 @@ def binary_cross_entropy_with_logits(
 
 
 def l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
-    """|x - target|, x[...] and target[...] of the same shape; ``reduction`` is "mean", "sum" or "none".
+    """The magnitude of x - target, x[...] and target[...] of the same shape; ``reduction`` is "mean", "sum" or "none".
 
     >>> l1_loss([1.0, 2.0], [1.0, 4.0]).item()
     1.0
@@ -431,7 +431,7 @@ def l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tenso
 
 
 def smooth_l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean", beta: float = 1.0) -> Tensor:
-    """d^2 / (2 beta) where d = |x - target| < beta, else d - beta / 2 (Girshick, 2015); shapes as in `l1_loss`.
+    """d^2 / (2 beta) where d = abs(x - target) < beta, else d - beta / 2 (Girshick, 2015); shapes as in `l1_loss`.
 
     >>> smooth_l1_loss([0.0, 0.0], [1.0, 3.0], reduction="none")
     Tensor([0.5, 2.5])
@@ -699,16 +699,26 @@ def standardize(x: TensorLike, axis: int | Sequence[int] | None = -1, eps: float
 
 
 def pad(x: TensorLike, pad_width: int | Sequence[Any], value: float = 0.0) -> Tensor:
-    """x[...] with ``value`` around it; ``pad_width`` is an integer, (before, after), or one such pair per axis.
+    """x[...] with ``value`` around it; ``pad_width`` is an integer, for all sides, or one (before, after) per axis.
+
+    ShapeError for widths that are not those of x's axes, and for one pair where there are several axes: NumPy pads
+    them all then, PyTorch the last one. ``[(before, after)]`` is for all axes.
 
     >>> pad([1.0], (2, 1))
     Tensor([0., 0., 1., 0.])
     """
     x = as_tensor(x)
+    wrong = ShapeError(
+        f"pad: pad_width {pad_width!r} does not give (before, after) for {x.ndim} axes; write one pair for each, from "
+        "the first on, or [(before, after)] for all"
+    )
     try:
-        widths = np.broadcast_to(np.asarray(pad_width), (x.ndim, 2)).tolist()
+        given = np.asarray(pad_width)
+        widths = np.broadcast_to(given, (x.ndim, 2)).tolist()
     except ValueError:
-        raise ShapeError(f"pad: pad_width {pad_width!r} does not give (before, after) for {x.ndim} axes") from None
+        raise wrong from None
+    if given.ndim == 1 and x.ndim > 1:
+        raise wrong
     value = number("pad", "value", value, "[-inf, inf]")
     return Pad(tuple(map(tuple, widths)))(x, int(value) if value.is_integer() else value)
 
@@ -790,7 +800,7 @@ def einsum(subscripts: str, *operands: TensorLike) -> Tensor:
 def _numpy_pad(x: Tensor, pad_width: Any, mode: str = "constant", constant_values: float = 0.0) -> Tensor:
     if mode != "constant":
         raise TypeError(f"np.pad of a tensor: mode is {mode!r}; expected 'constant'")
-    return pad(x, pad_width, constant_values)
+    return pad(x, [pad_width] if np.ndim(pad_width) == 1 else pad_width, constant_values)
 
 
 numpy_functions |= {"concatenate": concatenate, "stack": stack, "where": where, "einsum": einsum, "pad": _numpy_pad}

@@ -338,6 +338,8 @@ class StepInGraph:
 
     def enqueue(self) -> None:
         """Do the work of a step, without counting it; the first time, before a graph is made, to try it."""
+        if any(p.grad is not None for p in self._others):
+            raise ValueError("a parameter has a gradient that is not computed in the graph")
         self.optimizer._follow()
         self._runs = self.optimizer._runs()
         self._settings = self._of_now()
@@ -611,11 +613,11 @@ class _Schedule:
 
 
 class OneCycle(_Schedule):
-    """Raise the rate from max_lr / start_factor to max_lr, then lower it to 1 / end_factor of that, as half cosines.
+    """Raise the rate from max_lr / div_factor to max_lr, then lower it to the start's / final_div_factor.
 
-    The rate rises during the fraction ``warmup`` of ``total_steps`` (Smith & Topin, 2018; this is PyTorch's OneCycleLR
-    with cycle_momentum=False, where start_factor is div_factor and end_factor is final_div_factor). The optimiser's own
-    rate is not used. ValueError for settings out of range, and for a `step` after the last.
+    The rate follows half cosines and rises during the fraction ``pct_start`` of ``total_steps`` (Smith & Topin, 2018;
+    this is PyTorch's OneCycleLR with cycle_momentum=False). The optimiser's own rate is not used. ValueError for
+    settings out of range, and for a `step` after the last.
 
     >>> optimizer = SGD([Tensor(1.0, requires_grad=True)], lr=1.0)
     >>> schedule = OneCycle(optimizer, max_lr=1.0, total_steps=10)
@@ -628,15 +630,15 @@ class OneCycle(_Schedule):
         optimizer: Optimizer,
         max_lr: float,
         total_steps: int,
-        warmup: float = 0.3,
-        start_factor: float = 25,
-        end_factor: float = 1e4,
+        pct_start: float = 0.3,
+        div_factor: float = 25,
+        final_div_factor: float = 1e4,
     ) -> None:
         self.max_lr: float = number("OneCycle", "max_lr", max_lr, "(0, inf)")
         self.total_steps: int = integer("OneCycle", "total_steps", total_steps, minimum=1)
-        self.warmup: float = number("OneCycle", "warmup", warmup, "[0, 1]")
-        self.start_factor: float = number("OneCycle", "start_factor", start_factor, "(0, inf)")
-        self.end_factor: float = number("OneCycle", "end_factor", end_factor, "(0, inf)")
+        self.pct_start: float = number("OneCycle", "pct_start", pct_start, "[0, 1]")
+        self.div_factor: float = number("OneCycle", "div_factor", div_factor, "(0, inf)")
+        self.final_div_factor: float = number("OneCycle", "final_div_factor", final_div_factor, "(0, inf)")
         super().__init__(optimizer)
 
     def _lr_at(self, count: int) -> float:
@@ -645,12 +647,12 @@ class OneCycle(_Schedule):
                 f"OneCycle: step {count} was asked for; total_steps is {self.total_steps}, "
                 "so set total_steps to the number of all optimiser steps, batches times epochs"
             )
-        start = self.max_lr / self.start_factor
-        peak, end = self.warmup * self.total_steps - 1, self.total_steps - 1
+        start = self.max_lr / self.div_factor
+        peak, end = self.pct_start * self.total_steps - 1, self.total_steps - 1
         if count <= peak and peak > 0:
             return _cosine(start, self.max_lr, count / peak)
         # The last call is one more than there are rates and goes slightly past the end, as in PyTorch.
-        return _cosine(self.max_lr, start / self.end_factor, (count - peak) / (end - peak) if end > peak else 1.0)
+        return _cosine(self.max_lr, start / self.final_div_factor, (count - peak) / (end - peak) if end > peak else 1.0)
 
 
 class StepLR(_Schedule):

@@ -24,11 +24,21 @@ _BOOLEAN_UFUNCS = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "in
 numpy_functions: dict[str, Callable[..., Any]] = {}  # NumPy's functions on tensors by name; functional.py adds its own
 
 
+class _Size(int):
+    """A number of elements, which tells those who call it, as PyTorch's ``x.size(0)`` does, what to write."""
+
+    __slots__ = ()
+
+    def __call__(self, dim: int | None = None) -> int:
+        wanted = "x.shape" if dim is None else f"x.shape[{dim}]"
+        raise TypeError(f"size is the number of elements, as NumPy's; write {wanted} for a size along an axis")
+
+
 class Tensor(Node):
     """An array for which gradients can be computed.
 
-    ``data`` is anything that NumPy can convert to numbers. Python numbers, also in lists, become float32; arrays keep
-    their dtype and are not copied, unless they must move to ``device`` or change to ``dtype`` or native byte order.
+    ``data`` is anything that NumPy can convert to numbers. Without a ``dtype``, Python numbers, also in lists, become
+    float32; arrays keep theirs. These are not copied unless they must move to ``device`` or change dtype or byte order.
     ``device`` is "cpu" or "cuda" (default: where the array is, or `tinygrad_lenet.backend.use`). TypeError for anything
     but numbers; ValueError for a ragged list, for a tensor that requires a gradient, since that would be lost, and for
     ``requires_grad`` on anything but floats. Operators such as ``t += 1`` and ``t[i] = 1`` never make a gradient wrong;
@@ -56,7 +66,7 @@ class Tensor(Node):
         else:
             array = data
         if backend_of_type(type(array)) is None:
-            array = _host_array(array)
+            array = _host_array(array, usual=dtype is None)
             device = default_device() if device is None else device
         elif device is None and type(array) is np.ndarray:
             device = default_device()
@@ -80,7 +90,7 @@ class Tensor(Node):
     @property
     def size(self) -> int:
         """The number of elements."""
-        return self.data.size
+        return _Size(self.data.size)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -542,10 +552,13 @@ class HookHandle:
         note_change()
 
 
-def wrap(array: Array) -> Tensor:
-    """A leaf tensor around an array of a known backend, without a copy or a check."""
+def wrap(array: Array, maker: str = "wrap") -> Tensor:
+    """A leaf tensor around an array of a known backend, without a copy; ``maker`` is the op whose forward gave it."""
     if type(array) is not np.ndarray and backend_of_type(type(array)) is None:
+        found = type(array).__name__
         array = np.asarray(array)  # a NumPy scalar, which NumPy returns instead of an array without axes
+        if array.dtype.kind == "O":
+            raise TypeError(f"{maker}: forward returned {found}; expected an array")
     tensor = Tensor.__new__(Tensor)
     _fill(tensor, array)
     return tensor
@@ -582,8 +595,8 @@ def real_dtype(caller: str, dtype: Any) -> np.dtype[Any]:
     return np.dtype(found.char)  # the one object of this dtype: ops compare dtypes by identity first
 
 
-def _host_array(data: Any) -> np.ndarray:
-    """Python numbers, lists of them, NumPy scalars and anything with ``__array__`` as a NumPy array."""
+def _host_array(data: Any, usual: bool) -> np.ndarray:
+    """Python numbers (in the ``usual`` float32, or as they are), NumPy scalars and anything with ``__array__``."""
     _refuse_loss(data)
     try:
         array = np.asarray(data)
@@ -591,7 +604,7 @@ def _host_array(data: Any) -> np.ndarray:
         raise ValueError(f"Tensor: the data is not a rectangular array of numbers ({error})") from None
     if type(array) is not np.ndarray:  # a subclass that asarray kept
         array = array.view(np.ndarray)
-    if not hasattr(data, "dtype") and array.dtype.kind in "fiu":
+    if usual and not hasattr(data, "dtype") and array.dtype.kind in "fiu":
         array = array.astype(np.float32)
     return array
 
@@ -715,7 +728,7 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
 def check_start(caller: str, output: Any, gradient: TensorLike | None) -> Tensor | None:
     """The given gradient as a tensor, or None; TypeError or ValueError if a pass cannot start at ``output``."""
     if not isinstance(output, Tensor):
-        raise TypeError(f"{caller}: output is {type(output).__name__}, not a Tensor")
+        raise TypeError(f"{caller}: output is {type(output).__name__}; expected one Tensor, such as a sum of several")
     if not output.requires_grad:
         raise ValueError(f"{caller}: the output does not require a gradient; no input with requires_grad led to it")
     if gradient is None:
@@ -776,8 +789,10 @@ def _note_read(what: str, t: Tensor) -> None:
         observer.read(what, t)
 
 
-def targets_of(caller: str, inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+def targets_of(caller: str, inputs: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
     """``inputs`` as a list of tensors that require a gradient; TypeError or ValueError otherwise."""
+    if inputs is None:
+        raise TypeError(f"{caller}: inputs is None; expected a Tensor, or several in a list")
     targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     for i, x in enumerate(targets):
         if not isinstance(x, Tensor):
@@ -793,27 +808,34 @@ def unused(path: Path, targets: Sequence[Tensor]) -> list[int]:
 
 
 def grad(
-    output: Tensor,
-    inputs: Tensor | Sequence[Tensor],
+    output: Tensor | None = None,
+    inputs: Tensor | Sequence[Tensor] | None = None,
     grad_output: TensorLike | None = None,
     create_graph: bool = False,
     allow_unused: bool = False,
+    *,
+    outputs: Tensor | None = None,
+    grad_outputs: TensorLike | None = None,
 ) -> tuple[Tensor | Any, ...]:  # Any: only callers that allow unused inputs must check for None
     """d(output)/d(input) for each of ``inputs``, without touching any ``.grad``.
 
-    ``grad_output`` is d(loss)/d(output), with output's shape; it may be left out if output has one element. The graph
-    is freed unless ``create_graph``, which makes the gradients differentiable. ValueError if an input requires no
-    gradient or was not used (with ``allow_unused`` its gradient is None), and for the same reasons as in
-    `Tensor.backward`. No two results share memory.
+    ``grad_output`` is d(loss)/d(output), with output's shape; it may be left out if output has one element.
+    PyTorch's names of the two, ``outputs`` and ``grad_outputs``, mean the same; each is one tensor. The graph is freed
+    unless ``create_graph``, which makes the gradients differentiable. ValueError if an input requires no gradient or
+    was not used (with ``allow_unused`` its gradient is None), and for the same reasons as in `Tensor.backward`. No two
+    results share memory.
 
     >>> x = Tensor(3.0, requires_grad=True)
     >>> (gx,) = grad(x * x * x, [x], create_graph=True)
     >>> grad(gx, [x])
     (Tensor(18.),)
     """
+    if (output is not None and outputs is not None) or (grad_output is not None and grad_outputs is not None):
+        raise TypeError("grad: outputs and grad_outputs are other names of output and grad_output; give each once")
+    y: Any = outputs if output is None else output
     targets = targets_of("grad", inputs)
-    given = check_start("grad", output, grad_output)
-    path = Path(output, targets)
+    given = check_start("grad", y, grad_outputs if grad_output is None else grad_output)
+    path = Path(y, targets)
     missing = unused(path, targets)
     if missing and not allow_unused:
         shape = targets[missing[0]].shape
@@ -821,8 +843,8 @@ def grad(
             f"grad: input {missing[0]}, of shape {shape}, was not used to compute the output; with allow_unused=True "
             "its gradient is None"
         )
-    gy = start_of(output, given)
-    found = {id(x): gx for x, gx in backpropagate(path, output, gy, create_graph, create_graph)}
+    gy = start_of(y, given)
+    found = {id(x): gx for x, gx in backpropagate(path, y, gy, create_graph, create_graph)}
     results: list[Tensor | None] = []
     taken = {id(gy.data)}
     for x in targets:

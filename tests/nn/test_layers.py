@@ -285,7 +285,7 @@ REFUSED: list[tuple[Callable[..., Any], type[Exception], str]] = [
     (lambda: nn.Linear(1, True), TypeError, "Linear out_features True"),
     (lambda: nn.AvgPool2d(0), ValueError, "kernel_size 0"),
     (lambda: nn.MaxPool2d(2, padding=2), ValueError, "padding 2 kernel_size"),
-    (lambda: nn.Flatten(-1), ValueError, "Flatten start_axis -1"),
+    (lambda: nn.Flatten(-1), ValueError, "Flatten start_dim -1"),
     (lambda: nn.Flatten(2)(np.zeros((3, 4))), ShapeError, "Flatten (3, 4) axis 2"),
     (lambda: nn.Dropout(1), ValueError, "p 1"),
     (lambda: nn.Dropout(-0.1), ValueError, "p -0.1"),

@@ -380,26 +380,26 @@ class ScaledTanh(Activation):
 
 
 class Flatten(Module):
-    """The axes from ``start_axis`` on, merged into one: x[N ...] -> y[N K], where K is the product of their sizes.
+    """The axes from ``start_dim`` on, merged into one: x[N ...] -> y[N K], where K is the product of their sizes.
 
-    TypeError or ValueError if ``start_axis`` is not an integer of at least 0; ShapeError if x does not have that axis.
+    TypeError or ValueError if ``start_dim`` is not an integer of at least 0; ShapeError if x does not have that axis.
 
     >>> Flatten()(np.zeros((2, 3, 4))).shape
     (2, 12)
     """
 
-    def __init__(self, start_axis: int = 1) -> None:
-        self.start_axis: int = integer("Flatten", "start_axis", start_axis, minimum=0)
+    def __init__(self, start_dim: int = 1) -> None:
+        self.start_dim: int = integer("Flatten", "start_dim", start_dim, minimum=0)
 
     def forward(self, x: TensorLike) -> Tensor:
         x = as_tensor(x)
-        kept, joined = x.shape[: self.start_axis], x.shape[self.start_axis :]
+        kept, joined = x.shape[: self.start_dim], x.shape[self.start_dim :]
         if not joined:
-            raise ShapeError(f"Flatten: x has shape {x.shape}; expected an axis {self.start_axis}, counted from 0")
+            raise ShapeError(f"Flatten: x has shape {x.shape}; expected an axis {self.start_dim}, counted from 0")
         return x.reshape((*kept, math.prod(joined)))  # (N, ...) -> (N, K); -1 would be unknown for an empty batch
 
     def extra_repr(self) -> str:
-        return f"start_axis={self.start_axis}"
+        return f"start_dim={self.start_dim}"
 
 
 class Dropout(Module):
