@@ -51,7 +51,11 @@ def execute(path: Path) -> Any:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     place = str(ROOT)  # where a checkout has the package, installed or not
-    environment = os.environ | {"PYTHONPATH": place, "PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PLATFORM_DIRS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": place,
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "JUPYTER_PLATFORM_DIRS": "1",
+    }
     with tempfile.TemporaryDirectory() as folder:
         client = nbclient.NotebookClient(
             notebook,
@@ -119,9 +123,7 @@ def differences(kept: Any, found: Any) -> list[str]:
     for i, (old, new) in enumerate(zip(kept.cells, found.cells, strict=True)):
         numbers = VARIES not in old.metadata.get("tags", ())
         a, b = said(old), said(new)
-        same = len(a) == len(b) and all(
-            x[0] == y[0] and alike(x[1], y[1], numbers) for x, y in zip(a, b, strict=True)
-        )
+        same = len(a) == len(b) and all(x[0] == y[0] and alike(x[1], y[1], numbers) for x, y in zip(a, b, strict=True))
         if not same:
             result.append(f"cell {i}:\nkept  {a}\nfound {b}")
     return result

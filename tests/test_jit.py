@@ -346,7 +346,7 @@ def test_batches_that_were_recorded_are_freed() -> None:
 
 @pytest.mark.parametrize("place", ["graphs", "cuda"])
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_training_step_is_one_graph(name: str, place: str) -> None:
+def test_training_steps_are_one_graph(name: str, place: str) -> None:
     with placed(place):
         model = LeNet5(rng=0)
         optimizer = OPTIMIZERS[name](list(model.parameters()))
@@ -355,10 +355,11 @@ def test_training_step_is_one_graph(name: str, place: str) -> None:
 
         @jit
         def step(x: Tensor, y: Tensor) -> Tensor:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            optimizer.step()
+            for _ in range(2):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
             return loss
 
         for i in range(CALLS):
@@ -375,10 +376,24 @@ def test_training_step_is_one_graph(name: str, place: str) -> None:
 def test_what_a_graph_cannot_hold_runs_between_two() -> None:
     with placed("graphs"):
         w = Tensor([1.0, 2.0, 3.0], requires_grad=True)
-        step = jit(lambda x: (w * F.dropout(x * 2.0, 0.5, True, rng) * 3.0).sum().detach())
+        optimizer = optim.SGD([w], 0.1)
+        schedule = optim.StepLR(optimizer, 1)
+        step = jit(lambda x: ((x * 2.0 * w).sum().backward(), schedule.step(), x * 3.0)[2])
+        found = [shown([step(Tensor([1.0, 2.0, float(i)])), w.grad, optimizer.lr]) for i in range(CALLS)]
+        kinds = [what.split(":")[0] for what, _ in step.plan._parts if what != "gradient"]
+        assert kinds == ["read gradient", "graph", "_Schedule.step", "graph"]
+        w.grad, schedule.count, optimizer.lr = None, 0, 0.1
+        assert found == [
+            shown([step.function(Tensor([1.0, 2.0, float(i)])), w.grad, optimizer.lr]) for i in range(CALLS)
+        ]
+
+
+def test_dropout_draws_anew_before_its_graph() -> None:
+    with placed("graphs"):
         rng = np.random.default_rng(0)
-        found = [step(Tensor([1.0, 2.0, float(i)])).item() for i in range(CALLS)]
-        kinds = [what.split(":")[0] for what, _ in step.plan._parts]
-        assert (kinds[0], len(kinds), kinds[2]) == ("graph", 3, "graph")
-        rng = np.random.default_rng(0)
-        assert found == [step.function(Tensor([1.0, 2.0, float(i)])).item() for i in range(CALLS)]
+        step = jit(lambda x: F.dropout(F.dropout(x * 2.0, 0.5, True, rng) * 3.0, 0.1, True, rng).sum())
+        found = [step(Tensor(np.ones(50))).item() for _ in range(CALLS)]
+        assert [what.split(":")[0] for what, _ in step.plan._parts] == ["random_key", "random_key", "graph"]
+        rng.bit_generator.state = np.random.default_rng(0).bit_generator.state
+        assert found == [step.function(Tensor(np.ones(50))).item() for _ in range(CALLS)]
+        assert len(set(found)) > 1

@@ -58,7 +58,7 @@ class DeviceReplay:
         self._written = {entry.output for entry in log if isinstance(entry, Applied) and entry.op.writes}
         self._between = {i for i in range(len(log)) if not self._fits(i)}  # what runs between graphs
         called = next((i for i, entry in enumerate(log) if isinstance(entry, Called)), len(log))
-        self._first = {i for i in range(called) if isinstance(log[i], Fetched)}  # what runs before them
+        self._first = {i for i in self._between if i < called and _ready(log[i])}  # what runs before all of them
         self._moves = 0
         arrays = [*map(_array, arguments), *self._held.values(), *self._made.values()]
         try:
@@ -324,6 +324,14 @@ class DeviceReplay:
 
     def __str__(self) -> str:
         return "\n".join(f"{i:3}  {what}" for i, (what, _) in enumerate(self._parts))
+
+
+def _ready(entry: Any) -> bool:
+    """Whether an entry needs nothing that is computed in the call: a gradient that is there, or numbers to draw."""
+    if not isinstance(entry, Applied):
+        return isinstance(entry, Fetched)
+    specs = entry.op.parsed.specs(len(entry.inputs))
+    return not entry.op.repeatable and all(entry.op.domains[spec.name].kind == "constant" for spec in specs)
 
 
 def _step(entry: Any) -> Any:
