@@ -277,10 +277,12 @@ def gradient_of(model: nn.Module, x: Tensor, y: Tensor, drawn: int) -> tuple[Ten
 
 
 def read(unread: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """The sum of the losses and that of the hits, which are taken out of the list."""
-    sums = sum(loss.item() for loss, _ in unread), sum(hits.item() for _, hits in unread)
+    """The sums of the losses and of the hits, which are taken out of the list; a GPU is asked twice in all."""
+    if not unread:
+        return 0.0, 0.0
+    losses, hits = (np.asarray(F.stack(each).numpy(), float).sum().item() for each in zip(*unread, strict=True))
     unread.clear()
-    return sums
+    return losses, hits
 
 
 def validate(group: parallel.Group, model: nn.Module, images: Any, labels: Any) -> tuple[float, float]:

@@ -25,9 +25,6 @@ static inline auto min(A a, B b) { return b < a ? b : a; }
 static inline int max(int a, int b) { return a < b ? b : a; }
 static inline float max(float a, float b) { return fmaxf(a, b); }  // a NaN loses, as in CUDA
 static inline double max(double a, double b) { return fmax(a, b); }
-static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
-  return (unsigned __int128)a * b >> 64;
-}
 using std::exp;
 using std::log;
 using std::sqrt;

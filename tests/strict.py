@@ -13,7 +13,9 @@ What works here works in CuPy (14); what CuPy refuses is refused here, and some 
   result without a word, so it has to be caught before.
 - Python integers beyond 64 bits and foreign byte orders are refused; flags tell of contiguity only.
 - The namespace holds only functions that CuPy has, with the keywords that CuPy takes (`_KEYWORDS`), no object arrays.
-- Within `with_graphs` its work can be noted as a graph and repeated; while that is done, nothing is computed.
+- Within `with_graphs` its work can be noted as a graph and repeated; while that is done, nothing is computed, and what
+  needs the host is refused: copies from and to it, values, and results whose shape depends on values. (CuPy refuses
+  products by cuBLAS, too. Here they stand for the kernels that it has instead.)
 - Within `no_host_reads`, nothing depends on the values of an array: ``bool(x)``, ``float(x)``, ``x.item()`` raise, as
   they would break the capture of a CUDA graph. (A boolean mask as an index is let through: it makes CuPy wait, too,
   but NumPy users expect it.)
@@ -23,7 +25,7 @@ Listed after https://docs.cupy.dev/en/stable/reference/comparison.html and user_
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
@@ -199,7 +201,7 @@ def _array(function: str, x: Any) -> np.ndarray:
 
 def _index(index: Any, shape: tuple[int, ...]) -> Any:
     """The index into an array of that shape as NumPy takes it, with integers in arrays brought into range."""
-    parts = index if isinstance(index, tuple) else (index,)
+    parts = _parts(index)
     named = [
         part.ndim if isinstance(part, StrictArray) and part.dtype.kind == "b"
         else not (part is None or part is Ellipsis or isinstance(part, bool))
@@ -529,12 +531,20 @@ class StrictGraph:
 class StrictGraphs:
     """Makes graphs as a CUDA device does: while one is made nothing is computed, and nothing comes from the host."""
 
-    aside = staticmethod(nullcontext)
-
     def __init__(self) -> None:
         self.graphs: list[StrictGraph] = []
+        self.is_aside = False
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        self.is_aside = True
+        try:
+            yield
+        finally:
+            self.is_aside = False
 
     def begin(self) -> None:
+        assert self.is_aside, "a graph is made on the default stream, or with memory that others use"
         assert _noting.get() is None
         _noting.set([])
         _reads_refused.set(True)
@@ -562,7 +572,21 @@ def _spoil(made: list[StrictArray | None]) -> None:
             x._host.fill(np.nan if x.dtype.kind in "fc" else 1)
 
 
-def _noted(function: Callable[..., Any]) -> Callable[..., Any]:
+def _refuse_host(name: str, arguments: tuple[Any, ...]) -> None:
+    """RuntimeError for a call that copies from the host, or waits to know how large its result is."""
+    if name in ("asarray", "array") and not isinstance(arguments[0], StrictArray):
+        raise RuntimeError(f"{name} copies from the host while a graph is made")
+    index = arguments[1] if name == "__getitem__" else ()
+    masked = any(isinstance(part, StrictArray) and part.dtype.kind == "b" for part in _parts(index))
+    if masked or name in ("nonzero", "argwhere") or (name == "where" and len(arguments) == 1):
+        raise RuntimeError(f"{name} waits for values, on which its shape depends, while a graph is made")
+
+
+def _parts(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, which while a graph is made leaves what it is given as it is, and rubbish in its results."""
 
     @functools.wraps(function)
@@ -570,6 +594,7 @@ def _noted(function: Callable[..., Any]) -> Callable[..., Any]:
         calls = _noting.get()
         if calls is None:
             return function(*arguments, **keywords)
+        _refuse_host(name, arguments)
         given = _arrays_in([*arguments, *keywords.values()])
         before = [(x, x._host.copy()) for x in given if x._host.flags.writeable]
         token = _noting.set(None)  # what it calls is a part of it
@@ -592,13 +617,13 @@ def _noted(function: Callable[..., Any]) -> Callable[..., Any]:
 
 for _name, _member in vars(strict_xp).copy().items():
     if callable(_member) and not isinstance(_member, (type, _Ufunc)) and _name not in _CONSTANTS:
-        setattr(strict_xp, _name, _noted(_member))
-_Ufunc.__call__ = _noted(_Ufunc.__call__)  # type: ignore[method-assign]
-_UfuncAt.at = _noted(_UfuncAt.at)  # type: ignore[method-assign]
+        setattr(strict_xp, _name, _noted(_name, _member))
+_Ufunc.__call__ = _noted("ufunc", _Ufunc.__call__)  # type: ignore[method-assign]
+_UfuncAt.at = _noted("ufunc", _UfuncAt.at)  # type: ignore[method-assign]
 for _name in ("__getitem__", "__setitem__", "astype", "reshape", "ravel", "copy", "fill", "__matmul__", "sum", "mean",
               "prod", "max", "min", "any", "all", "var", "std", "argmax", "argmin", "cumsum", "clip", "repeat", "take",
               "dot", "diagonal", "argsort"):  # fmt: skip
-    setattr(StrictArray, _name, _noted(getattr(StrictArray, _name)))
+    setattr(StrictArray, _name, _noted(_name, getattr(StrictArray, _name)))
 
 
 def _to_numpy(array: StrictArray) -> np.ndarray:

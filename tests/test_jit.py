@@ -23,7 +23,7 @@ from tests import strict
 from tests.replays import CALLS, batch, net, shown, state, training
 from tinygrad_lenet import JitError, Op, Tensor, curvature, grad, jit, no_grad, optim, testing
 from tinygrad_lenet import functional as F
-from tinygrad_lenet.backend import available, default_device, use
+from tinygrad_lenet.backend import available, default_device, transfer, use
 from tinygrad_lenet.op import REGISTRY
 
 LAYOUTS = ("contiguous", "gapped", "reversed", "transposed", "batch-last")
@@ -386,6 +386,31 @@ def test_what_a_graph_cannot_hold_runs_between_two() -> None:
         assert found == [
             shown([step.function(Tensor([1.0, 2.0, float(i)])), w.grad, optimizer.lr]) for i in range(CALLS)
         ]
+
+
+@pytest.mark.parametrize("work", [
+    lambda x: strict.strict_xp.asarray(np.ones(3)),
+    lambda x: strict.strict_xp.array([1.0, 2.0]),
+    lambda x: transfer(np.ones(3), "strict"),
+    lambda x: transfer(x, "cpu"),
+    lambda x: x[x > 0],
+    lambda x: strict.strict_xp.where(x > 0),
+    lambda x: strict.strict_xp.argwhere(x),
+    lambda x: x.item(),
+    lambda x: bool(x),
+])  # fmt: skip
+def test_the_double_refuses_in_a_graph_what_a_gpu_refuses(work: Any) -> None:
+    graphs, x = strict.StrictGraphs(), strict.StrictArray(np.ones(1))
+    work(x)
+    with graphs.aside():
+        graphs.begin()
+        try:
+            with pytest.raises((RuntimeError, TypeError)):
+                work(x)
+        finally:
+            graphs.abandon()
+    with pytest.raises(AssertionError):
+        graphs.begin()
 
 
 def test_dropout_draws_anew_before_its_graph() -> None:
