@@ -27,9 +27,9 @@ myst_heading_anchors = 3
 
 default_role = "py:obj"  # what a docstring has in backquotes becomes a link, if it is a public name
 add_module_names = False
-autodoc_default_options = {
+autodoc_default_options = {  # what is inherited, too, but not from these
     "members": True,
-    "inherited-members": "Module, Op, Optimizer, Exception, RuntimeError, TypeError, ValueError, tuple",  # but not theirs
+    "inherited-members": "Module, Op, Optimizer, BaseException, tuple",
 }
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
@@ -55,14 +55,13 @@ def name_the_alias(app: Any, what: str, name: str, value: Any, options: Any, arg
 
 
 def look_further(app: Any, env: Any, node: Any, content: nodes.Node) -> nodes.Node | None:
-    """A link to `optim.Adam` or `no_grad` from anywhere: from the package's top, else by what stands last in the name."""
-    domain = env.domains.python_domain
-    for way in (0, 1):
-        found = domain.find_obj(env, "tinygrad_lenet", "", node["reftarget"], None, way)
-        if node.get("refdomain") == "py" and len(found) == 1:
-            [(name, place)] = found
-            return make_refnode(app.builder, node["refdoc"], place.docname, place.node_id, content, name)
-    return None
+    """A link to `optim.Adam` or `no_grad` from anywhere: names that are not those of the file itself."""
+    if node.get("refdomain") != "py":
+        return None
+    name, objects = f"tinygrad_lenet.{node['reftarget']}", env.domains.python_domain.objects
+    if name not in objects:
+        return None
+    return make_refnode(app.builder, node["refdoc"], objects[name].docname, objects[name].node_id, content, name)
 
 
 def visit_formula(translator: Any, node: nodes.Element) -> None:

@@ -1,4 +1,4 @@
-"""How every program in this folder begins and ends: Ctrl-C, standard streams, exit status.
+"""How every program in this folder begins and ends: threads, Ctrl-C, standard streams, exit status.
 
 What a program writes to its streams matters less than what it writes to files. A stream that is closed, full or unable
 to encode a character therefore never ends a program: it finishes its work, and its exit status says how that went.
@@ -24,8 +24,11 @@ _job: "Job | None" = None  # of several processes, once this one has joined them
 def begin() -> None:
     """Let Ctrl-C end the program quietly until `run` takes over; call this before the slow imports.
 
-    If Ctrl-C is ignored, as under nohup or for a script's background job, it stays ignored.
+    If Ctrl-C is ignored, as under nohup or for a script's background job, it stays ignored. NumPy, when it is imported,
+    is told to multiply on one thread: LeNet-5's matrices are too small to share, and threads that wait for a busy core
+    make training ten times slower.
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     for number in range(3):  # closed; else a file would get its number, and writes would corrupt that

@@ -220,8 +220,8 @@ def refuse_differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
     if not on_mpi or now == before:
         return ""
     return (
-        f"{now} processes share each batch now, and {before} did before: batches and their order stay the same, but "
-        "sums are rounded differently, and dropout and batch normalisation, if any, see other shares"
+        f"the number of processes that share each batch changes from {before} to {now}: batches and their order stay "
+        "the same, but sums are rounded differently, and dropout and batch normalisation, if any, see other shares"
     )
 
 

@@ -1,4 +1,4 @@
-"""The notebooks: `python -m tests.notebooks` runs them and says where they differ; with --write it keeps the outputs."""
+"""The notebooks: `python -m tests.notebooks` runs them and says what they say differently; --write keeps that."""
 
 import argparse
 import base64
@@ -50,12 +50,7 @@ def execute(path: Path) -> Any:
     notebook = read(path)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-    place = str(ROOT)  # where a checkout has the package, installed or not
-    environment = os.environ | {
-        "PYTHONPATH": place,
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "JUPYTER_PLATFORM_DIRS": "1",
-    }
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     with tempfile.TemporaryDirectory() as folder:
         client = nbclient.NotebookClient(
             notebook,
@@ -63,6 +58,7 @@ def execute(path: Path) -> Any:
             kernel_name="python3",
             allow_errors=True,  # an error is an output, too
             record_timing=False,
+            coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         )
         client.execute(env=environment)
@@ -93,13 +89,10 @@ def small(picture: str) -> str:
 
 def said(cell: Any) -> list[tuple[str, str]]:
     """What a cell put out: the kind of each output, and the text of those that are text."""
-    found: list[tuple[str, str]] = []
+    found = []
     for output in cell.get("outputs", ()):
         if output.output_type == "stream":
-            if found and found[-1][0] == output.name:
-                found[-1] = (output.name, found[-1][1] + output.text)
-            else:
-                found.append((output.name, output.text))
+            found.append((output.name, output.text))
         elif output.output_type == "error":
             found.append(("error", f"{output.ename}: {output.evalue}"))
         else:

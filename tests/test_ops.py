@@ -75,7 +75,7 @@ def test_gradient_wrong_by_one_percent_is_refused(name: str, i: int) -> None:
             gradients[i] = (lambda: 1.01 * right()) if callable(right) else 1.01 * right
         return tuple(gradients)
 
-    @settings(max_examples=min(10, settings().max_examples))
+    @settings(max_examples=settings().max_examples // 5)
     @given(testing.cases(op_class))
     def refuses(case: testing.Case) -> None:
         nonlocal refused
@@ -152,15 +152,7 @@ def _parts(**changes: Any) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
-@pytest.fixture
-def registry() -> Iterator[None]:
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
-
-
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("scratch_ops")
 def test_complete_op_is_registered_and_checked() -> None:
     op_class = type("Double", (Op,), _parts())
     assert REGISTRY["test_double"] is op_class
@@ -182,7 +174,7 @@ def test_complete_op_is_registered_and_checked() -> None:
         ({"signature": "add(x[...]) -> y[...]"}, "the name 'add' is taken"),
     ],
 )
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("scratch_ops")
 def test_incomplete_op_is_refused(changes: dict[str, Any], message: str) -> None:
     before = dict(REGISTRY)
     with pytest.raises(TypeError, match=message):
@@ -190,7 +182,7 @@ def test_incomplete_op_is_refused(changes: dict[str, Any], message: str) -> None
     assert before == REGISTRY
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("scratch_ops")
 @pytest.mark.parametrize("signature", ["double(x[...])", "double(x...) -> y[...]", "double() -> y[...]"])
 def test_unreadable_signature_is_refused(signature: str) -> None:
     with pytest.raises(ValueError, match="does not read like"):

@@ -4,13 +4,10 @@ Every claim is a file beside this one, which says what is measured (``plan``, ``
 (``table``, ``draw``).
 """
 
-import os
-
 from examples import programs
 
 if __name__ == "__main__":
     programs.begin()
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported; these matrices are too small to share
 
 import argparse
 import sys

@@ -27,6 +27,7 @@ _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP
 # A waiting rank looks again and again for the first millisecond, if each rank has a core; four on two busy cores took
 # 2.5 ms to add up LeNet-5's gradients if they slept between looks, 32 ms if they only yielded, 900 in MPI_Allreduce.
 _SPIN, _NAP = 0.001, 2e-5
+_PARENT = os.getppid()
 _BUSY, _SLEEP = 0.2, 0.001  # seconds after which it takes longer naps
 
 
@@ -141,6 +142,7 @@ class _MpiJob(Job):
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
+            time.sleep(0.3)  # for the launcher to pass it on, which it may not do any more once it ends the others
             self.world.Abort(1)
             os._exit(1)  # some MPIs return, and leave it to the launcher to end this process
 
@@ -179,6 +181,7 @@ def _find_job() -> Job:
     try:
         import mpi4py
 
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # Open MPI tries it for shared memory, and complains if it fails
         mpi4py.rc.thread_level = "funneled"  # only one thread of a process calls MPI
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -197,6 +200,8 @@ def _find_job() -> Job:
 
 def wait(request: Any, spin: float = 0.0, timeout: float = float("inf"), rank: int = 0) -> None:
     """Wait for an MPI request, without sleep for ``spin`` seconds; WorkerError after ``timeout`` seconds."""
+    if os.getppid() != _PARENT:
+        os._exit(1)  # the launcher is gone, so there is nobody to tell, and nobody who would end the others
     begun = time.monotonic()
     while not request.Test():
         waited = time.monotonic() - begun
