@@ -1,4 +1,4 @@
-"""How every program in this folder begins and ends: Ctrl-C, standard streams, exit status.
+"""How every program in this folder begins and ends: threads, Ctrl-C, standard streams, exit status.
 
 What a program writes to its streams matters less than what it writes to files. A stream that is closed, full or unable
 to encode a character therefore never ends a program: it finishes its work, and its exit status says how that went.
@@ -9,17 +9,26 @@ import io
 import os
 import signal
 import sys
-import time  # nothing that is slow to import, since begin() is called before the slow imports
+import time
+import traceback  # nothing that is slow to import, since begin() is called before the slow imports
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
+
+if TYPE_CHECKING:
+    from tinygrad_lenet.parallel import Job
+
+_job: "Job | None" = None  # of several processes, once this one has joined them
 
 
 def begin() -> None:
     """Let Ctrl-C end the program quietly until `run` takes over; call this before the slow imports.
 
-    If Ctrl-C is ignored, as under nohup or for a script's background job, it stays ignored.
+    If Ctrl-C is ignored, as under nohup or for a script's background job, it stays ignored. NumPy, when it is imported,
+    is told to multiply on one thread: LeNet-5's matrices are too small to share, and threads that wait for a busy core
+    make training ten times slower.
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     for number in range(3):  # closed; else a file would get its number, and writes would corrupt that
@@ -65,6 +74,19 @@ class Stream(io.RawIOBase):
         return (self.error.strerror or str(self.error)) if self.error and self.error.errno not in enough else ""
 
 
+def join() -> "Job":
+    """The job of all processes that were started with this one. Rank 0 prints; if one of them fails, all end."""
+    global _job
+    from tinygrad_lenet import parallel
+
+    job = parallel.job()
+    if job.size > 1:
+        _job = job
+    if job.rank:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the end
+    return job
+
+
 def replace(stream: Any, number: int) -> tuple[TextIO, Stream]:
     """A stream to replace Python's standard stream of this number (None if that is closed), and the file beneath it."""
     if stream is None:
@@ -94,7 +116,9 @@ def run(main: Callable[[], int | None], advice: str = "") -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done; a Ctrl-C would only change the exit status
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print(f"{name}: stopped by Ctrl-C" + (f"; {advice}" if advice else ""), file=sys.stderr)
+        if _job is None or not _job.rank:
+            by = "Ctrl-C" if _job is None else "Ctrl-C or SIGTERM"
+            print(f"{name}: stopped by {by}" + (f"; {advice}" if advice else ""), file=sys.stderr)
         status = 130
     except SystemExit as end:
         status = end.code
@@ -108,10 +132,17 @@ def run(main: Callable[[], int | None], advice: str = "") -> NoReturn:
             status = f"{name}: there is not enough memory; {error}".removesuffix("; ")
         elif isinstance(error, ValueError | TypeError | OSError | WorkerError):
             status = f"{name}: {error}"
-        else:
-            raise  # a bug in the program
+        else:  # a bug in the program
+            if _job is not None:
+                with _job.failing():
+                    traceback.print_exc()
+            raise
     sys.stdout.flush()
     if output.trouble:
         print(f"{name}: standard output cannot be written ({output.trouble})", file=sys.stderr)
         status = status or 1
+    if status and _job is not None:
+        with _job.failing():
+            if isinstance(status, str):
+                print(status, file=sys.stderr)
     sys.exit(status)

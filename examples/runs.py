@@ -149,8 +149,11 @@ class Run:
     def save(self) -> None:
         checkpoint.save(self.path, *self.state())
 
-    def resume(self) -> None:
-        """Take the state of the run from its checkpoint; ValueError if there is none, or it belongs to another run."""
+    def resume(self) -> str:
+        """Take the state of the run from its checkpoint; ValueError if there is none, or it belongs to another run.
+
+        Return what will not be as if the run had never stopped: empty, except on another number of MPI ranks.
+        """
         if not self.path.exists():
             raise ValueError(f"--resume: there is no {self.path}; name the run's folder with --out, or start a new run")
         own_tensors, own = self.state()
@@ -160,7 +163,7 @@ class Run:
         try:
             if set(state) != set(own):
                 raise ValueError(f"it holds {sorted(state)}; expected {sorted(own)}")
-            refuse_differences(own["arguments"], state["arguments"])
+            note = refuse_differences(own["arguments"], state["arguments"])
             if state["data"] != own["data"]:
                 raise ValueError("its training data are not those in --data-dir; name the folder that the run used")
             self.best = part(tensors, "best.")
@@ -189,16 +192,23 @@ class Run:
                 raise ValueError(f"it has {len(self.best)} tensors of the best epoch")
         except Exception as error:  # any kind of error: the state may have been edited by hand
             raise ValueError(f"--resume: {self.path} does not belong to this run: {error}") from error
+        return note
 
 
 def part(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def refuse_differences(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """ValueError if this run and that of a checkpoint differ in arguments that matter; it names them."""
+def refuse_differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """ValueError if this run and that of a checkpoint differ in arguments that matter; it names them.
+
+    Return a sentence about what may differ, but changes the weights: how many processes share each batch, on MPI.
+    """
     # On another device the last bits differ anyway, and there are no CPU workers there.
-    free = MAY_CHANGE if theirs.get("backend") == mine.get("backend") else MAY_CHANGE | {"workers"}
+    on_mpi = "ranks" in mine or "ranks" in theirs
+    free = MAY_CHANGE | {"ranks"}
+    if on_mpi or theirs.get("backend") != mine.get("backend"):
+        free.add("workers")
     differences = [
         f"--{name.replace('_', '-')} is {mine.get(name)} here and {theirs.get(name)} there"
         for name in sorted((mine.keys() | theirs.keys()) - free)
@@ -206,6 +216,13 @@ def refuse_differences(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
     ]
     if differences:
         raise ValueError(f"{', '.join(differences)}; give the same arguments, or start a new run without --resume")
+    now, before = mine.get("workers"), theirs.get("workers")
+    if not on_mpi or now == before:
+        return ""
+    return (
+        f"the number of processes that share each batch changes from {before} to {now}: batches and their order stay "
+        "the same, but sums are rounded differently, and dropout and batch normalisation, if any, see other shares"
+    )
 
 
 def as_json(value: Any) -> bytes:
@@ -303,19 +320,28 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def ctrl_c_deferred() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether Ctrl-C was pressed; a second Ctrl-C ends the program at once."""
-    pressed = False
-    before = signal.getsignal(signal.SIGINT)
+def ctrl_c_deferred(several: bool = False) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether Ctrl-C was pressed; a second Ctrl-C ends the program at once.
 
-    def remember(*_: object) -> None:
+    For one of ``several`` processes that a launcher started, SIGTERM, which batch systems send, counts as Ctrl-C; a
+    second signal is not needed, since the launcher ends them all, and it may send the first one twice.
+    """
+    pressed = False
+    before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    if several:
+        before[signal.SIGTERM] = signal.getsignal(signal.SIGTERM)
+
+    def remember(number: int, _: object) -> None:
         nonlocal pressed
         pressed = True
-        signal.signal(signal.SIGINT, before)
+        if not several:
+            signal.signal(number, before[signal.Signals(number)])
 
-    if before is signal.default_int_handler:  # and not ignored, as under nohup
-        signal.signal(signal.SIGINT, remember)
+    for number, handler in before.items():
+        if handler in (signal.default_int_handler, signal.SIG_DFL):  # and not ignored, as under nohup
+            signal.signal(number, remember)
     try:
         yield lambda: pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,6 +2,8 @@
 
 Read it from top to bottom: settings, data, training, test, results (`examples/runs.py` saves and resumes a run). The
 defaults need no network: 1,797 digits that come with the package. `--dataset mnist` is the real thing.
+
+`mpiexec -n 4 python -m examples.train_lenet5` trains on four ranks, which may be on several machines.
 """
 
 import os
@@ -102,7 +104,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.004, help="the highest learning rate of the one-cycle schedule")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="the optimiser")
     parser.add_argument("--seed", type=int, default=0, help="seed of initial weights and image order")
-    parser.add_argument("--workers", type=int, help="processes sharing each batch (default: one per core, at most 2)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes sharing each batch (default: one per core, at most 2); under mpiexec of each rank (default: 1)",
+    )
     parser.add_argument("--out", type=Path, help="folder for the results (default: runs/MODEL-DATASET)")
     parser.add_argument(
         "--resume",
@@ -120,8 +126,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def refuse_nonsense(args: argparse.Namespace) -> None:
-    """ValueError for arguments that make no valid run."""
+def refuse_nonsense(args: argparse.Namespace, ranks: int = 1) -> None:
+    """ValueError for arguments that make no valid run on so many ranks of MPI."""
     least = {"epochs": 1, "batch_size": 1, "workers": 1, "seed": 0, "validation": 0, "patience": 1}
     for name, smallest in least.items():
         value = getattr(args, name)
@@ -129,9 +135,11 @@ def refuse_nonsense(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; expected at least {smallest}")
     if not args.checkpoint_every >= 0:
         raise ValueError(f"--checkpoint-every is {args.checkpoint_every}; expected seconds, at least 0")
-    if args.workers > (most := 1 if args.backend == "cuda" else args.batch_size):
-        limit = "1, since a GPU takes one worker" if args.backend == "cuda" else f"at most --batch-size, {most}"
-        raise ValueError(f"--workers is {args.workers}; expected {limit}")
+    if args.backend == "cuda" and args.workers > 1:
+        raise ValueError(f"--workers is {args.workers}; expected 1, since a GPU takes one worker")
+    if args.workers * ranks > args.batch_size:
+        what = f"--workers is {args.workers}" + (f" on each of {ranks} ranks" if ranks > 1 else "")
+        raise ValueError(f"{what}; expected at most --batch-size, {args.batch_size}" + (" in all" if ranks > 1 else ""))
     if args.patience is not None and not args.validation:
         raise ValueError(f"--patience is {args.patience} without --validation; give the number of images to hold out")
     if args.dataset == "idx" and args.data_dir is None:
@@ -159,6 +167,11 @@ def hold_out(count: int, images: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
     return images[rest], labels[rest], images[held], labels[held]
 
 
+def load_all(args: argparse.Namespace) -> list[Any]:
+    """Images and labels: those to train on, those held out, and those to test with."""
+    return [*hold_out(args.validation, *load(args, "train")), *load(args, "test")]
+
+
 def build(name: str, seed: int, classes: int = 10) -> LeNet5:
     """The model, with as many outputs as there are classes."""
     model = MODELS[name](seed)
@@ -171,6 +184,7 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
     """The training loop. Every worker runs it on its share of each batch, until the end, Ctrl-C or a loss of NaN."""
     args, model, loader = run.args, run.model, run.loader
     loader.share = group.share
+    group.require_equal(state_of(run))
     if group.rank == 0 and not args.resume and (aside := run.begin()):  # only now that all workers have started
         print(f"the checkpoint of an earlier run is kept in {aside} until this one is finished")
     board = event_writer(run) if group.rank == 0 and args.tensorboard else nullcontext()
@@ -221,6 +235,7 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
                     saved = time.monotonic()
                 if stop:
                     return
+            group.require_equal(state_of(run))
             run.train_loss.append(run.loss / len(loader.images))
             run.note(train_accuracy=run.correct / len(loader.images))
             summary = f"epoch {epoch + 1}/{args.epochs}, loss {run.train_loss[-1]:.4f}, "
@@ -247,6 +262,12 @@ def train(group: parallel.Group, run: Run, interrupted: Callable[[], bool]) -> N
                 saved = time.monotonic()
 
 
+def state_of(run: Run) -> list[Tensor]:
+    """What has to be equal on all workers: weights, statistics and what the optimiser remembers."""
+    moments = run.optimizer.state_dict()["tensors"]
+    return [*run.model.state_dict().values(), *(Tensor(moment) for moment in moments.values())]
+
+
 def gradient_of(model: nn.Module, x: Tensor, y: Tensor, drawn: int) -> tuple[Tensor, Tensor]:
     """Compute the gradients of a share of a batch of ``drawn`` images; return its summed loss and its hits."""
     logits = model(x)
@@ -256,10 +277,12 @@ def gradient_of(model: nn.Module, x: Tensor, y: Tensor, drawn: int) -> tuple[Ten
 
 
 def read(unread: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """The sum of the losses and that of the hits, which are taken out of the list."""
-    sums = sum(loss.item() for loss, _ in unread), sum(hits.item() for _, hits in unread)
+    """The sums of the losses and of the hits, which are taken out of the list; a GPU is asked twice in all."""
+    if not unread:
+        return 0.0, 0.0
+    losses, hits = (np.asarray(F.stack(each).numpy(), float).sum().item() for each in zip(*unread, strict=True))
     unread.clear()
-    return sums
+    return losses, hits
 
 
 def validate(group: parallel.Group, model: nn.Module, images: Any, labels: Any) -> tuple[float, float]:
@@ -320,25 +343,16 @@ def predict(model: LeNet5, images: Any, batch_size: int = 256) -> Any:
 
 def main() -> None:
     start = time.perf_counter()
-    args = arguments()
-    args.epochs = EPOCHS[args.dataset] if args.epochs is None else args.epochs
-    if args.augment is None:
-        args.augment = args.dataset == "digits"
-    if args.backend == "auto":
-        args.backend = "cuda" if args.workers in (None, 1) and "cuda" in backend.available() else "cpu"
-    if args.workers is None:
-        args.workers = 1 if args.backend == "cuda" else parallel.default_workers()
-    if args.out is None:
-        args.out = Path("runs", f"{args.model}-{args.dataset}")
-    refuse_nonsense(args)
-    if args.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise ValueError('--tensorboard needs tensorboardX; run pip install -e ".[tensorboard]"')
+    job = programs.join()  # this process alone, unless mpiexec started several
+    with job.rank_0_first():
+        args = settings(job.size)
+    versions = {"tinygrad_lenet": tinygrad_lenet.__version__, "numpy": np.__version__}
+    job.require_equal({**versions, "python": platform.python_version(), **as_given(args)})
     backend.use(args.backend)
     np.seterr(over="ignore", invalid="ignore")  # a diverging loss is reported once, below
     parallel.tune_process()
 
-    images, labels, held_images, held_labels = hold_out(args.validation, *load(args, "train"))
-    test_images, test_labels = load(args, "test")
+    images, labels, *held, test_images, test_labels = job.once_a_node(lambda: load_all(args))
     classes = 1 + int(max(labels.max(), test_labels.max())) if args.dataset == "idx" else 10
     model = build(args.model, args.seed, classes).to(args.backend)
     optimizer = OPTIMIZERS[args.optimizer](model.parameters(), lr=args.lr)
@@ -352,29 +366,65 @@ def main() -> None:
         device=args.backend,
     )
     schedule = optim.OneCycle(optimizer, max_lr=args.lr, total_steps=args.epochs * len(loader))
-    run = Run(args, model, optimizer, schedule, loader, held=(held_images, held_labels))
-    with own_folder(args.out, make=not args.resume):  # every error in the settings has been found by now
-        train_and_test(run, model, test_images, test_labels, start)
+    run = Run(args, model, optimizer, schedule, loader, held=(held[0], held[1]))
+    job.require_equal({"the digest of the training data": run.data} if job.size > 1 else {})
+    # Every error in the settings has been found by now.
+    with own_folder(args.out, make=not args.resume) if job.rank == 0 else nullcontext():
+        train_and_test(run, model, test_images, test_labels, start, job)
 
 
-def train_and_test(run: Run, model: LeNet5, test_images: Any, test_labels: Any, start: float) -> None:
+def settings(ranks: int) -> argparse.Namespace:
+    """The arguments, complete and sensible, for a run on so many ranks of MPI."""
+    args = arguments()
+    args.epochs = EPOCHS[args.dataset] if args.epochs is None else args.epochs
+    if args.augment is None:
+        args.augment = args.dataset == "digits"
+    if args.backend == "auto":
+        args.backend = "cuda" if args.workers in (None, 1) and "cuda" in backend.available() else "cpu"
+    if args.workers is None:
+        args.workers = 1 if args.backend == "cuda" or ranks > 1 else parallel.default_workers()
+    if args.out is None:
+        args.out = Path("runs", f"{args.model}-{args.dataset}")
+    refuse_nonsense(args, ranks)
+    if args.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise ValueError('--tensorboard needs tensorboardX; run pip install -e ".[tensorboard]"')
+    if ranks > 1:
+        args.ranks = ranks
+        args.workers *= ranks  # what a checkpoint says: how many processes share each batch
+    return args
+
+
+def as_given(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments by the names that they are given by, but for --data-dir, which may depend on the machine."""
+    return {f"--{name.replace('_', '-')}": str(value) for name, value in vars(args).items() if name != "data_dir"}
+
+
+def train_and_test(
+    run: Run, model: LeNet5, test_images: Any, test_labels: Any, start: float, job: parallel.Job
+) -> None:
     args, loader = run.args, run.loader
     if args.resume:
-        run.resume()
-        goes_on = f"continues in epoch {loader.epoch + 1} of {args.epochs}"
+        note = run.resume()
+        goes_on = f"continues in epoch {loader.epoch + 1} of {args.epochs}" + (f"; {note}" if note else "")
         print(f"the run in {args.out} {'is complete; testing it again' if finished(run) else goes_on}")
     print(model.summary((1, 32, 32)))
     print(
         "steps run their own code" if args.no_jit else "steps are recorded and replayed; --no-jit runs their own code"
     )
 
-    with ctrl_c_deferred() as interrupted:
-        parallel.run(train, args.workers, model.parameters(), run, interrupted)
+    with ctrl_c_deferred(job.size > 1) as interrupted:
+        workers = args.workers // job.size
+        parallel.run(train, workers, model.parameters(), run, interrupted, job=job)
     if run.trouble:
         raise ValueError(f"{run.trouble}; try a smaller --lr (the last checkpoint is kept)")
     if not finished(run):
-        print(f"continue with: {shlex.join([*sys.orig_argv, *([] if args.resume else ['--resume'])])}")
+        command = shlex.join([*sys.orig_argv, *([] if args.resume else ["--resume"])])
+        print(f"continue with: {f'mpiexec -n {job.size} ' if job.size > 1 else ''}{command}")
+        job.leave()
         raise KeyboardInterrupt
+    if job.rank:
+        job.leave()
+        return
 
     best = best_epoch(run)
     if best is not None:
@@ -410,6 +460,7 @@ def train_and_test(run: Run, model: LeNet5, test_images: Any, test_labels: Any, 
     print(
         f"test accuracy {accuracy:.2%} ({errors} errors of {len(test_labels)}) in {time.perf_counter() - start:.1f} s"
     )
+    job.leave()
 
 
 if __name__ == "__main__":

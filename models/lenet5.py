@@ -11,7 +11,7 @@ S4 pooling        16 x 5 x 5               0
 C5 convolution    120 x 1 x 1         48,120
 F6 full           84                  10,164
 OUTPUT full       10                     850
-                             total    61,706
+total                                  61,706
 ================  =============  ===========
 """
 

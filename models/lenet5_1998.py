@@ -12,7 +12,7 @@ S4 subsampling    16 x 5 x 5             32        2,000
 C5 convolution    120 x 1 x 1        48,120       48,120
 F6 full           84                 10,164       10,164
 OUTPUT RBF        10                      0          840
-                         total       60,000      340,908
+total                            60,000      340,908
 ================  =============  ==========  ===========
 
 What the paper leaves open or states in two ways, and what is done here (examples/results/README.md has the reasons):

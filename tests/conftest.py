@@ -7,6 +7,9 @@ import os
 import signal
 from collections.abc import Iterator
 
+# Before NumPy is imported: matrices here are too small to share, and `pytest -n` keeps every core busy already.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import HealthCheck, settings
 

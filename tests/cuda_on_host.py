@@ -24,12 +24,23 @@ from tests.strict import StrictArray, strict_xp
 from tinygrad_lenet import backend
 
 _HEADER = Path(__file__).with_suffix(".hpp")
+_WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-variable")
+_COMPILER = ("g++", "-fPIC", "-O1", "-Winvalid-pch", *_WARNINGS)
 _backwards: ContextVar[bool] = ContextVar("backwards", default=False)
 
 
 @cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="cuda-on-host-")
+
+
+@cache
+def _header(standard: str) -> Path:
+    """A copy of the header, compiled once for all kernels."""
+    copy = Path(_folder().name) / f"{standard[1:]}-{_HEADER.name}"
+    shutil.copy(_HEADER, copy)
+    subprocess.run([*_COMPILER, standard, copy], check=True)
+    return copy
 
 
 @cache
@@ -40,15 +51,18 @@ def _library(code: str, options: tuple[str, ...]) -> ctypes.CDLL:
     barriers = "true" if "__syncthreads" in code else "false"
     launchers = "".join(f"\nLAUNCHER({name}, {barriers})" for name in names)
     stem = Path(_folder().name) / hashlib.sha256(repr((code, options)).encode()).hexdigest()[:16]
-    stem.with_suffix(".cpp").write_text(f'#include "{_HEADER}"\n{code}{launchers}\n', encoding="utf-8")
-    warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-variable")
-    command = ["g++", "-shared", "-fPIC", "-O1", *warnings, *options]
+    standard, *words = options
+    # In the text: a word that the command line defined would keep the compiled header from being used.
+    defined = "".join(f"#define {word.removeprefix('-D').replace('=', ' ', 1)}\n" for word in words)
+    text = f'#include "{_header(standard)}"\n{defined}{code}{launchers}\n'
+    stem.with_suffix(".cpp").write_text(text, encoding="utf-8")
+    command = [*_COMPILER, standard, "-shared"]
     subprocess.run([*command, "-o", stem.with_suffix(".so"), stem.with_suffix(".cpp")], check=True)
     return ctypes.CDLL(str(stem.with_suffix(".so")))
 
 
 class RawModule:
-    """As in CuPy, for options that g++ knows, too."""
+    """As in CuPy, for a standard of C++ and the meaning of words as options."""
 
     def __init__(self, *, code: str, options: tuple[str, ...] = ()) -> None:
         self._library = _library(code, options)

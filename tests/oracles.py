@@ -53,6 +53,12 @@ def one_hot(labels: Array, *, classes: int, dtype: str) -> Array:
     return y
 
 
+def bernoulli(x: Array, key: Array, *, p: float) -> Array:
+    """From NumPy's Philox, one number of 32 bits after the other."""
+    draws = np.random.Generator(np.random.Philox(key=int(key))).integers(2**32, size=x.shape, dtype=np.uint32)
+    return draws >= p * 2**32
+
+
 def _first_extreme(better: Callable[[float, float], bool]) -> Callable[..., Array]:
     def oracle(x: Array, *, axis: int | None) -> Array:
         def first(values: Array) -> int:
@@ -364,7 +370,8 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "logical_or": _each(lambda a, b: bool(a or b)),
     "logical_not": _each(lambda x: not x),
     "full_like": lambda x, value: np.full(x.shape, value),
-    "bernoulli": lambda x, p, rng: rng.random(x.shape, np.float32) >= p,
+    "bernoulli": bernoulli,
+    "random_key": lambda x, rng: rng.random() * 2**53,
     "random": lambda x, distribution, rng: getattr(rng, distribution)(x.shape),
     "sin": _each(math.sin),
     "cos": _each(math.cos),

@@ -13,6 +13,9 @@ What works here works in CuPy (14); what CuPy refuses is refused here, and some 
   result without a word, so it has to be caught before.
 - Python integers beyond 64 bits and foreign byte orders are refused; flags tell of contiguity only.
 - The namespace holds only functions that CuPy has, with the keywords that CuPy takes (`_KEYWORDS`), no object arrays.
+- Within `with_graphs` its work can be noted as a graph and repeated; while that is done, nothing is computed, and what
+  needs the host is refused: copies from and to it, values, and results whose shape depends on values. (CuPy refuses
+  products by cuBLAS, too. Here they stand for the kernels that it has instead.)
 - Within `no_host_reads`, nothing depends on the values of an array: ``bool(x)``, ``float(x)``, ``x.item()`` raise, as
   they would break the capture of a CUDA graph. (A boolean mask as an index is let through: it makes CuPy wait, too,
   but NumPy users expect it.)
@@ -20,6 +23,7 @@ What works here works in CuPy (14); what CuPy refuses is refused here, and some 
 Listed after https://docs.cupy.dev/en/stable/reference/comparison.html and user_guide/difference.html.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,6 +47,8 @@ def no_host_reads() -> Iterator[None]:
         _reads_refused.reset(token)
 
 
+_noting: ContextVar["list[Any] | None"] = ContextVar("noting", default=None)  # calls of the graph that is being made
+_graphs_offered: ContextVar[bool] = ContextVar("graphs_offered", default=False)
 _current: ContextVar[int] = ContextVar("current_device", default=0)
 
 
@@ -195,7 +201,7 @@ def _array(function: str, x: Any) -> np.ndarray:
 
 def _index(index: Any, shape: tuple[int, ...]) -> Any:
     """The index into an array of that shape as NumPy takes it, with integers in arrays brought into range."""
-    parts = index if isinstance(index, tuple) else (index,)
+    parts = _parts(index)
     named = [
         part.ndim if isinstance(part, StrictArray) and part.dtype.kind == "b"
         else not (part is None or part is Ellipsis or isinstance(part, bool))
@@ -403,6 +409,8 @@ def _asarray(a: Any, dtype: Any = None, order: str = "K") -> StrictArray:
     """From a StrictArray, a NumPy array or nested lists: this transfer is explicit, so it is allowed."""
     if isinstance(a, StrictArray):
         return a if dtype is None or np.dtype(dtype) == a.dtype else a.astype(dtype)
+    if _noting.get() is not None:
+        raise RuntimeError("an array was copied from the host, which breaks CUDA graph capture")
     return StrictArray(np.array(a, dtype=dtype, order=order))  # type: ignore[call-overload]
 
 
@@ -470,7 +478,7 @@ def _reflected(name: str) -> tuple[Callable[..., Any], Callable[..., Any], Calla
 for _symbol, _name in {
     "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "floordiv": "floor_divide",
     "mod": "remainder", "pow": "power", "matmul": "matmul", "and": "bitwise_and", "or": "bitwise_or",
-    "xor": "bitwise_xor",
+    "xor": "bitwise_xor", "lshift": "left_shift", "rshift": "right_shift",
 }.items():  # fmt: skip
     for _prefix, _method in zip(("", "r", "i"), _reflected(_name), strict=True):
         setattr(StrictArray, f"__{_prefix}{_symbol}__", _method)
@@ -485,7 +493,148 @@ for _name in ("sum", "prod", "mean", "max", "min", "any", "all", "var", "std", "
     setattr(StrictArray, _name, getattr(strict_xp, _name))
 
 
+# Graphs
+
+
+@contextmanager
+def with_graphs() -> Iterator[None]:
+    """Within this block the backend can make graphs of its work."""
+    token = _graphs_offered.set(True)
+    try:
+        yield
+    finally:
+        _graphs_offered.reset(token)
+
+
+class StrictGraph:
+    """Calls that are made again, each with its result in the same memory.
+
+    What it and graphs that are made after it compute may lie in the memory of its temporary arrays.
+    """
+
+    def __init__(self, calls: list[Any], others: "list[StrictGraph]") -> None:
+        self.calls = calls
+        self.others = others
+        others.append(self)
+
+    def launch(self) -> None:
+        for graph in self.others[self.others.index(self) :]:
+            for *_, made in graph.calls:
+                _spoil(made)
+        for function, arguments, keywords, made in self.calls:
+            again = _arrays_in(function(*arguments, **keywords))
+            for x, y in zip(made, again, strict=True):
+                if x is not None:
+                    np.copyto(x._host, y._host)
+
+
+class StrictGraphs:
+    """Makes graphs as a CUDA device does: while one is made nothing is computed, and nothing comes from the host."""
+
+    def __init__(self) -> None:
+        self.graphs: list[StrictGraph] = []
+        self.is_aside = False
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        self.is_aside = True
+        try:
+            yield
+        finally:
+            self.is_aside = False
+
+    def begin(self) -> None:
+        assert self.is_aside, "a graph is made on the default stream, or with memory that others use"
+        assert _noting.get() is None
+        _noting.set([])
+        _reads_refused.set(True)
+
+    def end(self) -> StrictGraph:
+        calls = _noting.get()
+        assert calls is not None
+        self.abandon()
+        return StrictGraph(calls, self.graphs)
+
+    def abandon(self) -> None:
+        _noting.set(None)
+        _reads_refused.set(False)
+
+
+def _arrays_in(x: Any) -> list[StrictArray]:
+    if isinstance(x, (tuple, list)):
+        return [array for each in x for array in _arrays_in(each)]
+    return [x] if isinstance(x, StrictArray) else []
+
+
+def _spoil(made: list[StrictArray | None]) -> None:
+    for x in made:
+        if x is not None:
+            x._host.fill(np.nan if x.dtype.kind in "fc" else 1)
+
+
+def _refuse_host(name: str, arguments: tuple[Any, ...]) -> None:
+    """RuntimeError for a call that copies from the host, or waits to know how large its result is."""
+    if name in ("asarray", "array") and not isinstance(arguments[0], StrictArray):
+        raise RuntimeError(f"{name} copies from the host while a graph is made")
+    index = arguments[1] if name == "__getitem__" else ()
+    masked = any(isinstance(part, StrictArray) and part.dtype.kind == "b" for part in _parts(index))
+    if masked or name in ("nonzero", "argwhere") or (name == "where" and len(arguments) == 1):
+        raise RuntimeError(f"{name} waits for values, on which its shape depends, while a graph is made")
+
+
+def _parts(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which while a graph is made leaves what it is given as it is, and rubbish in its results."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        calls = _noting.get()
+        if calls is None:
+            return function(*arguments, **keywords)
+        _refuse_host(name, arguments)
+        given = _arrays_in([*arguments, *keywords.values()])
+        before = [(x, x._host.copy()) for x in given if x._host.flags.writeable]
+        token = _noting.set(None)  # what it calls is a part of it
+        try:
+            y = function(*arguments, **keywords)
+        finally:
+            _noting.reset(token)
+        for x, values in before:
+            np.copyto(x._host, values)
+        made = [
+            None if not x.size or any(np.may_share_memory(x._host, g._host) for g in given) else x
+            for x in _arrays_in(y)
+        ]
+        _spoil(made)
+        calls.append((function, arguments, keywords, made))
+        return y
+
+    return call
+
+
+for _name, _member in vars(strict_xp).copy().items():
+    if callable(_member) and not isinstance(_member, (type, _Ufunc)) and _name not in _CONSTANTS:
+        setattr(strict_xp, _name, _noted(_name, _member))
+_Ufunc.__call__ = _noted("ufunc", _Ufunc.__call__)  # type: ignore[method-assign]
+_UfuncAt.at = _noted("ufunc", _UfuncAt.at)  # type: ignore[method-assign]
+for _name in ("__getitem__", "__setitem__", "astype", "reshape", "ravel", "copy", "fill", "__matmul__", "sum", "mean",
+              "prod", "max", "min", "any", "all", "var", "std", "argmax", "argmin", "cumsum", "clip", "repeat", "take",
+              "dot", "diagonal", "argsort"):  # fmt: skip
+    setattr(StrictArray, _name, _noted(_name, getattr(StrictArray, _name)))
+
+
+def _to_numpy(array: StrictArray) -> np.ndarray:
+    if _noting.get() is not None:
+        raise RuntimeError("an array was copied to the host while a graph was made")
+    return array._host.copy(order="K")
+
+
 def _from_numpy(array: np.ndarray, index: int) -> StrictArray:
+    if _noting.get() is not None:
+        raise RuntimeError("an array was copied from the host while a graph was made")
     with on_device(index):
         return StrictArray(array.astype(array.dtype.newbyteorder("=")))
 
@@ -495,9 +644,10 @@ STRICT = Backend(
     strict_xp,
     StrictArray,
     _from_numpy,
-    to_numpy=lambda array: array._host.copy(order="K"),
+    to_numpy=_to_numpy,
     index_of=lambda array: array.device,
     selected=on_device,
     count=2,
+    graphs=lambda index: StrictGraphs() if _graphs_offered.get() else None,  # type: ignore[arg-type, return-value]
 )
 register(STRICT)

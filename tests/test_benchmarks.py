@@ -30,10 +30,10 @@ def run(module: str, *options: object) -> str:
 def test_lenet5_reports_every_round(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     pytest.importorskip("tqdm")
-    cores = [count for count in (1, 2) if count <= len(machine.cores())]
+    cores = min(2, len(machine.cores()))
     paths = tmp_path / "report.json", tmp_path / "table.md"
     printed = run(
-        "lenet5", "--quick", "--rounds", 2, "--batch", 1, 32, "--cores", *cores, "--only", "ours", "ours-eager",
+        "lenet5", "--quick", "--rounds", 2, "--batch", 32, "--cores", cores, "--only", "ours", "ours-eager",
         "--json", paths[0], "--table", paths[1],
     )  # fmt: skip
     text, table = (path.read_text() for path in paths)
@@ -44,9 +44,8 @@ def test_lenet5_reports_every_round(tmp_path: Path) -> None:
     assert os.uname().nodename not in report["machine"].values()
 
     found = {(result["what"], result["batch"], result["cores"]): result for result in report["results"]}
-    timed = {(what, batch, c) for c in cores for batch in (1, 32) for what in ("train", "infer")}
-    timed |= {(what, 1, c) for c in cores for what in ("forward", "step")}
-    assert found.keys() == timed | {("import", None, cores[-1]), ("memory", 256, cores[-1]), ("size", None, None)}
+    timed = {("train", 32, cores), ("infer", 32, cores), ("forward", 1, cores), ("step", 1, cores)}
+    assert found.keys() == timed | {("import", None, cores), ("memory", 256, cores), ("size", None, None)}
     assert report["failed"].keys() == {"cold start"}, "it needs MNIST"
     for place in timed:
         ours = found[place]["contestants"]["ours"]
@@ -54,7 +53,7 @@ def test_lenet5_reports_every_round(tmp_path: Path) -> None:
         assert 0 < ours["min"] <= ours["median"] <= ours["max"]
         assert ours["by_round"] == [1.0, 1.0]
         assert len(found[place]["contestants"]["ours-eager"]["rounds"]) == 2
-    assert found["import", None, cores[-1]]["contestants"].keys() == {"python", "numpy", "ours"}
+    assert found["import", None, cores]["contestants"].keys() == {"python", "numpy", "ours"}
 
     assert table in printed
     assert report["machine"]["date"] in table

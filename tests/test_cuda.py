@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import LeNet5, LeNet5_1998
+from tests import gpu_report
 from tests.cuda_on_host import kernels_on_host, needs_compiler
 from tests.strict import StrictArray, no_host_reads, on_device, strict_xp
 from tinygrad_lenet import Op, Tensor, backend, optim, testing
@@ -171,7 +172,9 @@ def test_a_step_of_lenet5(monkeypatch: pytest.MonkeyPatch) -> None:
         "avg": F.cross_entropy, "max": F.cross_entropy, "1998": functools.partial(F.penalty_loss, j=1.0)
     }  # fmt: skip
     for pool, loss in losses.items():
-        there, here = (LeNet5_1998(rng=0) if pool == "1998" else LeNet5(pool=pool, rng=0) for _ in range(2))
+        there, here = (
+            LeNet5_1998(rng=0) if pool == "1998" else LeNet5(pool=pool, dropout=0.5, rng=0) for _ in range(2)
+        )
         there.to("strict")
         with kernels_on_host(), no_host_reads(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(strict_xp, "matmul", refused)
@@ -340,3 +343,16 @@ def test_every_kernel_compiles_for_every_gpu(path: Path, arch: int) -> None:
     library.nvrtcDestroyProgram(ctypes.byref(program))
     said = [line for line in log.value.decode().splitlines() if "deprecated" not in line]  # the oldest GPUs are
     assert (status, said) == (0, [])
+
+
+def test_the_report_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def missing() -> None:
+        raise backend.DeviceError("there is none")
+
+    monkeypatch.setattr(backend, "_load_cupy", missing)
+    monkeypatch.setattr(backend, "_by_name", {"cpu": backend.NUMPY})
+    monkeypatch.setattr("sys.argv", ["gpu_report"])
+    with pytest.raises(SystemExit) as ended:
+        gpu_report.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "gpu_report: there is none\n"

@@ -4,13 +4,12 @@ That any graph is differentiated rightly, whatever is shared, retained, detached
 tests/test_engine_machine.py; here stands what single tests show better, and what that machine does not build.
 """
 
-import asyncio
 import copy
 import gc
 import math
 import operator
+import sys
 import threading
-import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -325,19 +324,15 @@ def test_an_index_that_changes_after_forward_does_not_matter(index: Any) -> None
 # no_grad, errors, threads and tasks
 
 
-def test_no_grad_as_context_and_as_decorator() -> None:
-    """Nested, repeated and left by an exception; what was recorded before or after can be differentiated."""
+def test_backward_within_no_grad() -> None:
+    """What was recorded before can be differentiated there, and parameters can be made."""
     x = leaf(2.0)
     before = x * x
     with no_grad():
-        with pytest.raises(ZeroDivisionError), no_grad():
-            raise ZeroDivisionError
         inside, parameter = x * x, leaf(2.0)
         before.backward()
         still_inside = x * x
-    squared = no_grad()(square)
-    assert [y.requires_grad for y in (inside, still_inside, squared(x), squared(x))] == [False] * 4
-    assert [y.requires_grad for y in (x * x, parameter)] == [True] * 2
+    assert [y.requires_grad for y in (inside, still_inside, x * x, parameter)] == [False, False, True, True]
     assert x.grad.item() == 4.0
 
 
@@ -383,25 +378,6 @@ def test_no_grad_belongs_to_its_thread() -> None:
     checked.set()
     thread.join()
     assert (here, seen) == (True, [False, True])
-
-
-def test_no_grad_belongs_to_its_task() -> None:
-    """Asynchronous tasks share a thread and still do not see each other's no_grad."""
-    x = leaf(2.0)
-
-    async def evaluate() -> bool:
-        with no_grad():
-            await asyncio.sleep(0)
-            return (x * x).requires_grad
-
-    async def train() -> bool:
-        await asyncio.sleep(0)
-        return (x * x).requires_grad
-
-    async def both() -> list[bool]:
-        return await asyncio.gather(evaluate(), train())
-
-    assert asyncio.run(both()) == [False, True]
 
 
 def test_threads_with_graphs_of_their_own_get_what_they_would_have_got_alone() -> None:
@@ -483,7 +459,7 @@ def test_a_dropped_graph_is_gone_at_once(what: str) -> None:
 
 @pytest.mark.usefixtures("no_collector")
 def test_memory_is_flat_over_1_000_steps() -> None:
-    """With the collector off, 1,000 steps add nothing to what is held; one leaked tensor a step would be 200 kB."""
+    """With the collector off, steps add nothing to what is held; one leaked tensor a step would be 1,000 blocks."""
     x, labels, *parameters = small_net_arguments()
 
     def steps(count: int) -> int:
@@ -492,16 +468,10 @@ def test_memory_is_flat_over_1_000_steps() -> None:
             for p in parameters:
                 p.data -= 0.01 * p.grad.data
                 p.zero_grad()
-        return tracemalloc.get_traced_memory()[0]
+        return sys.getallocatedblocks()
 
-    steps(1_500)  # Python keeps up to 2,000 dead tuples of a size for reuse, and has them by then
-    tracemalloc.start()
-    try:
-        before = steps(10)
-        after = steps(1_000)
-    finally:
-        tracemalloc.stop()
-    assert after - before < 50_000
+    before = steps(500)  # Python keeps up to 2,000 dead tuples of a size for reuse, and has most of them by then
+    assert steps(500) - before < 250
     assert gc.collect() == 0, "there are reference cycles, which only the collector can free"
 
 
@@ -664,13 +634,9 @@ def test_repr(text: str, tensor: Tensor) -> None:
     assert repr(tensor) == text
 
 
-def test_a_tensor_is_hashed_by_identity_and_equals_nothing_of_another_kind() -> None:
-    """== compares elements, but x == None is False, as for any Python object, so that `x in [None, ...]` works."""
+def test_a_tensor_is_hashed_by_identity() -> None:
     x, same = Tensor([1.0, 2.0]), Tensor([1.0, 2.0])
     assert len({x, same, x}) == 2
-    assert (x == None, x != None, x == "a") == (False, True, False)  # noqa: E711
-    with pytest.raises(TypeError):
-        x < None  # noqa: B015
 
 
 def test_boolean_algebra() -> None:

@@ -309,5 +309,5 @@ def free(nodes: set[Node]) -> None:
 
 TestEngine = Engine.TestCase
 TestEngine.settings = settings(
-    max_examples=max(100, settings().max_examples // 2), stateful_step_count=40, deadline=None
+    max_examples=max(60, settings().max_examples // 2), stateful_step_count=40, deadline=None
 )

@@ -400,8 +400,9 @@ def test_a_window_may_cover_all_of_the_image_and_its_padding() -> None:
     assert F.conv2d(IMAGES, np.ones((4, 3, 10, 9)), padding=1).shape == (2, 4, 1, 2)
 
 
-def test_output_padding_may_reach_the_dilation() -> None:
+def test_output_padding_may_reach_the_dilation_and_padding_leave_one_pixel() -> None:
     assert deconv(dilation=2, output_padding=1).shape == (1, 2, 7, 7)
+    assert F.conv_transpose2d(np.ones((1, 4, 1, 1)), np.ones((4, 2, 3, 3)), padding=1).shape == (1, 2, 1, 1)
 
 
 @pytest.mark.parametrize("index", [2, (0, 3), [0, 5], np.array([True, False, True]), (slice(None), -4)], ids=repr)

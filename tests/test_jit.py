@@ -9,7 +9,8 @@ import copy
 import gc
 import tracemalloc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tests.strict  # noqa: F401 - a device, "strict"
 from models import LeNet5, LeNet5_1998
+from tests import strict
 from tests.replays import CALLS, batch, net, shown, state, training
-from tinygrad_lenet import Op, Tensor, curvature, grad, jit, no_grad, optim, testing
+from tinygrad_lenet import JitError, Op, Tensor, curvature, grad, jit, no_grad, optim, testing
 from tinygrad_lenet import functional as F
-from tinygrad_lenet.jit import JitError
+from tinygrad_lenet.backend import available, default_device, transfer, use
 from tinygrad_lenet.op import REGISTRY
 
 LAYOUTS = ("contiguous", "gapped", "reversed", "transposed", "batch-last")
@@ -47,11 +48,28 @@ def applied(op: Op, real: Sequence[int]) -> Callable[..., Any]:
     return function
 
 
-@pytest.mark.parametrize("place", ["cpu", "strict"])  # planned, and op by op as on a GPU
+PLACES = ["cpu", "graphs", "cuda"]  # as a plan, and as graphs
+
+
+@contextmanager
+def placed(place: str) -> Iterator[str]:
+    """Within this block new tensors lie in a place; its device."""
+    if place == "cuda" and place not in available():
+        pytest.skip("no working CUDA device")
+    with use("strict" if place == "graphs" else place), strict.with_graphs() if place == "graphs" else nullcontext():
+        yield default_device()
+
+
+@pytest.mark.parametrize("place", [*PLACES, "strict"])  # and op by op
 @pytest.mark.parametrize("name", OPS)
 @settings(max_examples=max(5, settings().max_examples // 4))
 @given(data=st.data())
 def test_op_is_replayed(name: str, place: str, data: st.DataObject) -> None:
+    with placed(place) as device, use("cpu"):
+        replay_op(name, device, data)
+
+
+def replay_op(name: str, place: str, data: st.DataObject) -> None:
     op, arrays = data.draw(testing.cases(REGISTRY[name]))
     layouts = data.draw(st.lists(st.sampled_from(LAYOUTS), min_size=len(arrays), max_size=len(arrays)))
     dtype = data.draw(st.sampled_from([np.float32, np.float64]))
@@ -79,15 +97,16 @@ def test_op_is_replayed(name: str, place: str, data: st.DataObject) -> None:
         a, b = ([*tensors(values), *[Tensor(c, device=place) for c in cotangents]] for _ in range(2))
         assert shown(replayed(*a)) == shown(eager(*b)), f"call {call} of {op} on {layouts}"
         assert shown(a) == shown(b)
-    assert (replayed.plan is not None) == (place == "cpu")
+    assert replayed.plan is not None
 
 
 # Networks
 
 
-def images(i: int, n: int = 2) -> tuple[Tensor, np.ndarray]:
+def images(i: int, n: int = 2) -> tuple[Tensor, Any]:
     rng = np.random.default_rng(i)
-    return Tensor(rng.normal(size=(n, 1, 32, 32)).astype(np.float32)), rng.integers(0, 10, n)
+    x, y = rng.normal(size=(n, 1, 32, 32)).astype(np.float32), rng.integers(0, 10, n)
+    return Tensor(x), y if default_device() == "cpu" else Tensor(y)
 
 
 def lenet(compiled: Any, **settings: Any) -> Any:
@@ -144,15 +163,21 @@ def lenet_1998(compiled: Any, j: float | None, codes: bool) -> Any:
 @pytest.mark.parametrize("act", ["tanh", "sigmoid", "relu"])
 @pytest.mark.parametrize("pool", ["avg", "max"])
 @pytest.mark.parametrize("more", [{}, {"dropout": 0.3, "batch_norm": True}])
-def test_lenet5_is_replayed(act: str, pool: str, more: dict[str, Any]) -> None:
-    networks = [lenet(compiled, activation=act, pool=pool, **more) for compiled in (jit, lambda f: f)]
+@pytest.mark.parametrize("place", PLACES)
+def test_lenet5_is_replayed(act: str, pool: str, more: dict[str, Any], place: str) -> None:
+    if place == "graphs" and act != "tanh":
+        pytest.skip("the CPU tries all")
+    with placed(place):
+        networks = [lenet(compiled, activation=act, pool=pool, **more) for compiled in (jit, lambda f: f)]
     assert shown(networks[0]) == shown(networks[1])
 
 
 @pytest.mark.parametrize("j", [None, 0.1])
 @pytest.mark.parametrize("codes", [False, True])
-def test_lenet5_of_1998_is_replayed(j: float | None, codes: bool) -> None:
-    networks = [lenet_1998(compiled, j, codes) for compiled in (jit, lambda f: f)]
+@pytest.mark.parametrize("place", PLACES)
+def test_lenet5_of_1998_is_replayed(j: float | None, codes: bool, place: str) -> None:
+    with placed(place):
+        networks = [lenet_1998(compiled, j, codes) for compiled in (jit, lambda f: f)]
     assert shown(networks[0]) == shown(networks[1])
 
 
@@ -317,3 +342,83 @@ def test_batches_that_were_recorded_are_freed() -> None:
         step(batches.pop())
     gc.collect()
     assert [ref() for ref in gone] == [None] * 8
+
+
+@pytest.mark.parametrize("place", ["graphs", "cuda"])
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_training_steps_are_one_graph(name: str, place: str) -> None:
+    with placed(place):
+        model = LeNet5(rng=0)
+        optimizer = OPTIMIZERS[name](list(model.parameters()))
+        if isinstance(optimizer, optim.StochasticDiagonalLM):
+            optimizer.estimate(F.mse_loss(model(images(0)[0]), 0.0))
+
+        @jit
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            for _ in range(2):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+            return loss
+
+        for i in range(CALLS):
+            optimizer.lr = 0.01 / (i + 1)
+            step(*images(i))
+        kinds = [what.split(":")[0] for what, _ in step.plan._parts]
+        assert (kinds.count("graph"), set(kinds)) == (1, {"graph", "gradient"})
+        kept = [p.grad for p in model.parameters()]
+        values = shown(kept)
+        step(*images(9))  # writes to other memory
+        assert shown(kept) == values != shown([p.grad for p in model.parameters()])
+
+
+def test_what_a_graph_cannot_hold_runs_between_two() -> None:
+    with placed("graphs"):
+        w = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+        optimizer = optim.SGD([w], 0.1)
+        schedule = optim.StepLR(optimizer, 1)
+        step = jit(lambda x: ((x * 2.0 * w).sum().backward(), schedule.step(), x * 3.0)[2])
+        found = [shown([step(Tensor([1.0, 2.0, float(i)])), w.grad, optimizer.lr]) for i in range(CALLS)]
+        kinds = [what.split(":")[0] for what, _ in step.plan._parts if what != "gradient"]
+        assert kinds == ["read gradient", "graph", "_Schedule.step", "graph"]
+        w.grad, schedule.count, optimizer.lr = None, 0, 0.1
+        assert found == [
+            shown([step.function(Tensor([1.0, 2.0, float(i)])), w.grad, optimizer.lr]) for i in range(CALLS)
+        ]
+
+
+@pytest.mark.parametrize("work", [
+    lambda x: strict.strict_xp.asarray(np.ones(3)),
+    lambda x: strict.strict_xp.array([1.0, 2.0]),
+    lambda x: transfer(np.ones(3), "strict"),
+    lambda x: transfer(x, "cpu"),
+    lambda x: x[x > 0],
+    lambda x: strict.strict_xp.where(x > 0),
+    lambda x: strict.strict_xp.argwhere(x),
+    lambda x: x.item(),
+    lambda x: bool(x),
+])  # fmt: skip
+def test_the_double_refuses_in_a_graph_what_a_gpu_refuses(work: Any) -> None:
+    graphs, x = strict.StrictGraphs(), strict.StrictArray(np.ones(1))
+    work(x)
+    with graphs.aside():
+        graphs.begin()
+        try:
+            with pytest.raises((RuntimeError, TypeError)):
+                work(x)
+        finally:
+            graphs.abandon()
+    with pytest.raises(AssertionError):
+        graphs.begin()
+
+
+def test_dropout_draws_anew_before_its_graph() -> None:
+    with placed("graphs"):
+        rng = np.random.default_rng(0)
+        step = jit(lambda x: F.dropout(F.dropout(x * 2.0, 0.5, True, rng) * 3.0, 0.1, True, rng).sum())
+        found = [step(Tensor(np.ones(50))).item() for _ in range(CALLS)]
+        assert [what.split(":")[0] for what, _ in step.plan._parts] == ["random_key", "random_key", "graph"]
+        rng.bit_generator.state = np.random.default_rng(0).bit_generator.state
+        assert found == [step.function(Tensor(np.ones(50))).item() for _ in range(CALLS)]
+        assert len(set(found)) > 1

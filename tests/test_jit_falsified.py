@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import strict
 from tests.replays import CALLS, batch, calls, net, shown, state, training, weight
-from tinygrad_lenet import Tensor, grad, jit, manual_seed, nn, no_grad, optim
+from tinygrad_lenet import JitError, Tensor, grad, jit, manual_seed, nn, no_grad, optim
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.anomaly import AnomalyError, detect_anomaly
-from tinygrad_lenet.jit import JitError
+from tinygrad_lenet.backend import use
 
 PROGRAMS: list[Any] = []
 
@@ -1246,3 +1247,19 @@ def test_results_that_cannot_be_made_again_are_refused(result: Any) -> None:
     w = weight()
     with pytest.raises(JitError):
         jit(lambda x: result(x, w))(batch(0))
+
+
+ON_THE_CPU_ONLY = {
+    "asarray", "model_moves_and_is_loaded", "results_that_are_something_else", "shapes_dtypes_and_strides_change",
+    "views_of_gradients_are_kept",  # use NumPy, or say "cpu"
+    "weights_explode",  # of which NumPy warns
+    "array_global_changes_in_place",  # is moved to the device outside ops
+    "label_out_of_range_comes_later",  # which nobody looks for on a device
+    "interrupted_in_a_replay",  # by a step that is a part of a graph, whose Python code runs once
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("run", "verdict"), [each for each in PROGRAMS if each.id not in ON_THE_CPU_ONLY])
+def test_recording_on_a_device_cannot_be_falsified(run: Callable[[Any], Any], verdict: str) -> None:
+    with use("strict"), strict.with_graphs():
+        test_recording_cannot_be_falsified(run, verdict)

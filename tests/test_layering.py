@@ -13,10 +13,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "tinygrad_lenet"
 ORDER = (
     "seeds", "shapes", "backend", "files", "graph", "anomaly", "index", "dlpack", "tensor", "op", "curvature", "ops",
-    "kernels", "einsum", "creation", "arrays", "functional", "nn", "optim", "plan", "jit", "data",
-    "checkpoint", "interop", "parallel", "testing", "models",
+    "kernels", "einsum", "creation", "arrays", "functional", "nn", "optim", "recorded", "plan", "capture", "jit",
+    "data", "checkpoint", "interop", "parallel", "testing", "models",
 )  # fmt: skip
-OPTIONAL = ("cupy", "hypothesis", "onnx", "pooch", "safetensors", "threadpoolctl", "tqdm", "torch")
+OPTIONAL = ("cupy", "hypothesis", "mpi4py", "onnx", "pooch", "safetensors", "threadpoolctl", "tqdm", "torch")
 ARRAY_LIBRARIES = {"numpy", "cupy", "scipy", "torch"}  # an op computes with the namespace that it is handed
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}  # these run code as they read
 BUILT_ON_IT = {"models", "examples", "tests", "pytest"}

@@ -54,9 +54,11 @@ def running(place: str) -> Iterator[str]:
 @pytest.mark.parametrize("name", OPS)
 @given(data=st.data())
 def test_op(name: str, place: str, data: st.DataObject) -> None:
+    # A backward pass is made of ops, too: where they and it are right, its own derivative is that of the CPU.
+    order = 1 if place in ("plain", "strict") else 2
     with running(place) as device:
         op, arrays = data.draw(testing.cases(REGISTRY[name]))
-        testing.check_op(op, arrays, ORACLES[name], device)
+        testing.check_op(op, arrays, ORACLES[name], device, order)
 
 
 @pytest.mark.parametrize(("name", "i"), REAL_INPUTS)
@@ -73,7 +75,7 @@ def test_gradient_wrong_by_one_percent_is_refused(name: str, i: int) -> None:
             gradients[i] = (lambda: 1.01 * right()) if callable(right) else 1.01 * right
         return tuple(gradients)
 
-    @settings(max_examples=min(10, settings().max_examples))
+    @settings(max_examples=settings().max_examples // 5)
     @given(testing.cases(op_class))
     def refuses(case: testing.Case) -> None:
         nonlocal refused
@@ -109,7 +111,7 @@ def test_op_is_complete(name: str) -> None:
     is_public = hasattr(Tensor, method.get(name, name)) or hasattr(Tensor, f"__{name}__") or name in F.__all__
     carried = {"add_at", "chain", "max_pool2d_pick", "gather_kernels", "subsample2d_transpose"}
     carries_a_gradient = name.endswith("_grad") or name in carried
-    assert is_public or carries_a_gradient or name in ("bernoulli", "random"), (
+    assert is_public or carries_a_gradient or name in ("bernoulli", "random", "random_key"), (
         f"op {name} can be reached by no method, operator or function"
     )
 
@@ -150,15 +152,7 @@ def _parts(**changes: Any) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
-@pytest.fixture
-def registry() -> Iterator[None]:
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
-
-
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("scratch_ops")
 def test_complete_op_is_registered_and_checked() -> None:
     op_class = type("Double", (Op,), _parts())
     assert REGISTRY["test_double"] is op_class
@@ -180,7 +174,7 @@ def test_complete_op_is_registered_and_checked() -> None:
         ({"signature": "add(x[...]) -> y[...]"}, "the name 'add' is taken"),
     ],
 )
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("scratch_ops")
 def test_incomplete_op_is_refused(changes: dict[str, Any], message: str) -> None:
     before = dict(REGISTRY)
     with pytest.raises(TypeError, match=message):
@@ -188,7 +182,7 @@ def test_incomplete_op_is_refused(changes: dict[str, Any], message: str) -> None
     assert before == REGISTRY
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("scratch_ops")
 @pytest.mark.parametrize("signature", ["double(x[...])", "double(x...) -> y[...]", "double() -> y[...]"])
 def test_unreadable_signature_is_refused(signature: str) -> None:
     with pytest.raises(ValueError, match="does not read like"):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.strict import STRICT
 from tinygrad_lenet import Tensor, nn, optim, parallel
 from tinygrad_lenet import functional as F
-from tinygrad_lenet.parallel import Group, WorkerError, run
+from tinygrad_lenet.parallel import Group, WorkerError, fork, process, run
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [
@@ -46,7 +46,7 @@ def shared_memory() -> set[str]:
 @pytest.fixture(autouse=True)
 def one_blas_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that nothing is warned of."""
-    for name in parallel._BLAS_LIMITS:
+    for name in process.BLAS_LIMITS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
@@ -447,8 +447,8 @@ def test_rank_0_that_returns_while_another_waits_for_it() -> None:
     [
         (os, "fork", 1, OSError("no more processes")),
         (context.ForkContext, "Semaphore", 3, OSError("/dev/shm is read-only")),
-        (parallel.mmap, "mmap", 0, OSError("no memory")),
-        (parallel.mmap, "mmap", 0, OverflowError("that is too much")),
+        (fork.mmap, "mmap", 0, OSError("no memory")),
+        (fork.mmap, "mmap", 0, OverflowError("that is too much")),
     ],
 )
 def test_what_the_system_refuses(
@@ -578,7 +578,7 @@ def test_default_workers(cores: int | None, workers: int, monkeypatch: pytest.Mo
 
 def test_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fork beside them is warned of, and refused if BLAS may have threads of its own."""
-    monkeypatch.setattr(parallel, "_cores", lambda: 2)
+    monkeypatch.setattr(process, "cores", lambda: 2)
     end = threading.Event()
     thread = threading.Thread(target=end.wait, name="busy")
     thread.start()
@@ -597,9 +597,9 @@ def test_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_blas_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several in each worker are warned of on several cores, or limited where threadpoolctl is installed."""
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(parallel, "_cores", lambda: 1)
+    monkeypatch.setattr(process, "cores", lambda: 1)
     assert run(lambda group: group.size, 2, []) == 2
-    monkeypatch.setattr(parallel, "_cores", lambda: 2)
+    monkeypatch.setattr(process, "cores", lambda: 2)
     monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread()])
     with pytest.warns(RuntimeWarning, match="OPENBLAS_NUM_THREADS=1") as caught:
         assert run(lambda group: group.size, 2, []) == 2
@@ -636,5 +636,5 @@ def test_tune_process() -> None:
 
 @pytest.mark.parametrize("libc", ["musl", ""])
 def test_tune_process_elsewhere_than_on_glibc(libc: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel.platform, "libc_ver", lambda: (libc, ""))
+    monkeypatch.setattr(process.platform, "libc_ver", lambda: (libc, ""))
     assert parallel.tune_process() is False

@@ -1,4 +1,4 @@
-"""What README.md and CONTRIBUTING.md say works: their commands, their Python, the files that they name."""
+"""What README.md, CONTRIBUTING.md and docs/ say works: their commands, their Python, the files that they name."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 PLACES = [ROOT, ROOT / "tinygrad_lenet", ROOT / "tinygrad_lenet" / "ops"]  # where a file named in passing may lie
 
 
@@ -50,9 +50,8 @@ def test_first_two_shell_blocks() -> None:
         assert "pip install" in block
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_shell_blocks_are_shell(document: str) -> None:
-    for block in shell_blocks(document):
+def test_shell_blocks_are_shell() -> None:
+    for block in (block for document in DOCUMENTS for block in shell_blocks(document)):
         done = run("bash", "-n", input=block)
         assert (done.returncode, done.stderr) == (0, ""), block
 
@@ -69,7 +68,7 @@ def test_ci_runs_the_second_shell_block() -> None:
 def test_modules_in_commands_exist(document: str) -> None:
     """Each `python -m something`, in blocks or in the text."""
     named = re.findall(r"python3? -m ([\w.]+\w)", text_of(document))
-    assert named
+    assert named or document != "README.md"
 
     def exists(name: str) -> bool:
         if "." not in name:
@@ -81,11 +80,12 @@ def test_modules_in_commands_exist(document: str) -> None:
 
 
 def test_options_in_commands_exist() -> None:
-    """What README.md passes to the training programs, or mentions of them, one of them takes."""
+    """What README.md and the page on training pass to the training programs, or mention, one of them takes."""
     pytest.importorskip("tqdm", reason="the example's packages are not installed")
     programs = ("train_lenet5", "reproduce_1998")
     usage = "".join(run(sys.executable, "-m", f"examples.{program}", "--help").stdout for program in programs)
-    options = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text_of("README.md")))
+    text = re.sub(r"-m pytest .*", "", text_of("README.md") + text_of("docs/train.md"))
+    options = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text)) - {"--help"}
     assert "--dataset" in options
     assert [option for option in sorted(options) if option not in usage] == []
 
@@ -93,21 +93,27 @@ def test_options_in_commands_exist() -> None:
 # Python
 
 RUNNER = """
-import sys
+import os, sys
 sys.path.insert(0, {root!r})
 import tests.conftest  # Hypothesis must not mind a slow machine
-namespace = {{"__name__": "__main__"}}
-for line, block in {blocks!r}:
-    exec(compile("\\n" * (line - 1) + block, {name!r}, "exec"), namespace)
+for document, blocks in {found!r}.items():
+    folder = os.path.join({folder!r}, document.replace("/", "-"))
+    os.mkdir(folder)
+    os.chdir(folder)
+    namespace = {{"__name__": "__main__"}}
+    for line, block in blocks:
+        exec(compile("\\n" * (line - 1) + block, document, "exec"), namespace)
 """
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_python_blocks_run(document: str, tmp_path: Path) -> None:
-    """In order, in one new process whose warnings are errors, away from the repository; tracebacks name the line."""
-    found = blocks(document, "python", "py")
-    assert found
-    program = RUNNER.format(root=str(ROOT), blocks=found, name=document)
+def test_python_blocks_run(tmp_path: Path) -> None:
+    """In one new process whose warnings are errors, away from the repository; tracebacks name document and line.
+
+    Those of docs/pytorch.md are run by tests/test_guide.py, since they need other packages.
+    """
+    found = {document: blocks(document, "python", "py") for document in DOCUMENTS if document != "docs/pytorch.md"}
+    assert found["README.md"] and found["CONTRIBUTING.md"] and found["docs/tensors.md"]
+    program = RUNNER.format(root=str(ROOT), found=found, folder=str(tmp_path))
     done = run(sys.executable, "-W", "error", "-c", program, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -121,10 +127,21 @@ def test_files_named_exist(document: str) -> None:
     text = text_of(document)
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
     named = re.findall(r"`((?:\.?\w[\w.-]*/)*(?:[\w.-]+\.(?:py|md|txt|toml)|(?<=/)))`", text)
-    assert len(named) > 2
+    assert len(named) > 2 or document not in ("README.md", "CONTRIBUTING.md")
     missing = [name for name in named if not any((place / name).exists() for place in PLACES)]
-    missing += [link for link in links if not (ROOT / link).exists()]
+    missing += [link for link in links if not ((ROOT / document).parent / link).exists()]
     assert missing == [], f"{document} names files that do not exist"
+
+
+def test_an_afternoon_is_as_long_as_it_says() -> None:
+    """README.md counts the lines of the files to read, to within a twentieth."""
+    said, names = re.findall(
+        r"is about ([\d,]+) lines, in this order: (.+?)`tinygrad_lenet/ops/`", text_of("README.md"), re.S
+    )[0]
+    files = [place / name for name in re.findall(r"`(\w+\.py)`", names) for place in PLACES if (place / name).exists()]
+    assert len(files) == 11
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+    assert lines == pytest.approx(int(said.replace(",", "")), rel=0.05)
 
 
 def test_no_file_names_a_place_on_one_machine() -> None:

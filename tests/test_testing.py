@@ -218,8 +218,15 @@ def test_right_op_passes() -> None:
 )
 @pytest.mark.usefixtures("scratch_ops")
 def test_broken_promise_is_named(promise: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(AssertionError, match=f"^test_square with .* device cpu: .*{promise}"):
+    with pytest.raises(AssertionError, match=f"^test_square on .* device cpu: .*{promise}"):
         testing.check_op(define(**changes)(), [X.copy()], oracle=np.square)
+
+
+@pytest.mark.usefixtures("scratch_ops")
+def test_a_forgotten_return_is_named() -> None:
+    op = define(forward=lambda self, xp, x: None)()
+    with pytest.raises(TypeError, match=r"^test_square: forward returned NoneType"):
+        op(X)
 
 
 # cases: what is drawn

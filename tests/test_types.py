@@ -149,8 +149,8 @@ def public() -> Iterator[tuple[str, Any]]:
             value = getattr(module, name)
             if not (inspect.isclass(value) or inspect.isfunction(value)):
                 continue
-            if not value.__module__.startswith("tinygrad_lenet"):
-                continue
+            if not value.__module__.startswith("tinygrad_lenet" if hasattr(module, "__all__") else module.__name__):
+                continue  # somebody else's, or imported
             yield f"{module.__name__}.{name}", value
             for member in dir(value) if inspect.isclass(value) else ():
                 field = member in inspect.get_annotations(value)  # which may hold a function

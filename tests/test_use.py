@@ -393,7 +393,7 @@ def test_numpys_text_equals_nothing() -> None:
     assert operator.eq(A, np.str_("a")) is False
 
 
-@pytest.mark.parametrize("other", FOREIGN, ids=repr)
+@pytest.mark.parametrize("other", FOREIGN, ids=lambda other: type(other).__name__)
 def test_foreign_values_equal_nothing_and_do_not_add(other: Any) -> None:
     assert (operator.eq(A, other), other == A, operator.ne(A, other)) == (False, False, True)
     for act in (operator.add, operator.mul, operator.matmul, operator.lt, operator.and_):

@@ -27,8 +27,9 @@ from .creation import (
 )
 from .curvature import curvature
 from .graph import no_grad
-from .jit import JitError, jit
+from .jit import jit
 from .op import REAL, Domain, Op
+from .recorded import JitError
 from .seeds import manual_seed
 from .shapes import ShapeError
 from .tensor import Tensor, grad

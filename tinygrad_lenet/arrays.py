@@ -74,7 +74,7 @@ def sqrt(x: TensorLike) -> Tensor:
 
 
 def abs(x: TensorLike) -> Tensor:
-    """|x| of each element; the gradient at 0 is 0.
+    """The magnitude of each element; the gradient at 0 is 0.
 
     >>> abs([-1.0, 2.0])
     Tensor([1., 2.])

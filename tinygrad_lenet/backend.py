@@ -6,10 +6,11 @@ Nothing outside this file asks which backend it runs on. An op receives the name
 
 import re
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,37 @@ Kernel = Callable[..., Array]
 
 class DeviceError(ValueError):
     """A device that does not exist or does not work here, or inputs that are on different devices."""
+
+
+class Graphs:
+    """Records work on a CUDA device as graphs, on a stream of its own and in memory that nothing else uses."""
+
+    def __init__(self, xp: Any, index: int) -> None:
+        self._xp, self._device = xp, xp.cuda.Device(index)
+        with self._device:
+            self._stream, self._pool = xp.cuda.Stream(non_blocking=True), xp.cuda.MemoryPool()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within this block work goes to the stream, and new memory comes from the pool."""
+        with self._device:
+            self._device.synchronize()
+            with self._stream, self._xp.cuda.using_allocator(self._pool.malloc):
+                yield
+            self._stream.synchronize()
+
+    def begin(self) -> None:
+        """From now on work is noted, not done."""
+        self._stream.begin_capture()
+
+    def end(self) -> Any:
+        """A graph of what was noted; its ``launch()`` does that, on the stream that is current then."""
+        return self._stream.end_capture()
+
+    def abandon(self) -> None:
+        """Forget what was noted."""
+        with suppress(Exception):
+            self._stream.end_capture()
 
 
 @dataclass(frozen=True)
@@ -34,6 +66,7 @@ class Backend:
     index_of: Callable[[Array], int] = lambda array: 0
     selected: Callable[[int], Any] = lambda index: nullcontext()  # entered while arrays are created on device `index`
     count: int = 1  # number of devices
+    graphs: "Callable[[int], Graphs | None]" = lambda index: None  # what records work on a device as graphs
 
     def current(self, *arrays: Array) -> Any:
         """A context in which new arrays and results are on the device of ``arrays``."""
@@ -116,6 +149,7 @@ def _load_cupy() -> Backend:
         lambda array: int(array.device.id),
         cupy.cuda.Device,
         count,
+        partial(Graphs, cupy),
     )
     register(backend)
     return backend

@@ -17,10 +17,11 @@ from .arrays import *  # noqa: F403 - NumPy's functions
 from .einsum import contract
 from .graph import no_grad, op, repeated
 from .ops.conv import Conv2d, ConvTranspose2d
-from .ops.indexing import Bernoulli, OneHot
+from .ops.indexing import OneHot
 from .ops.layout import Concatenate, Pad
 from .ops.lenet_1998 import ScaledTanh, ScatterKernels, Subsample2d, connection_table
 from .ops.pool import AvgPool2d, MaxPool2d
+from .ops.random import RandomKey
 from .shapes import ShapeError, integer, integers, normalize_axis, number
 from .tensor import Tensor, TensorLike, as_tensor, check_writable, numpy_functions, real_dtype
 
@@ -273,10 +274,15 @@ def _labels(name: str, labels: TensorLike, classes: int, like: Tensor | None = N
     return given
 
 
-@repeated
 def _check_labels(name: str, labels: Tensor, classes: int) -> None:
     """ValueError for labels out of range, unless they are on a GPU, which that would wait for."""
-    if isinstance(labels.data, np.ndarray) and labels.size:
+    if isinstance(labels.data, np.ndarray):
+        _check_range(name, labels, classes)
+
+
+@repeated
+def _check_range(name: str, labels: Tensor, classes: int) -> None:
+    if labels.size:
         low, high = int(labels.data.min()), int(labels.data.max())
         if low < 0 or high >= classes:
             raise ValueError(f"{name}: label {low if low < 0 else high} is out of range; expected 0 to {classes - 1}")
@@ -414,7 +420,7 @@ def binary_cross_entropy_with_logits(
 
 
 def l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
-    """|x - target|, x[...] and target[...] of the same shape; ``reduction`` is "mean", "sum" or "none".
+    """The magnitude of x - target, x[...] and target[...] of the same shape; ``reduction`` is "mean", "sum" or "none".
 
     >>> l1_loss([1.0, 2.0], [1.0, 4.0]).item()
     1.0
@@ -425,7 +431,7 @@ def l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tenso
 
 
 def smooth_l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean", beta: float = 1.0) -> Tensor:
-    """d^2 / (2 beta) where d = |x - target| < beta, else d - beta / 2 (Girshick, 2015); shapes as in `l1_loss`.
+    """d^2 / (2 beta) where d = abs(x - target) < beta, else d - beta / 2 (Girshick, 2015); shapes as in `l1_loss`.
 
     >>> smooth_l1_loss([0.0, 0.0], [1.0, 3.0], reduction="none")
     Tensor([0.5, 2.5])
@@ -529,27 +535,29 @@ def _reduction(name: str, reduction: str) -> Callable[[Tensor], Tensor]:
 def dropout(x: TensorLike, p: float = 0.5, training: bool = True, rng: np.random.Generator | None = None) -> Tensor:
     """x[...] with each element set to 0 with probability ``p`` and the others divided by 1 - p; x if not training.
 
-    Srivastava et al. (2014), in the form that needs no correction at test time. The elements are drawn from ``rng``
-    (default: that of `tinygrad_lenet.manual_seed`) on the host, so every device draws the same. TypeError unless x
-    holds floats.
+    Srivastava et al. (2014), in the form that needs no correction at test time. Each call takes one number from ``rng``
+    (default: that of `tinygrad_lenet.manual_seed`), which decides alike on every device. TypeError unless x holds
+    floats.
 
-    >>> dropout([1.0, 1.0, 1.0], p=0.5, rng=np.random.default_rng(2))
+    >>> dropout([1.0, 1.0, 1.0], p=0.5, rng=np.random.default_rng(1))
     Tensor([2., 0., 0.])
     """
     p = number("dropout", "p", p, "[0, 1)")
     if rng is not None and not isinstance(rng, np.random.Generator):
         raise TypeError(f"dropout: rng is {rng!r}; expected a NumPy generator, np.random.default_rng(seed)")
-    keep = Bernoulli(p, rng)
     x = as_tensor(x)
     if x.dtype.kind != "f":
         raise TypeError(f"dropout: x has dtype {x.dtype}; expected floats, for instance x.astype('float32')")
-    return op("where")(keep(x), x * (1 / (1 - p)), 0.0) if training and p else x
+    if not training or not p:
+        return x
+    keep = op("bernoulli", p)(x, RandomKey(rng)(x))
+    return op("where")(keep, x * (1 / (1 - p)), 0.0)
 
 
 def dropout2d(x: TensorLike, p: float = 0.5, training: bool = True, rng: np.random.Generator | None = None) -> Tensor:
     """`dropout` of whole maps: x[N C ...] with each map x[n c] set to 0 with probability ``p``, or divided by 1 - p.
 
-    >>> dropout2d(np.ones((1, 2, 1, 2), np.float32), rng=np.random.default_rng(2)).numpy()[0].tolist()
+    >>> dropout2d(np.ones((1, 2, 1, 2), np.float32), rng=np.random.default_rng(1)).numpy()[0].tolist()
     [[[2.0, 2.0]], [[0.0, 0.0]]]
     """
     x = as_tensor(x)

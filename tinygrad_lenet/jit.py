@@ -18,16 +18,17 @@ import types
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
 
 from .anomaly import caller
-from .backend import Array, backend_of, backend_of_type, default_device, memory_of, transfer
+from .backend import Array, backend_of, backend_of_type, default_device, memory_of
+from .capture import DeviceReplay
 from .graph import Node, Observer, changes, mode, note_write, observed, tick
 from .nn.module import Module, Parameter
-from .op import Op
 from .plan import Bound, Place, Plan, in_line, in_own_memory, owner_of
+from .recorded import Applied, Argument, Called, Fetched, Frame, Handed, JitError, Slot, Stored
 from .tensor import Tensor, wrap
 
 P = ParamSpec("P")
@@ -40,55 +41,7 @@ _PLAIN = (int, float, bool, str, bytes, complex, type(None))
 _CONTAINERS = (list, dict, set, frozenset)
 
 
-class JitError(ValueError):
-    """A function does something that a replay could not repeat; the message names it and the line."""
-
-
 # What is recorded
-
-
-class _Applied(NamedTuple):
-    """An op, applied to slots and numbers."""
-
-    op: Op
-    inputs: tuple[Any, ...]
-    output: int
-    line: Any
-
-
-class _Stored(NamedTuple):
-    """A leaf got a gradient: the value in a slot, or None."""
-
-    leaf: Any
-    slot: int | None
-
-
-class _Fetched(NamedTuple):
-    """A leaf's gradient was read that was not computed in the recording."""
-
-    leaf: Any
-    slot: int | None
-    array: Array
-
-
-class _Called(NamedTuple):
-    """A function was called that changes or checks something by other means than ops."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-
-
-class _Slot(NamedTuple):
-    """The place of a value."""
-
-    at: int
-
-
-class _Argument(NamedTuple):
-    """The tensor that is one of the arguments."""
-
-    at: int
 
 
 @dataclass
@@ -127,7 +80,7 @@ class _Recorder(Observer):
         self.arguments, self.alive, self.values, self.returned = (), [], [], []
         for memory in (self.slots, self.known, self.starts, self.gradients, self.modules):
             memory.clear()
-        self.log = [entry._replace(array=None) if isinstance(entry, _Fetched) else entry for entry in self.log]
+        self.log = [entry._replace(array=None) if isinstance(entry, Fetched) else entry for entry in self.log]
         for each in self.outside.values():
             if not constants and not each.made:
                 each.values = None
@@ -170,20 +123,20 @@ class _Recorder(Observer):
         return found
 
     def leaf(self, leaf: Any) -> Any:
-        return next((_Argument(i) for i, x in enumerate(self.arguments) if x is leaf), leaf)
+        return next((Argument(i) for i, x in enumerate(self.arguments) if x is leaf), leaf)
 
     def computed(self, op: Any, inputs: Sequence[Any], output: Any) -> None:
-        refs = tuple([_Slot(self.slot(x)) if isinstance(x, Tensor) else x for x in inputs])
+        refs = tuple([Slot(self.slot(x)) if isinstance(x, Tensor) else x for x in inputs])
         shapes = tuple([x.shape if isinstance(x, Tensor) else () for x in inputs])
         if op._shape(shapes) is None:
             self.refuse(
                 f"uses {op.name}, the shape of whose result depends on values; for x[mask], use functional.where"
             )
         if op.writes:
-            self.log.append(_Applied(op, refs, refs[0].at, caller()))
+            self.log.append(Applied(op, refs, refs[0].at, caller()))
             self._written({id(memory_of(output.data))})
         elif id(output.data) not in self.slots:
-            self.log.append(_Applied(op, refs, self._new(output.data), caller()))
+            self.log.append(Applied(op, refs, self._new(output.data), caller()))
 
     def within_backward(self) -> "Observer | None":
         return self
@@ -197,15 +150,15 @@ class _Recorder(Observer):
         elif known is self.gradients[id(leaf)]:
             return
         if known is None:
-            self.log.append(_Fetched(self.leaf(leaf), None, None))
+            self.log.append(Fetched(self.leaf(leaf), None, None))
         elif id(known.data) not in self.slots:
             self.alive.append(known)
-            self.log.append(_Fetched(self.leaf(leaf), self._new(known.data), known.data))
+            self.log.append(Fetched(self.leaf(leaf), self._new(known.data), known.data))
 
     def stored(self, leaf: Any, gradient: Any) -> None:
         self.alive.append(leaf)
         self.gradients[id(leaf)] = gradient
-        self.log.append(_Stored(self.leaf(leaf), None if gradient is None else self.slot(gradient)))
+        self.log.append(Stored(self.leaf(leaf), None if gradient is None else self.slot(gradient)))
 
     def read(self, what: str, tensor: Any) -> None:
         self.refuse(
@@ -226,8 +179,8 @@ class _Recorder(Observer):
                     self.refuse("has a parameter of its optimiser as an argument; use it without passing it")
         if function.__name__ == "train":
             self.switched |= {id(module) for _, module in arguments[0].named_modules()}
-        refs = tuple([_Slot(self.slot(x)) if isinstance(x, Tensor) else x for x in arguments])
-        self.log.append(_Called(function, refs, options))
+        refs = tuple([Slot(self.slot(x)) if isinstance(x, Tensor) else x for x in arguments])
+        self.log.append(Called(function, refs, options))
         self.refuse_hidden_writes()
         with observed(None):
             answer = function(*arguments, **options)
@@ -262,7 +215,7 @@ class _Conditions:
             if tensor.data is not array or tensor._requires_grad is not requires_grad:
                 return False
         for leaf, missing in self.starts:
-            if ((arguments[leaf.at] if type(leaf) is _Argument else leaf)._grad is None) is not missing:
+            if ((arguments[leaf.at] if type(leaf) is Argument else leaf)._grad is None) is not missing:
                 return False
         if self.names.changed() is not None or any(_hash(array) != values for array, values in self.sources):
             return False
@@ -464,7 +417,7 @@ def _differ(a: _Recorder, b: _Recorder) -> str | None:
     if [type(entry) for entry in a.log] != [type(entry) for entry in b.log] or a.outside.keys() != b.outside.keys():
         return "does not apply the same ops in two calls with arguments of the same shapes"
     for one, two in zip(a.log, b.log, strict=True):
-        if isinstance(one, _Applied):
+        if isinstance(one, Applied):
             if type(one.op) is not type(two.op) or one.output != two.output or len(one.inputs) != len(two.inputs):
                 return f"applies {one.op.name} in one call and {two.op.name} in the next (at {two.line})"
             for name in type(one.op).parameters:
@@ -616,8 +569,8 @@ def _results(recorder: _Recorder, y: Any) -> _Result:
         for i, x in enumerate(recorder.arguments):
             if y is x:
                 return _Result("argument", i)
-        for leaf in (entry.leaf for entry in recorder.log if isinstance(entry, (_Stored, _Fetched))):
-            if (recorder.arguments[leaf.at] if isinstance(leaf, _Argument) else leaf)._grad is y:
+        for leaf in (entry.leaf for entry in recorder.log if isinstance(entry, (Stored, Fetched))):
+            if (recorder.arguments[leaf.at] if isinstance(leaf, Argument) else leaf)._grad is y:
                 return _Result("gradient", leaf)
         if y._requires_grad and y.op is not None and y.inputs is not None:
             recorder.refuse(
@@ -653,25 +606,7 @@ def _slots_of(result: _Result) -> list[int]:
 # Replaying
 
 
-class _Frame:
-    """The call that is being replayed."""
-
-    def __init__(self) -> None:
-        self.arguments: Sequence[Any] = ()
-        self.given: dict[int, Tensor] = {}  # gradients in memory that is handed out, by id of the array
-
-    def tensor(self, leaf: Any) -> Any:
-        return self.arguments[leaf.at] if type(leaf) is _Argument else leaf
-
-
-def _store(frame: _Frame, leaf: Any, array: Array | None) -> None:
-    given = frame.given.get(id(array))
-    if given is None and array is not None:
-        given = wrap(array.copy(order="K"))
-    frame.tensor(leaf)._grad = given
-
-
-def _fetch(frame: _Frame, leaf: Any, into: np.ndarray | None) -> None:
+def _fetch(frame: Frame, leaf: Any, into: np.ndarray | None) -> None:
     known = frame.tensor(leaf)._grad
     if into is None or known is None:
         if into is not known:
@@ -684,7 +619,7 @@ def _call(function: Callable[..., Any], options: dict[str, Any], tensors: Sequen
     function(*[wrap(x) if tensor else x for x, tensor in zip(arguments, tensors, strict=True)], **options)
 
 
-def _give_back(frame: _Frame, index: int, array: np.ndarray) -> None:
+def _give_back(frame: Frame, index: int, array: np.ndarray) -> None:
     given = _array(frame.arguments[index])
     np.copyto(given, array)
     note_write(given)
@@ -694,7 +629,7 @@ class _Planned:
     """A recording on NumPy arrays, as a plan; JitError if it does not compute what the recording did."""
 
     def __init__(self, recorder: _Recorder, results: _Result) -> None:
-        self.frame = _Frame()
+        self.frame = Frame()
         slots = _slots_of(results)
         if not (self._agrees(recorder, slots, share=True) or self._agrees(recorder, slots, share=False)):
             raise JitError("jit: the plan of a recording gave other results than its ops")
@@ -721,15 +656,8 @@ class _Planned:
         self.inputs = [self.bound.array(x) for x in self._inputs]
         self.ends = {slot: (self.bound.array(y), _kind(y) == "held") for slot, y in self._ends}
         given = [each for each in self._gradients if _kind(each[1]) == "given" and self._moves < _MOVES]
-        self._handed = [(leaf, wrap(self.bound.array(array))) for leaf, array in given]
-        self.frame.given = {id(tensor.data): tensor for _, tensor in self._handed}
-        self._watched = [x for _, tensor in self._handed for x in (tensor, tensor.data, owner_of(tensor.data))]
-        self._references = -1
-
-    def _count(self) -> int:
-        """How many references there are to gradients that were handed out, apart from those of their leaves."""
-        attached = sum([leaf._grad is tensor for leaf, tensor in self._handed])
-        return sum(map(sys.getrefcount, self._watched)) - attached
+        self._handed = Handed([(leaf, self.bound.array(array)) for leaf, array in given], owner_of)
+        self.frame.given = self._handed.given
 
     def _make(self, recorder: _Recorder) -> tuple[Plan, dict[int, Any]]:
         """A plan of what was recorded, and the array in each slot."""
@@ -741,22 +669,24 @@ class _Planned:
             values[slot] = plan.constant(_known(each)) if each.made else plan.stand_in(each.array, "held")
         written: set[int] = set()
         for entry in recorder.log:
-            if isinstance(entry, _Applied):
-                inputs = [values[x.at] if type(x) is _Slot else x for x in entry.inputs]
+            if isinstance(entry, Applied):
+                inputs = [values[x.at] if type(x) is Slot else x for x in entry.inputs]
                 values[entry.output] = plan.apply(entry.op, inputs)
                 if entry.op.writes:
                     written.add(entry.output)
-            elif isinstance(entry, _Stored):
+            elif isinstance(entry, Stored):
                 array = None if entry.slot is None else values[entry.slot]
-                plan.effect("gradient" if array is not None else "no gradient", _store, self.frame, entry.leaf, array)
-            elif isinstance(entry, _Fetched):
+                plan.effect(
+                    "gradient" if array is not None else "no gradient", Frame.store, self.frame, entry.leaf, array
+                )
+            elif isinstance(entry, Fetched):
                 if entry.slot is not None:
                     values[entry.slot] = plan.stand_in(entry.array, "argument")
                 target = None if entry.slot is None else values[entry.slot]
                 plan.effect("read gradient", _fetch, self.frame, entry.leaf, target, writes=True)
             else:
-                tensors = [type(x) is _Slot for x in entry.arguments]
-                given = [values[x.at] if type(x) is _Slot else x for x in entry.arguments]
+                tensors = [type(x) is Slot for x in entry.arguments]
+                given = [values[x.at] if type(x) is Slot else x for x in entry.arguments]
                 plan.effect(entry.function.__qualname__, _call, entry.function, entry.options, tensors, *given)
         for i in sorted(written & set(range(len(recorder.arguments)))):
             plan.effect("argument", _give_back, self.frame, i, values[i])
@@ -764,7 +694,7 @@ class _Planned:
         return plan, values
 
     def run(self, arguments: Sequence[Any]) -> dict[int, Tensor]:
-        if self._handed and self._references not in (-1, self._count()):  # somebody has kept a gradient
+        if self._handed.kept():
             self._moves += 1
             self._bind()
         self.frame.arguments = arguments
@@ -777,8 +707,7 @@ class _Planned:
             self.frame.arguments = ()
             if self.written:
                 note_write(*self.written)
-            if self._handed:
-                self._references = self._count()
+            self._handed.note()
 
 
 def _kind(x: Any) -> str:
@@ -800,52 +729,19 @@ def _gradients(recorder: _Recorder, values: dict[int, Any]) -> list[tuple[Any, n
     order = {id(each.tensor): slot for slot, each in recorder.outside.items()}
     found: dict[int, tuple[Any, np.ndarray]] = {}
     for entry in recorder.log:
-        if isinstance(entry, _Stored) and not isinstance(entry.leaf, _Argument):
+        if isinstance(entry, Stored) and not isinstance(entry.leaf, Argument):
             found.pop(id(entry.leaf), None)
             if entry.slot is not None:
                 found[id(entry.leaf)] = entry.leaf, values[entry.slot].view(np.ndarray)
-        elif isinstance(entry, _Called) and entry.function.__name__ == "step":
+        elif isinstance(entry, Called) and entry.function.__name__ == "step":
             order |= {id(p): i for i, p in enumerate(getattr(entry.arguments[0], "params", ()))}
     return sorted(found.values(), key=lambda each: order.get(id(each[0]), len(order)))
 
 
-class _Stepwise:
-    """A recording that is replayed op by op, on arrays of other backends."""
-
-    def __init__(self, recorder: _Recorder, results: _Result) -> None:
-        self.frame = _Frame()
-        self.log = recorder.log
-        self.outside = recorder.outside
-        self.wanted = _slots_of(results)
-
-    def run(self, arguments: Sequence[Any]) -> dict[int, Tensor]:
-        self.frame.arguments = arguments
-        values: dict[int, Any] = {slot: _array(x) for slot, x in enumerate(arguments)}
-        for slot, each in self.outside.items():
-            values[slot] = transfer(_known(each).copy(), each.tensor.device) if each.made else each.array
-        try:
-            for entry in self.log:
-                if isinstance(entry, _Applied):
-                    arrays = [values[x.at] if type(x) is _Slot else x for x in entry.inputs]
-                    backend = backend_of(*arrays)
-                    with backend.current(*arrays):
-                        values[entry.output] = entry.op.compute(backend, arrays)
-                    if entry.op.writes:
-                        note_write(arrays[0])
-                elif isinstance(entry, _Stored):
-                    _store(self.frame, entry.leaf, None if entry.slot is None else values[entry.slot])
-                elif isinstance(entry, _Fetched):
-                    known = self.frame.tensor(entry.leaf)._grad
-                    if (known is None) is not (entry.slot is None):
-                        raise JitError("jit: a call in the recorded function left other gradients than before")
-                    if entry.slot is not None:
-                        values[entry.slot] = known.data
-                else:
-                    given = [wrap(values[x.at]) if type(x) is _Slot else x for x in entry.arguments]
-                    entry.function(*given, **entry.options)
-            return {slot: wrap(values[slot]) for slot in self.wanted}
-        finally:
-            self.frame.arguments = ()
+def _on_device(recorder: _Recorder, results: _Result, drawn: dict[int, Array]) -> DeviceReplay:
+    read = {x.slot: x.array for x in recorder.log if isinstance(x, Fetched) and x.slot is not None}
+    outside = {slot: (each.array, _known(each) if each.made else None) for slot, each in recorder.outside.items()}
+    return DeviceReplay(recorder.log, recorder.arguments, outside, drawn | read, _slots_of(results))
 
 
 class _Recording:
@@ -855,7 +751,7 @@ class _Recording:
         self.recorder: _Recorder | None = recorder
         self.conditions = conditions
         self.results = results
-        self.replay: _Planned | _Stepwise | None = None
+        self.replay: _Planned | DeviceReplay | None = None
         self.values: list[np.ndarray | None] = list(recorder.values)  # of arguments that have not changed so far
         self.owners = {id(memory_of(each.array)) for each in recorder.outside.values() if not each.made}
         self.alive = [each.array for each in recorder.outside.values()]
@@ -896,7 +792,7 @@ class _Recording:
             return arguments[result.what]
         if result.kind == "gradient":
             leaf = result.what
-            return (arguments[leaf.at] if isinstance(leaf, _Argument) else leaf)._grad
+            return (arguments[leaf.at] if isinstance(leaf, Argument) else leaf)._grad
         if result.kind in ("outside", "value"):
             return result.what
         parts = [self._made(part, found, arguments, made) for part in result.parts]
@@ -1047,11 +943,16 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
         known[known.index(before)] = made
         if made.owners.isdisjoint(id(memory_of(_array(x))) for x in arrays):
             planned = all(type(array) is np.ndarray for array, _, _ in recorder.known.values())
+            drawn = {
+                entry.output: recorder.known[entry.output][0]
+                for entry in recorder.log
+                if isinstance(entry, Applied) and not entry.op.repeatable
+            }
             recorder.alive.clear()  # what the ops computed
             recorder.known.clear()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the function has given those of its own
-                made.replay = (_Planned if planned else _Stepwise)(recorder, results)
+                made.replay = _Planned(recorder, results) if planned else _on_device(recorder, results, drawn)
             self._state.latest = made
             if any(each.made for each in recorder.outside.values()):
                 used = {id(memory_of(each.array)) for each in recorder.outside.values()}
@@ -1062,10 +963,13 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
         return y
 
     @property
-    def plan(self) -> "Plan | None":
-        """The plan of this thread's latest recording; None if there is none. Printing it measures its steps."""
-        latest = self._state.latest
-        return None if latest is None or not isinstance(latest.replay, _Planned) else latest.replay.plan
+    def plan(self) -> "Plan | DeviceReplay | None":
+        """The plan of this thread's latest recording; None if there is none.
+
+        Printing it measures its steps or, on a GPU, tells what is in graphs.
+        """
+        replay = None if self._state.latest is None else self._state.latest.replay
+        return replay.plan if isinstance(replay, _Planned) else replay
 
     def __reduce__(self) -> Any:
         return type(self), (self.function,)  # a copy records by itself

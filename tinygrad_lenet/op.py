@@ -197,7 +197,7 @@ class Op:
             note_write(arrays[0])
             out = operands[0]
         else:
-            out = wrap(y)
+            out = wrap(y, self.name)
         now = mode.get()
         if now.recording and self.differentiable and out.data.dtype.kind == "f":
             for x in operands:

@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,8 +93,17 @@ class _Group:
         return self.gradient
 
 
+class _Run(NamedTuple):
+    """Parameters of a group that have gradients and have been updated equally often: first..last-1."""
+
+    group: _Group
+    gradient: Array  # the group's gradients, as one vector
+    first: int
+    last: int
+
+
 class Optimizer:
-    """What all optimisers share; a subclass names its state vectors and defines `_update`.
+    """What all optimisers share; a subclass names its state vectors and defines `_update`, perhaps also `_numbers`.
 
     ``params`` are tensors, or dictionaries such as {"params": model.c1.parameters(), "lr": 0.01, "weight_decay": 0},
     each a group with a rate or a decay of its own. A group's rate stays in proportion to the optimiser's ``lr``, which
@@ -135,15 +144,15 @@ class Optimizer:
     def step(self) -> None:
         """Update each parameter that has a gradient, in place; ValueError if a gradient does not fit its parameter."""
         self._follow()
-        runs = []
-        for group in self._groups:  # all is checked before any update
-            with group.backend.current(group.gradient):
-                runs.append(self._gather(group))
-        for group, (gradient, found) in zip(self._groups, runs, strict=True):
-            with group.backend.current(group.gradient):
-                for first, last in found:
-                    self._update_run(group, gradient, first, last)
-                    note_write(*group.arrays[first:last])
+        for run in self._runs():  # all is checked before any update
+            self._count(run)
+            with run.group.backend.current(run.group.gradient):
+                self._update_run(run, self._numbers_of(run))
+            note_write(*run.group.arrays[run.first : run.last])
+
+    def in_graph(self, given: Sequence[Tensor]) -> "StepInGraph":
+        """A step for a graph of a device's work, in which the parameters ``given`` get their gradients."""
+        return StepInGraph(self, given)
 
     def _follow(self) -> None:
         """Lay out the vectors again if a parameter's array has been replaced, for example by module.to(device)."""
@@ -151,31 +160,54 @@ class Optimizer:
         if any(p.data is not array for p, array in pairs):
             self._lay_out()
 
-    def _update_run(self, group: _Group, vector: Array, first: int, last: int) -> None:
-        """Update parameters first..last-1 of a group, which have all been updated equally often."""
-        arrays, part = group.arrays[first:last], slice(group.offsets[first], group.offsets[last])
-        gradient, change = vector[part], group.change[part]
-        for member in group.members[first:last]:
+    def _runs(self) -> "list[_Run]":
+        """What a step updates; the gradients are gathered."""
+        found = []
+        for group in self._groups:
+            with group.backend.current(group.gradient):
+                gradient, runs = self._gather(group)
+            found += [_Run(group, gradient, first, last) for first, last in runs]
+        return found
+
+    def _count(self, run: "_Run") -> None:
+        for member in run.group.members[run.first : run.last]:
             self._steps[member] += 1
-        lr, own = self.lr * group.rates.factor, group.rates.weight_decay
-        decay = self.weight_decay if own is None else own
-        if decay:
+
+    def _numbers_of(self, run: "_Run") -> tuple[float, ...]:
+        """What the rate and the number of steps determine: what decay leaves of a parameter, and `_numbers`."""
+        lr = self.lr * run.group.rates.factor
+        return 1 - lr * self._decay_of(run), *self._numbers(lr, self._steps[run.group.members[run.first]])
+
+    def _decay_of(self, run: "_Run") -> float:
+        own = run.group.rates.weight_decay
+        return self.weight_decay if own is None else own
+
+    def _update_run(self, run: "_Run", numbers: Sequence[Any]) -> None:
+        """Update the parameters of a run; ``numbers`` are floats, or arrays without axes on the device."""
+        group, backend = run.group, run.group.backend
+        arrays, part = group.arrays[run.first : run.last], slice(group.offsets[run.first], group.offsets[run.last])
+        changes = group.changes[run.first : run.last]
+        gradient, change = run.gradient[part], group.change[part]
+        kept, *own = numbers
+        if decay := self._decay_of(run):
             if self._decoupled:
                 for array in arrays:
-                    array *= 1 - lr * decay
+                    array *= kept
             else:
-                for array, product in zip(arrays, group.changes[first:last], strict=True):
-                    group.backend.xp.multiply(array, decay, out=product)
+                for array, product in zip(arrays, changes, strict=True):
+                    backend.xp.multiply(array, decay, out=product)
                 change += gradient
-                gradient = group.backend.xp.array(change)
-        step = self._steps[group.members[first]]
-        state = [each[part] for each in group.state.values()]
-        self._update(group.backend.xp, lr, step, gradient, change, *state)
-        if not _served(group.backend, "subtract_from", arrays, change):
-            for array, difference in zip(arrays, group.changes[first:last], strict=True):
+                gradient = backend.xp.array(change)
+        self._update(backend.xp, own, gradient, change, *[each[part] for each in group.state.values()])
+        if not _served(backend, "subtract_from", arrays, change):
+            for array, difference in zip(arrays, changes, strict=True):
                 array -= difference
 
-    def _update(self, xp: Any, lr: float, step: int, gradient: Array, change: Array, *state: Array) -> None:
+    def _numbers(self, lr: float, step: int) -> tuple[float, ...]:
+        """The numbers that `_update` needs for the ``step``-th step, counted from 1, at this rate."""
+        return (lr,)
+
+    def _update(self, xp: Any, numbers: Sequence[Any], gradient: Array, change: Array, *state: Array) -> None:
         """Write the amount to subtract from the parameters into ``change``, and update the state."""
         raise TypeError(f"{type(self).__name__} does not define _update")
 
@@ -290,6 +322,68 @@ class Optimizer:
         return f"{type(self).__name__}({len(self.params)} parameters of {elements:,} elements, lr={self.lr:g})"
 
 
+class StepInGraph:
+    """An optimiser's step as a part of a graph of work that a device repeats.
+
+    `enqueue` is called once, while the graph is made, and does the step's work on the device. `prepare` is called
+    before each repetition: it counts the step and writes what changes from step to step, such as the rate, to where the
+    graph reads it. `holds` tells whether the graph still does what a step would do.
+    """
+
+    def __init__(self, optimizer: Optimizer, given: Sequence[Tensor]) -> None:
+        self.optimizer = optimizer
+        inside = {id(p) for p in given}
+        self._others = [p for p in optimizer.params if id(p) not in inside]
+        self._numbers: list[Array] = []  # a vector for each run
+
+    def enqueue(self) -> None:
+        """Do the work of a step, without counting it; the first time, before a graph is made, to try it."""
+        if any(p.grad is not None for p in self._others):
+            raise ValueError("a parameter has a gradient that is not computed in the graph")
+        self.optimizer._follow()
+        self._runs = self.optimizer._runs()
+        self._settings = self._of_now()
+        if not self._numbers:
+            self._numbers = [self._vector(run) for run in self._runs]
+        for run, vector in zip(self._runs, self._numbers, strict=True):
+            with run.group.backend.current(vector):
+                self.optimizer._update_run(run, list(vector))
+
+    def _vector(self, run: _Run) -> Array:
+        with run.group.backend.current(run.group.gradient):
+            return run.group.backend.xp.zeros(len(self.optimizer._numbers_of(run)), run.group.gradient.dtype)
+
+    def prepare(self) -> None:
+        """Count a step, and hand its numbers to the device."""
+        for run, vector in zip(self._runs, self._numbers, strict=True):
+            self.optimizer._count(run)
+            numbers = self.optimizer._numbers_of(run)
+            with run.group.backend.current(vector):
+                if not _served(run.group.backend, "set_numbers", vector, numbers):
+                    vector[...] = transfer(np.array(numbers, vector.dtype), run.group.backend.device_of(vector))
+            note_write(*run.group.arrays[run.first : run.last])
+
+    def holds(self) -> bool:
+        """Whether parameters lie where they did, have been updated equally often, and settings are the same."""
+        return self._of_now() == self._settings
+
+    def written(self) -> list[Array]:
+        """The arrays that `enqueue` changes."""
+        groups = self.optimizer._groups
+        return [x for group in groups for x in (*group.arrays, group.gradient, group.change, *group.state.values())]
+
+    def _of_now(self) -> Any:
+        settings = {
+            k: v for k, v in vars(self.optimizer).items() if type(v) in (int, float, bool, tuple) and k != "_lr"
+        }
+        counts = [
+            len({self.optimizer._steps[m] for m in run.group.members[run.first : run.last]}) for run in self._runs
+        ]
+        places = [(id(group), *map(id, group.arrays)) for group in self.optimizer._groups]
+        current = [id(p.data) for group in self.optimizer._groups for p in group.params]
+        return settings, counts, places, current, [None if p.grad is None else id(p.grad.data) for p in self._others]
+
+
 class SGD(Optimizer):
     """Stochastic gradient descent: p -= lr v, where v = momentum v + g; with ``nesterov``, p -= lr (g + momentum v).
 
@@ -319,7 +413,8 @@ class SGD(Optimizer):
             self._state = ("velocity",)
         super().__init__(params, lr, weight_decay)
 
-    def _update(self, xp: Any, lr: float, step: int, gradient: Array, change: Array, *state: Array) -> None:
+    def _update(self, xp: Any, numbers: Sequence[Any], gradient: Array, change: Array, *state: Array) -> None:
+        (lr,) = numbers
         if not state:
             xp.multiply(gradient, lr, out=change)
         for velocity in state:
@@ -364,13 +459,17 @@ class Adam(Optimizer):
         self.eps: float = number(name, "eps", eps, "[0, inf)")
         super().__init__(params, lr, weight_decay)
 
-    def _update(self, xp: Any, lr: float, step: int, gradient: Array, change: Array, *state: Array) -> None:
-        m, v = state
-        b1, b2 = self.betas
+    def _numbers(self, lr: float, step: int) -> tuple[float, ...]:
         # Sums instead of the usual running means, and all constants combined into two, save 4 of 13 passes.
+        b1, b2 = self.betas
         weight_m, weight_v = (1 - b1**step) / (1 - b1), (1 - b2**step) / (1 - b2)
         root = math.sqrt(weight_v)
-        eps, rate = self.eps * root, lr * root / weight_m
+        return self.eps * root, lr * root / weight_m
+
+    def _update(self, xp: Any, numbers: Sequence[Any], gradient: Array, change: Array, *state: Array) -> None:
+        m, v = state
+        b1, b2 = self.betas
+        eps, rate = numbers
         if _served(backend_of(gradient), "adam", gradient, change, m, v, self.betas, eps, rate):
             return
         m *= b1
@@ -467,8 +566,8 @@ class StochasticDiagonalLM(Optimizer):
         rates = [self.lr * each.factor for each in self._rates]
         return [(lr * wrap(tensors[f"{member}.inverse"])).data for member, lr in enumerate(rates)]
 
-    def _update(self, xp: Any, lr: float, step: int, gradient: Array, change: Array, *state: Array) -> None:
-        (inverse,) = state
+    def _update(self, xp: Any, numbers: Sequence[Any], gradient: Array, change: Array, *state: Array) -> None:
+        (lr,), (inverse,) = numbers, state
         xp.multiply(gradient, inverse, out=change)
         change *= lr
 

@@ -37,8 +37,8 @@ class _Size(int):
 class Tensor(Node):
     """An array for which gradients can be computed.
 
-    ``data`` is anything that NumPy can convert to numbers. Python numbers, also in lists, become float32; arrays keep
-    their dtype and are not copied, unless they must move to ``device`` or change to ``dtype`` or native byte order.
+    ``data`` is anything that NumPy can convert to numbers. Without a ``dtype``, Python numbers, also in lists, become
+    float32; arrays keep theirs. These are not copied unless they must move to ``device`` or change dtype or byte order.
     ``device`` is "cpu" or "cuda" (default: where the array is, or `tinygrad_lenet.backend.use`). TypeError for anything
     but numbers; ValueError for a ragged list, for a tensor that requires a gradient, since that would be lost, and for
     ``requires_grad`` on anything but floats. Operators such as ``t += 1`` and ``t[i] = 1`` never make a gradient wrong;
@@ -66,7 +66,7 @@ class Tensor(Node):
         else:
             array = data
         if backend_of_type(type(array)) is None:
-            array = _host_array(array)
+            array = _host_array(array, usual=dtype is None)
             device = default_device() if device is None else device
         elif device is None and type(array) is np.ndarray:
             device = default_device()
@@ -552,10 +552,13 @@ class HookHandle:
         note_change()
 
 
-def wrap(array: Array) -> Tensor:
-    """A leaf tensor around an array of a known backend, without a copy or a check."""
+def wrap(array: Array, maker: str = "wrap") -> Tensor:
+    """A leaf tensor around an array of a known backend, without a copy; ``maker`` is the op whose forward gave it."""
     if type(array) is not np.ndarray and backend_of_type(type(array)) is None:
+        found = type(array).__name__
         array = np.asarray(array)  # a NumPy scalar, which NumPy returns instead of an array without axes
+        if array.dtype.kind == "O":
+            raise TypeError(f"{maker}: forward returned {found}; expected an array")
     tensor = Tensor.__new__(Tensor)
     _fill(tensor, array)
     return tensor
@@ -592,8 +595,8 @@ def real_dtype(caller: str, dtype: Any) -> np.dtype[Any]:
     return np.dtype(found.char)  # the one object of this dtype: ops compare dtypes by identity first
 
 
-def _host_array(data: Any) -> np.ndarray:
-    """Python numbers, lists of them, NumPy scalars and anything with ``__array__`` as a NumPy array."""
+def _host_array(data: Any, usual: bool) -> np.ndarray:
+    """Python numbers (in the ``usual`` float32, or as they are), NumPy scalars and anything with ``__array__``."""
     _refuse_loss(data)
     try:
         array = np.asarray(data)
@@ -601,7 +604,7 @@ def _host_array(data: Any) -> np.ndarray:
         raise ValueError(f"Tensor: the data is not a rectangular array of numbers ({error})") from None
     if type(array) is not np.ndarray:  # a subclass that asarray kept
         array = array.view(np.ndarray)
-    if not hasattr(data, "dtype") and array.dtype.kind in "fiu":
+    if usual and not hasattr(data, "dtype") and array.dtype.kind in "fiu":
         array = array.astype(np.float32)
     return array
 

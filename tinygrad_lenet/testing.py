@@ -58,7 +58,7 @@ def check_gradients(
     ``fn`` takes as many tensors as there are ``arrays`` and returns a tensor of any shape. Floats are cast to float64;
     integers and booleans are passed on as constants. At each order the vector-Jacobian product with a random cotangent
     c, g = c^T dy/dx, is compared with (c^T y(x + h d) - c^T y(x - h d)) / (2 h) along each element d of a small input,
-    and along random directions d of a large one; h is ``eps`` times the largest |x|, or ``eps`` if that is below 1.
+    and along random directions d of a large one; h is ``eps`` times the largest abs(x), or ``eps`` if that is below 1.
     The next order does the same with g as a function of x and c.
 
     AssertionError, which shows the worst element, if they differ by more than ``atol`` plus ``rtol`` times the largest
@@ -178,8 +178,8 @@ class _Checker:
         worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
         index = tuple(int(k) for k in np.unravel_index(searched[worst], x.shape))
         raise AssertionError(
-            f"{label}: worst at index {index}, where backward gives {float(g[index])!r} and "
-            f"central differences give {float(slopes[worst])!r} (x there is {float(x[index])!r}, tolerance {limit:.1e})"
+            f"{label}: worst at index {index}, where backward gives {g[index]:.8g} and "
+            f"central differences give {slopes[worst]:.8g} (x there is {float(x[index])!r}, tolerance {limit:.1e})"
         )
 
 
@@ -296,13 +296,13 @@ def _draw_values(domains: Sequence[Domain], shapes: Sequence[Shape], rng: np.ran
 
 
 def check_op(
-    op: Op, arrays: Sequence[np.ndarray], oracle: Callable[..., Any] | None = None, device: str = "cpu"
+    op: Op, arrays: Sequence[np.ndarray], oracle: Callable[..., Any] | None = None, device: str = "cpu", order: int = 2
 ) -> None:
     """Check one case of everything that an op promises; AssertionError names the op and the broken promise.
 
     - The output equals ``oracle(*arrays, **parameters)``, if given: a NumPy function or plain loops.
     - The output's axes have the sizes that the signature and ``output_shape`` give.
-    - The gradients agree with central differences, to second order (`check_gradients`).
+    - The derivatives agree with central differences, up to the given order (`check_gradients`).
     - float32 stays float32, in the output (unless a parameter ``dtype`` says otherwise) and in the gradients.
     - Inputs are not changed, except for the first one of an op that ``writes``.
     - Views that are strided, reversed, transposed or batch-last in memory give the same results.
@@ -314,12 +314,13 @@ def check_op(
     specs = op.parsed.specs(len(arrays))
     real = [i for i, x in enumerate(specs) if op.domains[x.name].kind == "real" and arrays[i].dtype.kind == "f"]
     rng = np.random.default_rng(0)
-    named = f"{op.name} with {_parameters(op)} on {shapes}, device {device}"
+    settings = _parameters(op)
+    named = f"{op.name}{f' with {settings}' if settings else ''} on {shapes}, device {device}"
 
     y, c, gradients = _run(op, [_on_device(a, device, "contiguous") for a in arrays], real, rng, named)
     _check_axes(op, shapes, y.shape, named)
     if oracle is not None:
-        expected = np.asarray(oracle(*(a.copy() for a in arrays), **_parameters(op)))
+        expected = np.asarray(oracle(*(a.copy() for a in arrays), **settings))
         _assert_close(y, expected, 1e-10, f"{named}: the output and the oracle differ")
 
     if real:
@@ -331,7 +332,7 @@ def check_op(
             return copy.deepcopy(op)(*inputs)
 
         try:
-            check_gradients(fn, *(arrays[i] for i in real), device=device)
+            check_gradients(fn, *(arrays[i] for i in real), order=order, device=device)
         except AssertionError as error:
             names = ", ".join(f"input {k} is {specs[i].name}" for k, i in enumerate(real))
             raise AssertionError(f"{named}: {error}; {names}") from None
@@ -419,4 +420,4 @@ def _assert_close(found: np.ndarray, expected: np.ndarray, rtol: float, message:
         wrong = ~(same | (np.abs(found - expected) <= limit))
     if wrong.any():
         index = tuple(int(k) for k in np.argwhere(wrong)[0])
-        raise AssertionError(f"{message}: at index {index} it is {found[index]!r}; expected {expected[index]!r}")
+        raise AssertionError(f"{message}: at index {index} it is {found[index]:.12g}; expected {expected[index]:.12g}")

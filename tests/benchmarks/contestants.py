@@ -363,10 +363,10 @@ class Jax(Peer):
     window reduction.
     """
 
-    def __init__(self, cores: int, *data: Any) -> None:
+    def __init__(self, cores: int, *data: Any, platform: str = "cpu") -> None:
         import jax
 
-        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_platforms", platform)
         super().__init__(cores, *data)
         self.jax = jax
         self.programs = {last: self._programs(last) for last in (False, True)}

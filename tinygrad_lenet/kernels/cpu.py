@@ -35,6 +35,7 @@ from ..ops.layout import BroadcastTo
 from ..ops.lenet_1998 import Subsample2d, Subsample2dTranspose, Subsample2dWeightGrad
 from ..ops.linalg import MatMul
 from ..ops.pool import AvgPool2dGrad, MaxPool2dGrad
+from ..ops.random import Bernoulli
 from ..ops.windows import empty_images, pad_images, window_pixels
 
 _SMALL_PRODUCT = 1_000_000  # multiplications up to which OpenBLAS does not pack (its AVX-512 kernels)
@@ -476,3 +477,25 @@ def broadcast_to(op: BroadcastTo, xp: Any, x: Array) -> Array:
     y = xp.empty(op.shape, x.dtype)
     y[...] = x.reshape(())
     return y
+
+
+class _Philox(threading.local):
+    """A generator whose key and counter are set for each call, since making one takes 20 us."""
+
+    def __init__(self) -> None:
+        self.bits = np.random.Philox()
+        self.start = self.bits.state
+        self.start["state"]["counter"][:] = 0
+        self.start["state"]["key"][1] = 0
+
+
+_philox = _Philox()
+
+
+@kernel("cpu", "bernoulli")
+def bernoulli(op: Bernoulli, xp: Any, x: Array, key: Array) -> Array:
+    """NumPy's own Philox."""
+    _philox.start["state"]["key"][0] = int(key)
+    _philox.bits.state = _philox.start
+    words = _philox.bits.random_raw(-(-x.size // 2)).astype("<u8", copy=False)
+    return words.view("<u4")[: x.size].reshape(x.shape) >= np.uint32(op.limit)

@@ -24,6 +24,7 @@ from ..ops.indexing import OneHot
 from ..ops.lenet_1998 import ScaledTanh, Subsample2d, Subsample2dTranspose, Subsample2dWeightGrad
 from ..ops.linalg import Linear, MatMul
 from ..ops.pool import AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad
+from ..ops.random import Bernoulli
 from ..ops.reduction import Mean, Sum
 from ..ops.softmax import CrossEntropy, CrossEntropyGrad
 from ..shapes import normalize_axes, reduced_shape
@@ -424,6 +425,19 @@ def scaled_tanh(op: ScaledTanh, xp: Any, x: Array) -> Array:
     return y
 
 
+# Random choices
+
+
+@kernel("cuda", "bernoulli")
+def bernoulli(op: Bernoulli, xp: Any, x: Array, key: Array) -> Array:
+    """A thread makes a block of random numbers, which decide about eight elements."""
+    if key.dtype != "int64" or not 0 < x.size < _MANY:
+        return NotImplemented
+    y = xp.empty(x.shape, "bool")
+    _launch(xp, "random.bernoulli", _blocks(-(-x.size // 8)), (key, y, np.int32(x.size), np.uint32(op.limit)))
+    return y
+
+
 # An optimiser's step
 
 
@@ -465,11 +479,24 @@ def _table(addresses: tuple[int, ...], sizes: tuple[int, ...]) -> np.ndarray:
 
 @kernel("cuda", "adam")
 def adam(
-    xp: Any, gradient: Array, change: Array, m: Array, v: Array, betas: tuple[float, float], eps: float, rate: float
+    xp: Any, gradient: Array, change: Array, m: Array, v: Array, betas: tuple[float, float], eps: Any, rate: Any
 ) -> Any:
-    """Compute the amounts to subtract, and update m and v, in one pass."""
+    """Compute the amounts to subtract, and update m and v, in one pass; ``eps`` and ``rate`` may be on the device."""
     if not _covered(gradient, change, m, v):
         return NotImplemented
-    arguments = gradient, change, m, v, np.int32(gradient.size), *map(float, (*betas, eps, rate))
+    known = isinstance(rate, float)
+    numbers = (eps, rate) if known else (0.0, 0.0)
+    addresses = [np.uintp(0 if known else x.data.ptr) for x in (eps, rate)]
+    arguments = gradient, change, m, v, np.int32(gradient.size), *map(float, (*betas, *numbers)), *addresses
     _launch(xp, "optim.adam", _blocks(gradient.size), arguments, Real=_real(gradient))
+    return None
+
+
+@kernel("cuda", "set_numbers")
+def set_numbers(xp: Any, vector: Array, numbers: Sequence[float]) -> Any:
+    """Write a few numbers into a vector, without waiting for the device."""
+    if not _covered(vector) or len(numbers) > 4:
+        return NotImplemented
+    arguments = vector, np.int32(len(numbers)), *map(float, (*numbers, 0, 0, 0, 0)[:4])
+    _launch(xp, "optim.set_numbers", (1,), arguments, threads=4, Real=_real(vector))
     return None

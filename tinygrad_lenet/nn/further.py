@@ -50,7 +50,7 @@ class Softmax(Module):
 class Dropout2d(Dropout):
     """While training, each map x[n c] of x[N C ...] is 0 with probability ``p``, the others are divided by 1 - p.
 
-    >>> Dropout2d(0.5, rng=2)(np.ones((1, 2, 1, 2), np.float32)).numpy()[0].tolist()
+    >>> Dropout2d(0.5, rng=1)(np.ones((1, 2, 1, 2), np.float32)).numpy()[0].tolist()
     [[[2.0, 2.0]], [[0.0, 0.0]]]
     """
 

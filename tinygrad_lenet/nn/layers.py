@@ -407,7 +407,7 @@ class Dropout(Module):
 
     The choices come from the module's own generator: ``rng``, or one seeded with it. ValueError if p is not in [0, 1).
 
-    >>> Dropout(0.5, rng=2)([1.0, 1.0, 1.0])
+    >>> Dropout(0.5, rng=1)([1.0, 1.0, 1.0])
     Tensor([2., 0., 0.])
     """
 

@@ -138,7 +138,7 @@ class Negative(Elementwise):
 
 
 class Absolute(Elementwise):
-    """y = |x|; dy/dx = sign x, which is 0 at 0."""
+    """y = abs x; dy/dx = sign x, which is 0 at 0."""
 
     signature = "absolute(x[...]) -> y[...]"
     domains = {"x": Domain(kinks=(0.0,))}

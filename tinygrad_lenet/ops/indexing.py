@@ -1,11 +1,11 @@
-"""Reading, adding and writing elements at an index, labels as one-hot rows, and random choices."""
+"""Reading, adding and writing elements at an index, and labels as one-hot rows."""
 
 from typing import Any
 
 from ..curvature import Movement
 from ..index import AT, index_ranges, indexed_shape
 from ..op import CONSTANT, REAL, Domain, Op
-from ..shapes import ShapeError, broadcast_shape, generator, integer, number
+from ..shapes import ShapeError, broadcast_shape, integer
 
 _INDEX = Domain(low=-2, high=2, kind="index")
 _PATTERNS = (
@@ -140,26 +140,6 @@ class OneHot(Op):
 
     def forward(self, xp, labels):
         return (labels[:, None] == xp.arange(self.classes)).astype(self.dtype)
-
-
-class Bernoulli(Op):
-    """y = True with probability 1 - ``p``, drawn afresh for each element on every run; x only gives the shape.
-
-    The numbers come from ``rng``, a NumPy generator on the host, so every device draws the same.
-    """
-
-    p: float
-    rng: Any
-
-    signature = "bernoulli(x[...]) -> y[...]"
-    domains = {"x": CONSTANT}
-    rules = {"p": (number, "[0, 1]"), "rng": (generator,)}
-    parameters = {"p": (0.0, 0.3, 1.0), "rng": (0, 7)}
-    integers = "native"
-    repeatable = False
-
-    def forward(self, xp, x):
-        return xp.asarray(self.rng.random(x.shape, dtype="float32") >= self.p)
 
 
 def _with(pattern, arrays):

@@ -1,0 +1,1 @@
+"""Common claims about LeNet-5, tested, one file a claim: `python -m examples.claims --help`."""

@@ -1,0 +1,73 @@
+"""The site is built without a warning, documents every public name, typesets its formulas and needs no other host."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tinygrad_lenet
+from tests.test_types import public
+
+ROOT = Path(__file__).resolve().parents[1]
+for needed in ("sphinx", "myst_parser", "furo"):
+    pytest.importorskip(needed, reason="the extra [docs] is not installed")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built with warnings as errors, without the pages of source code, which take as long as all others together."""
+    out = tmp_path_factory.mktemp("site")
+    build = ["-m", "sphinx", "-W", "--keep-going", "-q", "-d", f"{out}/cache", "docs", f"{out}/html"]
+    extensions = "extensions=myst_parser,sphinx.ext.autodoc"
+    done = subprocess.run(
+        [sys.executable, *build, "-D", extensions], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return out / "html"
+
+
+def found(name: str) -> Any:
+    """What a dotted name stands for, or None: a class may have taken the place of the file that defines it."""
+    value: Any = tinygrad_lenet
+    for part in name.split(".")[1:]:
+        value = getattr(value, part, None)
+    return getattr(value, "__func__", value)  # a class method is bound anew each time
+
+
+def test_every_public_name_is_documented(site: Path) -> None:
+    """Under its own name or, as an alias or a method that is inherited, where it is defined."""
+    from sphinx.util.inventory import InventoryFile
+
+    inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="").data
+    names = {name for kind, names in inventory.items() if kind.startswith("py:") for name in names}
+    documented = {id(found(name)) for name in names if name.startswith("tinygrad_lenet")} - {id(None)}
+    wanted = [name for name, _ in public()]
+    assert "tinygrad_lenet.nn.Conv2d" in wanted
+    assert [name for name in wanted if name not in names and id(found(name)) not in documented] == []
+
+
+def test_formulas_are_typeset(site: Path) -> None:
+    page = (site / "background" / "formulas.html").read_text(encoding="utf-8")
+    assert page.count("<math") > 20
+    text = re.sub(r"<(script|style).*?</\1>|<[^>]+>", "", page, flags=re.DOTALL)
+    assert [line for line in text.splitlines() if "$" in line or "\\" in line] == []
+
+
+def test_the_site_needs_no_other_host(site: Path) -> None:
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 20
+    loads = re.compile(r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"'](?:https?:)?//|<link\b[^>]*\bhref=[\"'](?:https?:)?//")
+    assert [page.name for page in pages if loads.search(page.read_text(encoding="utf-8"))] == []
+
+
+def test_workflow_builds_the_same_site() -> None:
+    """The command of the workflow is that of docs/conf.py, and the extra that it installs exists."""
+    workflow = (ROOT / ".github" / "workflows" / "docs.yml").read_text(encoding="utf-8")
+    command = re.search(r"`python -m (sphinx -W docs \S+)`", (ROOT / "docs" / "conf.py").read_text(encoding="utf-8"))
+    assert command and command[1] in workflow
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(re.findall(r"\.\[(\w+)\]", workflow)) == {"docs"} <= set(extras)
