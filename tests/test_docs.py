@@ -1,5 +1,6 @@
 """The site is built without a warning, documents every public name, typesets its formulas and needs no other host."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -46,7 +47,9 @@ def test_every_public_name_is_documented(site: Path) -> None:
     names = {name for kind, names in inventory.items() if kind.startswith("py:") for name in names}
     documented = {id(found(name)) for name in names if name.startswith("tinygrad_lenet")} - {id(None)}
     wanted = [name for name, _ in public()]
-    assert "tinygrad_lenet.nn.Conv2d" in wanted
+    for module in ("tinygrad_lenet", *filter(lambda name: inspect.ismodule(found(name)), wanted)):
+        wanted += [f"{module}.{name}" for name in getattr(found(module), "__all__", ())]  # constants, too
+    assert {"tinygrad_lenet.nn.Conv2d", "tinygrad_lenet.REAL"} <= set(wanted)
     assert [name for name in wanted if name not in names and id(found(name)) not in documented] == []
 
 
