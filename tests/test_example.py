@@ -252,7 +252,7 @@ def test_workers_that_cannot_start_change_nothing(
 ) -> None:
     before = contents(done)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise parallel.WorkerError("no room for another process")
 
     monkeypatch.setattr(parallel, "run", refuse)
