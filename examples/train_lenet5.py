@@ -412,6 +412,8 @@ def train_and_test(
         "steps run their own code" if args.no_jit else "steps are recorded and replayed; --no-jit runs their own code"
     )
 
+    if job.size > 1 and args.backend == "cuda":
+        print("gradients are added in host memory: one copy from each GPU a step, and one back")
     with ctrl_c_deferred(job.size > 1) as interrupted:
         workers = args.workers // job.size
         parallel.run(train, workers, model.parameters(), run, interrupted, job=job)

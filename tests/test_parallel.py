@@ -22,6 +22,7 @@ from tests.strict import STRICT
 from tinygrad_lenet import Tensor, nn, optim, parallel
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.parallel import Group, WorkerError, fork, process, run
+from tinygrad_lenet.parallel.group import Row
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [
@@ -537,6 +538,24 @@ def test_parameters_elsewhere_than_on_the_cpu_are_refused() -> None:
     with pytest.raises(ValueError, match="a parameter lies on 'strict'; more than one worker needs the CPU"):
         run(lambda group: pytest.fail("this ran"), 2, parameters)
     assert run(lambda group: group.sum([group.size]), 1, parameters) == [1]
+
+
+def test_gradients_elsewhere_than_on_the_cpu() -> None:
+    """They are copied into a row of host memory, and their sums back; between them lie those that are on the CPU."""
+    devices = [STRICT.name, "cpu", STRICT.name, STRICT.name]
+    parameters = [Tensor(np.zeros((2, i)), requires_grad=True, device=device) for i, device in enumerate(devices, 1)]
+    gradients = [np.random.default_rng(i).random((2, i)) for i in (1, 2, 3)]
+    for p, g in zip(parameters, gradients, strict=False):  # the last one has none
+        p.grad = Tensor(g, device=p.device)
+    row = Row(parameters, pieces=3)
+    views = row.views(np.full(row.size, 255, np.uint8))
+    row.fill(views, [0.5])
+    assert row.take([2 * view for view in views], 1) == [1.0]
+    for p, g in zip(parameters, gradients, strict=False):
+        assert p.grad is not None
+        assert p.grad.device == p.device
+        assert np.array_equal(p.grad.to("cpu").numpy(), 2 * g)
+    assert parameters[3].grad is None
 
 
 # Other machines, simulated

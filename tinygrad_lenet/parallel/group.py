@@ -100,18 +100,19 @@ class Group:
 class Row:
     """The layout of the row of bytes that each rank fills: numbers, which gradients exist, and gradients by dtype.
 
+    Gradients on a GPU are copied into it, and their sums back: one copy for all of them.
     A row can be cut into ``pieces`` of equal length without cutting a number in two.
     """
 
     def __init__(self, parameters: Iterable[Tensor], pieces: int = 1) -> None:
         self._parameters = list(parameters)
-        self._parts: dict[np.dtype, list[tuple[Tensor, slice]]] = {}
+        self._parts: dict[tuple[np.dtype, str], list[tuple[Tensor, slice]]] = {}
         for p in self._parameters:
-            parts = self._parts.setdefault(p.dtype, [])
+            parts = self._parts.setdefault((p.dtype, p.device), [])
             start = parts[-1][1].stop if parts else 0
             parts.append((p, slice(start, start + p.size)))
         counts = [(np.dtype(np.float64), METRICS + len(self._parameters))]
-        counts += [(dtype, parts[-1][1].stop) for dtype, parts in self._parts.items()]
+        counts += [(dtype, parts[-1][1].stop) for (dtype, _), parts in self._parts.items()]
         self.sections: list[tuple[np.dtype, int, int]] = []  # dtype, first byte, the byte after the last
         end = 0
         for dtype, count in counts:
@@ -129,17 +130,26 @@ class Row:
         numbers, *gradients = views
         numbers[: len(values)] = values
         numbers[METRICS:] = [p.grad is not None for p in self._parameters]
-        for row, parts in zip(gradients, self._parts.values(), strict=True):
-            for p, part in parts:
-                row[part] = 0 if p.grad is None else transfer(p.grad.data, "cpu").ravel()
+        for row, ((_, device), parts) in zip(gradients, self._parts.items(), strict=True):
+            if device == "cpu":
+                for p, part in parts:
+                    row[part] = 0 if p.grad is None else p.grad.data.ravel()
+            else:  # joined there, so that one copy brings them here
+                arrays = [p.data if p.grad is None else p.grad.data for p, _ in parts]
+                with backend_of(*arrays).current(arrays[0]):
+                    row[...] = transfer(backend_of(*arrays).xp.concatenate([a.ravel() for a in arrays]), "cpu")
+                for p, part in parts:
+                    if p.grad is None:
+                        row[part] = 0
 
     def take(self, totals: list[np.ndarray], count: int) -> list[float]:
         """Make the sums the parameters' gradients, which keep the memory of ``totals``; return ``count`` numbers."""
         numbers, *gradients = totals
         present = {id(p) for p, ranks in zip(self._parameters, numbers[METRICS:], strict=True) if ranks}
-        for total, parts in zip(gradients, self._parts.values(), strict=True):
+        for total, ((_, device), parts) in zip(gradients, self._parts.items(), strict=True):
+            there = transfer(total, device)
             for p, part in parts:
-                p.grad = wrap(transfer(total[part].reshape(p.shape), p.device)) if id(p) in present else None
+                p.grad = wrap(there[part].reshape(p.shape)) if id(p) in present else None
         return [float(value) for value in numbers[:count]]
 
 
