@@ -136,7 +136,9 @@ def memory() -> None:
     """Memory on the card after many replays."""
     import cupy
 
-    x, y = Tensor(np.zeros((64, 1, 32, 32), "float32"), device="cuda"), Tensor(np.zeros(64, int), device="cuda")
+    rng = np.random.default_rng(0)
+    images = [Tensor(rng.uniform(0, 1, (64, 1, 32, 32)).astype("float32"), device="cuda") for _ in range(2)]
+    labels = [Tensor(rng.integers(0, 10, 64), device="cuda") for _ in range(2)]
     model = LeNet5(rng=0).to("cuda")
     optimizer = optim.Adam(model.parameters(), LR)
 
@@ -150,8 +152,8 @@ def memory() -> None:
 
     used = []
     for count in (10, REPLAYS):
-        for _ in range(count):
-            step(x, y)
+        for i in range(count):
+            step(images[i % 2], labels[i % 2])
         cupy.cuda.Device().synchronize()
         free, total = cupy.cuda.runtime.memGetInfo()
         used.append(total - free)

@@ -35,14 +35,17 @@ def same(model: nn.Module, folder: Path, shape: tuple[int, ...], *inputs: np.nda
     onnx.checker.check_model(onnx.load(path), full_check=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    loaded = interop.onnx.load(path)
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     for x in inputs:
         (found,) = session.run(None, {"input": np.ascontiguousarray(x)})
         with no_grad():
             expected = model(Tensor(x)).numpy()
-        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+            back = loaded(Tensor(x)).numpy()
         largest = max(1.0, float(np.abs(expected.astype(float)).max(initial=0)))
-        np.testing.assert_allclose(found.astype(float), expected.astype(float), rtol=0, atol=1e-5 * largest)
+        for y in (found, back):
+            assert (y.shape, y.dtype) == (expected.shape, expected.dtype)
+            np.testing.assert_allclose(y.astype(float), expected.astype(float), rtol=0, atol=1e-5 * largest)
 
 
 def digits(**options: float) -> list[np.ndarray]:
@@ -205,3 +208,32 @@ def test_what_is_no_shape(shape: Any, tmp_path: Path) -> None:
         interop.onnx.export(LeNet5(rng=0), tmp_path / "model.onnx", shape)
     with refused(TypeError, "Module"):
         interop.onnx.export(lambda x: x, tmp_path / "model.onnx", (1, 32, 32))  # type: ignore[arg-type]
+
+
+def test_what_is_no_file_to_load(tmp_path: Path) -> None:
+    """Damage is named, and so are an op and a setting that nothing here computes."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no model")
+    with refused(ValueError, "model.onnx damaged"):
+        interop.onnx.load(path)
+    with pytest.raises(OSError):
+        interop.onnx.load(tmp_path / "gone.onnx")
+    interop.onnx.export(nn.AvgPool2d(2, padding=1), path, (1, 4, 4))
+    model = onnx.load(path)
+    node = model.graph.node[0]
+    node.attribute.append(onnx.helper.make_attribute("ceil_mode", 1))
+    path.write_bytes(model.SerializeToString())
+    with refused(ValueError, "AveragePool ceil_mode=1"):
+        interop.onnx.load(path)
+    del node.attribute[:]
+    node.op_type = "Softsign"
+    path.write_bytes(model.SerializeToString())
+    with refused(ValueError, "Softsign"):
+        interop.onnx.load(path)
+
+
+def test_another_model_takes_the_numbers(tmp_path: Path) -> None:
+    interop.onnx.export(LeNet5(rng=0), tmp_path / "m.onnx", (1, 32, 32))
+    other = LeNet5(rng=1)
+    other.load_state_dict(interop.onnx.load(tmp_path / "m.onnx").state_dict())
+    np.testing.assert_array_equal(other.c3.weight.numpy(), LeNet5(rng=0).c3.weight.numpy())

@@ -342,6 +342,8 @@ class StepInGraph:
             raise ValueError("a parameter has a gradient that is not computed in the graph")
         self.optimizer._follow()
         self._runs = self.optimizer._runs()
+        if any(array.dtype != run.gradient.dtype for run in self._runs for array in run.group.arrays):
+            raise ValueError("a number from the device would not adapt to parameters of float16, as one of Python does")
         self._settings = self._of_now()
         if not self._numbers:
             self._numbers = [self._vector(run) for run in self._runs]

@@ -290,7 +290,7 @@ class Bench:
         dataset = "idx" if self.args.data_dir is None else "mnist"
         shared = ["--dataset", dataset, "--data-dir", str(self.data_dir), *options]
         if name == "ours":
-            own = ["--workers", str(cores), "--no-progress", "--out", str(out)]
+            own = ["--backend", "cpu", "--workers", str(cores), "--no-progress", "--out", str(out)]
             return ["-m", "examples.train_lenet5", *own, *shared], machine.environment(1)
         return (
             ["-m", "tests.benchmarks.torch_train", "--threads", str(cores), *shared],

@@ -16,8 +16,9 @@ from ..graph import Observer, no_grad, observed
 from ..nn import Module
 from ..shapes import Shape, ShapeError, integer, normalize_axes, normalize_axis
 from ..tensor import Tensor
+from .onnx_reader import load, package
 
-__all__ = ["export"]
+__all__ = ["export", "load"]
 
 _OPSET, _IR = 20, 10
 _END = 2**63 - 1
@@ -39,7 +40,7 @@ def export(model: Module, path: PathLike, input_shape: Sequence[int]) -> None:
     >>> from tinygrad_lenet import nn
     >>> export(nn.Linear(2, 1), "model.onnx", input_shape=(2,))  # doctest: +SKIP
     """
-    onnx = _package()
+    onnx = package("export")
     if not isinstance(model, Module):
         raise TypeError(f"export: model is {type(model).__name__}; expected a Module")
     if not isinstance(input_shape, (tuple, list)):
@@ -57,16 +58,6 @@ def export(model: Module, path: PathLike, input_shape: Sequence[int]) -> None:
     written = _Writer(onnx, *traces).model()
     onnx.checker.check_model(written, full_check=True)
     replace({path: written.SerializeToString()})
-
-
-def _package() -> Any:
-    try:
-        import onnx
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"export: the package onnx cannot be imported ({error}); run python -m pip install onnx"
-        ) from None
-    return onnx
 
 
 class _Trace(Observer):
