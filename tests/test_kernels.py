@@ -295,6 +295,11 @@ def draw_one_hot(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     return {"classes": draw.int(1, 5), "dtype": draw.pick("float32", "float64", "bool")}, [labels]
 
 
+def draw_bernoulli(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    shape = draw.pick((64, 84), (7,), (2, 5, 3), (), (2, 0))
+    return {"p": draw.pick(0.0, 0.3, 0.999)}, [draw.values(*shape), np.array(draw.rng.integers(2**53))]
+
+
 def draw_broadcast_to(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     x, shape = draw.pick(((1,), (33,)), ((1, 1), (2, 5, 3)), ((3, 1), (3, 4)), ((1,), (0, 2)), ((1,), (5000,)))
     return {"shape": shape}, [draw.values(*x)]

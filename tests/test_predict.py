@@ -263,9 +263,9 @@ def test_what_is_no_digit_is_refused(case: str, tmp_path: Path) -> None:
 
 
 def test_most_pictures_are_read_and_few_others_answered(tmp_path: Path) -> None:
-    """The 48 pictures are always the same; `python -m tests.pictures` counts with more."""
+    """The 24 pictures are always the same; `python -m tests.pictures` counts with more."""
     outcomes = {True: [0, 0], False: [0, 0]}
-    for n in range(48):
+    for n in range(24):
         picture = pictures.make(7, n)
         (tmp_path / "picture").write_bytes(picture.data)
         try:
@@ -274,8 +274,8 @@ def test_most_pictures_are_read_and_few_others_answered(tmp_path: Path) -> None:
         except ValueError:
             said = None
         outcomes[picture.digit is not None][bool(said == picture.digit)] += 1
-    assert outcomes[True][True] >= 21
-    assert outcomes[False][True] >= 22
+    assert outcomes[True][True] >= 11
+    assert outcomes[False][True] >= 11
 
 
 def test_four_pixels_by_four(tmp_path: Path) -> None:
