@@ -24,6 +24,7 @@ from tests.replays import CALLS, batch, net, shown, state, training
 from tinygrad_lenet import JitError, Op, Tensor, curvature, grad, jit, no_grad, optim, testing
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.backend import available, default_device, transfer, use
+from tinygrad_lenet.graph import repeated
 from tinygrad_lenet.op import REGISTRY
 
 LAYOUTS = ("contiguous", "gapped", "reversed", "transposed", "batch-last")
@@ -422,3 +423,49 @@ def test_dropout_draws_anew_before_its_graph() -> None:
         rng.bit_generator.state = np.random.default_rng(0).bit_generator.state
         assert found == [step.function(Tensor(np.ones(50))).item() for _ in range(CALLS)]
         assert len(set(found)) > 1
+
+
+def halve(params: Sequence[Tensor]) -> None:
+    """What changes gradients by other means than ops, as a sum over ranks does."""
+    for p in params:
+        p.grad = Tensor(p.grad.data * 0.5)
+
+
+def test_graphs_see_what_calls_between_them_did() -> None:
+    def programs(compiled: Any) -> Any:
+        w, v = (Tensor([1.0, 2.0, 3.0], requires_grad=True) for _ in range(2))
+        optimizer = optim.SGD([w], 0.1)
+        schedule, halved = optim.StepLR(optimizer, 1), repeated(halve)
+        summed = compiled(
+            lambda x: (optimizer.zero_grad(), (x * w * w).sum().backward(), halved([w]), optimizer.step())[:0]
+        )
+        added = compiled(lambda x: (schedule.step(), (x * 2.0 * v).sum().backward())[:0])
+
+        @compiled
+        @no_grad
+        def constant(x: Tensor) -> Tensor:
+            t = Tensor(np.zeros(3))
+            t += x
+            return t * 2.0
+
+        found = []
+        for i in range(CALLS):
+            x = Tensor([1.0, 2.0, float(i)])
+            found.append(shown([summed(x), added(x), constant(x), w, w.grad, v.grad, optimizer.lr]))
+        return found
+
+    with placed("graphs"):
+        assert programs(jit) == programs(lambda f: f)
+
+
+def test_what_a_graph_overwrote_is_not_differentiated() -> None:
+    with placed("graphs"):
+        w, x = Tensor([1.0, 2.0], requires_grad=True), Tensor([3.0, 4.0])
+        optimizer = optim.SGD([w], 0.1)
+        double = jit(no_grad(lambda: x.__imul__(2.0).sum()))
+        train = jit(lambda: (optimizer.zero_grad(), (w * w).sum().backward(), optimizer.step())[:0])
+        for i in range(2 * CALLS):
+            y = (w * x).sum()
+            (double, train)[i % 2]()
+            with pytest.raises(ValueError, match="written to"):
+                y.backward()
