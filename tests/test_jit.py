@@ -469,3 +469,27 @@ def test_what_a_graph_overwrote_is_not_differentiated() -> None:
             (double, train)[i % 2]()
             with pytest.raises(ValueError, match="written to"):
                 y.backward()
+
+
+def test_a_setting_of_any_plain_type_is_noticed() -> None:
+    class Signed(optim.SGD):
+        sign: Any = None
+
+        def _update(self, xp: Any, numbers: Any, gradient: Any, change: Any, *state: Any) -> None:
+            super()._update(xp, numbers, gradient, change, *state)
+            if self.sign == "up" or isinstance(self.sign, np.generic):
+                change *= -1.0
+
+    def program(compiled: Any) -> Any:
+        w = Tensor([1.0, 2.0], requires_grad=True)
+        optimizer = Signed([w], 0.1)
+        step = compiled(lambda: (optimizer.zero_grad(), (w * w).sum().backward(), optimizer.step())[:0])
+        found = []
+        for sign in (None, None, None, "up", "up", "down", np.float32(-1), None):
+            optimizer.sign = sign
+            step()
+            found.append(shown(w))
+        return found
+
+    with placed("graphs"):
+        assert program(jit) == program(lambda f: f)

@@ -15,10 +15,8 @@ from typing import Any
 
 from .backend import Array, DeviceError, Graphs, backend_of, memory_of, transfer
 from .graph import note_write
-from .recorded import Applied, Called, Fetched, Frame, Handed, JitError, Slot, Stored
+from .recorded import MOVES, Applied, Called, Fetched, Frame, Handed, JitError, Slot, Stored
 from .tensor import Tensor, wrap
-
-_MOVES = 2  # how often gradients may be kept by others before they are handed out as copies
 
 Values = dict[int, Any]  # arrays by slot
 _Part = tuple[str, Callable[[Values], None]]  # of a replay, and what it is called
@@ -60,6 +58,7 @@ class DeviceReplay:
         called = next((i for i, entry in enumerate(log) if isinstance(entry, Called)), len(log))
         self._first = {i for i in self._between if i < called and _ready(log[i])}  # what runs before all of them
         self._moves = 0
+        self._refusal = ""  # why there are no graphs, if making them failed
         arrays = [*map(_array, arguments), *self._held.values(), *self._made.values()]
         try:
             self._backend = backend_of(*arrays)
@@ -94,8 +93,8 @@ class DeviceReplay:
                     made = True
                 except _UnfitError as error:
                     self._between.add(error.index)
-                except Exception:  # the device refuses something, and does not say what
-                    self._graphs = None
+                except Exception as error:  # the device refuses something, and does not say what
+                    self._graphs, self._refusal = None, f"no graphs: {error}\n"
         finally:
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 leaf._grad = gradient
@@ -103,6 +102,7 @@ class DeviceReplay:
                 self._fixed: Values = {}  # what graphs read or write, and others too
                 self._steps: list[Any] = []  # of optimisers, in graphs
                 self._handed = Handed([], memory_of)
+                self.frame.given = self._handed.given
                 self._parts: list[_Part] = [self._alone(entry) for entry in self._log]
 
     def _rehearse(self, arguments: Sequence[Any]) -> dict[int, Any]:
@@ -193,7 +193,7 @@ class DeviceReplay:
             if names:
                 graphs.abandon()
         self._fixed = {slot: x for slot, x in values.items() if slot not in self._held}
-        self._handed = Handed(self._own_gradients() if self._moves < _MOVES else [], memory_of)
+        self._handed = Handed(self._own_gradients() if self._moves < MOVES else [], memory_of)
         self.frame.given = self._handed.given
 
     def _unneeded(self) -> dict[int, list[int]]:
@@ -323,7 +323,7 @@ class DeviceReplay:
             return wrap(y.copy(order="K"))
 
     def __str__(self) -> str:
-        return "\n".join(f"{i:3}  {what}" for i, (what, _) in enumerate(self._parts))
+        return self._refusal + "\n".join(f"{i:3}  {what}" for i, (what, _) in enumerate(self._parts))
 
 
 def _ready(entry: Any) -> bool:

@@ -28,14 +28,13 @@ from .capture import DeviceReplay
 from .graph import Node, Observer, changes, mode, note_write, observed, tick
 from .nn.module import Module, Parameter
 from .plan import Bound, Place, Plan, in_line, in_own_memory, owner_of
-from .recorded import Applied, Argument, Called, Fetched, Frame, Handed, JitError, Slot, Stored
+from .recorded import MOVES, Applied, Argument, Called, Fetched, Frame, Handed, JitError, Slot, Stored
 from .tensor import Tensor, wrap
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _KEPT = 32  # plans that a function keeps in each thread
-_MOVES = 2  # how often gradients may be kept by others before they are handed out as copies
 _VARIANTS = 8  # recordings that are kept for arguments of one kind, each for other conditions
 _PLAIN = (int, float, bool, str, bytes, complex, type(None))
 _CONTAINERS = (list, dict, set, frozenset)
@@ -655,7 +654,7 @@ class _Planned:
         self.bound: Bound = self.plan.bind()
         self.inputs = [self.bound.array(x) for x in self._inputs]
         self.ends = {slot: (self.bound.array(y), _kind(y) == "held") for slot, y in self._ends}
-        given = [each for each in self._gradients if _kind(each[1]) == "given" and self._moves < _MOVES]
+        given = [each for each in self._gradients if _kind(each[1]) == "given" and self._moves < MOVES]
         self._handed = Handed([(leaf, self.bound.array(array)) for leaf, array in given], owner_of)
         self.frame.given = self._handed.given
 

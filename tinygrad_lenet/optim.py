@@ -322,6 +322,9 @@ class Optimizer:
         return f"{type(self).__name__}({len(self.params)} parameters of {elements:,} elements, lr={self.lr:g})"
 
 
+_SETTINGS = (int, float, complex, str, bytes, tuple, type(None), np.generic)
+
+
 class StepInGraph:
     """An optimiser's step as a part of a graph of work that a device repeats.
 
@@ -334,7 +337,9 @@ class StepInGraph:
         self.optimizer = optimizer
         inside = {id(p) for p in given}
         self._others = [p for p in optimizer.params if id(p) not in inside]
+        self._runs: list[_Run] = []
         self._numbers: list[Array] = []  # a vector for each run
+        self._settings: Any = None  # what the work depends on, as it was when it was enqueued
 
     def enqueue(self) -> None:
         """Do the work of a step, without counting it; the first time, before a graph is made, to try it."""
@@ -375,15 +380,11 @@ class StepInGraph:
         return [x for group in groups for x in (*group.arrays, group.gradient, group.change, *group.state.values())]
 
     def _of_now(self) -> Any:
-        settings = {
-            k: v for k, v in vars(self.optimizer).items() if type(v) in (int, float, bool, tuple) and k != "_lr"
-        }
-        counts = [
-            len({self.optimizer._steps[m] for m in run.group.members[run.first : run.last]}) for run in self._runs
-        ]
-        places = [(id(group), *map(id, group.arrays)) for group in self.optimizer._groups]
-        current = [id(p.data) for group in self.optimizer._groups for p in group.params]
-        return settings, counts, places, current, [None if p.grad is None else id(p.grad.data) for p in self._others]
+        optimizer = self.optimizer
+        settings = {k: v for k, v in vars(optimizer).items() if k != "_lr" and isinstance(v, _SETTINGS)}
+        counts = [len({optimizer._steps[m] for m in run.group.members[run.first : run.last]}) for run in self._runs]
+        arrays = [id(p.data) for group in optimizer._groups for p in group.params]  # kept alive by the runs
+        return settings, counts, list(map(id, optimizer._groups)), arrays, [p.grad is None for p in self._others]
 
 
 class SGD(Optimizer):

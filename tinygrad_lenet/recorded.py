@@ -11,6 +11,8 @@ from .backend import Array
 from .op import Op
 from .tensor import Tensor, wrap
 
+MOVES = 2  # how often gradients may be kept by others before they are handed out as copies
+
 
 class JitError(ValueError):
     """A function does something that a replay could not repeat; the message names it and the line."""
