@@ -114,8 +114,8 @@ def draw_conv_transpose2d(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
         how["stride"] = (1, 1)
     kernel = [min(k, x[2 + a] + 2 * how["padding"][a]) for a, k in enumerate(weight[2:])]
     small, w = (x[0], weight[0], *positions(how, x, kernel)), draw.values(*weight[:2], *kernel)
-    if draw.pick(False, False, True):
-        w.flat[0] = draw.pick(np.inf, np.nan)  # reaches the pixels under it, and no others
+    if draw.pick(True, False):
+        w.flat[draw.pick(0, -1)] = draw.pick(np.inf, np.nan)  # reaches the pixels under it, and no others
     return how, [draw.values(*small), w, *biases(draw, weight[1])]
 
 
