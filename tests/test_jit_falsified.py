@@ -382,6 +382,47 @@ def shape_that_depends_on_values(compiled: Any) -> Any:
 
 
 @right
+def gradient_of_a_leaf_that_the_function_makes(compiled: Any) -> Any:
+    def run(x: Tensor) -> Any:
+        x = x.detach()
+        x.requires_grad = True
+        for factor in (1.0, 2.0):
+            (x * x * factor).sum().backward()
+        return x.grad
+
+    return calls(compiled(run))
+
+
+@refused
+def leaf_with_its_gradient_is_returned(compiled: Any) -> Any:
+    def run(x: Tensor) -> Tensor:
+        x = x.detach()
+        x.requires_grad = True
+        (x * x).sum().backward()
+        return x
+
+    return calls(compiled(run))
+
+
+@right
+def argument_is_what_a_variable_is(compiled: Any) -> Any:
+    w = weight()
+
+    @compiled
+    def run(x: Tensor) -> Tensor:
+        loss = (x * w).sum()
+        loss.backward()
+        return loss
+
+    found = []
+    for _ in range(CALLS):
+        found.append(shown([run(w.detach()), w, w.grad]))
+        with no_grad():
+            w += 1.0
+    return found, shown(run(batch(0, 2))), state(w)
+
+
+@right
 def dropout_by_the_default_generator(compiled: Any) -> Any:
     manual_seed(5)
     return calls(compiled(lambda x: F.dropout(x, 0.5)))

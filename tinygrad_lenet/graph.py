@@ -53,6 +53,9 @@ class Observer:
         """The observer of the ops that compute gradients."""
         return None
 
+    def born(self, leaf: Any) -> None:
+        """A leaf has been made."""
+
     def fetched(self, leaf: Any) -> None:
         """The gradient of a leaf is about to be read."""
 

@@ -64,6 +64,7 @@ class _Recorder(Observer):
         self.slots: dict[int, int] = {}  # by id of the array
         self.alive: list[Any] = []  # so that no id is used twice
         self.outside: dict[int, _Outside] = {}  # by slot
+        self.made: set[int] = set()  # ids of leaves that are made in the call
         self.starts: dict[int, tuple[Any, bool]] = {}  # by id of a leaf: the leaf, and whether it had no gradient
         self.gradients: dict[int, Any] = {}  # by id of a leaf: the gradient that the function gave it
         self.modules: dict[int, tuple[Any, dict[str, Any]]] = {}  # by id: a module, and its settings at its first use
@@ -77,7 +78,7 @@ class _Recorder(Observer):
     def forget(self, constants: bool) -> None:
         """Keep what is needed to compare this recording with others, and no values; with ``constants``, those, too."""
         self.arguments, self.alive, self.values, self.returned = (), [], [], []
-        for memory in (self.slots, self.known, self.starts, self.gradients, self.modules):
+        for memory in (self.slots, self.known, self.made, self.starts, self.gradients, self.modules):
             memory.clear()
         self.log = [entry._replace(array=None) if isinstance(entry, Fetched) else entry for entry in self.log]
         for each in self.outside.values():
@@ -140,7 +141,20 @@ class _Recorder(Observer):
     def within_backward(self) -> "Observer | None":
         return self
 
+    def born(self, leaf: Any) -> None:
+        self.alive.append(leaf)
+        self.made.add(id(leaf))
+
+    def own(self, leaf: Any) -> bool:
+        """Whether a leaf is made in the call, perhaps around an argument's array: its gradient ends with the call."""
+        if any(leaf is x for x in self.arguments):
+            return False
+        slot = self.slots.get(id(leaf.data))
+        return id(leaf) in self.made or (slot is not None and slot not in self.outside)
+
     def fetched(self, leaf: Any) -> None:
+        if self.own(leaf):
+            return
         known = leaf._grad
         if id(leaf) not in self.gradients:
             self.starts.setdefault(id(leaf), (leaf, known is None))
@@ -156,6 +170,8 @@ class _Recorder(Observer):
 
     def stored(self, leaf: Any, gradient: Any) -> None:
         self.alive.append(leaf)
+        if self.own(leaf):
+            return
         self.gradients[id(leaf)] = gradient
         self.log.append(Stored(self.leaf(leaf), None if gradient is None else self.slot(gradient)))
 
@@ -576,6 +592,8 @@ def _results(recorder: _Recorder, y: Any) -> _Result:
                 "returns a tensor with its graph, which a replay does not make; take the gradient inside, call it "
                 "under no_grad(), or return it detached"
             )
+        if y._grad is not None and recorder.own(y):
+            recorder.refuse("returns a leaf that it makes, with its gradient; return the gradient, too, or by itself")
         slot = recorder.slot(y)
         number = next((i for i, each in enumerate(recorder.returned) if each is y), len(recorder.returned))
         recorder.returned.append(y)
@@ -901,6 +919,8 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
                 f"jit: {self._name} uses {names.iterator}, an iterator, which a replay would not advance; call next() "
                 "outside and pass the value as an argument"
             )
+        if any(t.data is _array(x) and t is not x for t in names.tensors for x in arrays):
+            return self.function(*arguments, **options)  # as in step(w.detach()): an argument that is also a variable
         sources = [(array, _hash(array)) for array in map(_array, (*names.tensors, *names.arrays))]
         given = [_array(x) for x in arrays]
         recorder = _Recorder(self._name, arrays)

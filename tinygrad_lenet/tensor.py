@@ -76,6 +76,9 @@ class Tensor(Node):
                 array = array.astype(real_dtype("Tensor", dtype), copy=False)
         _fill(self, array if device is None else transfer(array, device))
         self.requires_grad = requires_grad
+        observer = mode.get().observer
+        if observer is not None:
+            observer.born(self)
 
     @property
     def shape(self) -> Shape:
