@@ -117,6 +117,35 @@ def attribute_read_in_a_method_changes(compiled: Any) -> Any:
 
 
 @right
+def attribute_read_in_a_method_that_each_look_makes_anew_changes(compiled: Any) -> Any:
+    class Scale:
+        value = 1.0
+
+        @classmethod
+        def get(cls) -> float:
+            return cls.value
+
+        @functools.lru_cache  # noqa: B019 - what a user may write
+        def cached(self) -> float:
+            return 0.5
+
+        @compiled
+        def by(self, x: Tensor, factor: float) -> Tensor:
+            return x * factor * self.get() * self.cached()
+
+        twice = functools.partialmethod(by, factor=2.0)
+
+        @compiled
+        def run(self, x: Tensor) -> Tensor:
+            return self.twice(x) + self.by(x, 3.0)
+
+    def change(i: int) -> None:
+        Scale.value = 1.0 + i // 4
+
+    return calls(Scale().run, change), compiled is jit and Scale.run.plan is None  # type: ignore[attr-defined]
+
+
+@right
 def default_value_changes(compiled: Any) -> Any:
     def helper(x: Tensor, factor: float = 1.0) -> Tensor:
         return x * factor

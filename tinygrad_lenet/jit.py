@@ -9,6 +9,7 @@ A recording is only replayed while everything that led to it is as it was: that 
 of the two recordings are for.
 """
 
+import contextlib
 import functools
 import inspect
 import operator
@@ -348,8 +349,10 @@ class _Names:
         elif isinstance(thing, functools.partial):
             for each in (thing.func, *thing.args, *thing.keywords.values()):
                 self._thing(name, each, names)
-        elif isinstance(thing, types.MethodType):
-            self._function(thing.__func__, thing.__self__)
+        elif isinstance(thing, types.MethodType) and isinstance(
+            inner := inspect.unwrap(thing.__func__), types.FunctionType
+        ):
+            self._function(inner, thing.__self__)
         elif callable(thing) and isinstance(inner := inspect.unwrap(thing), types.FunctionType):
             self._function(inner, None)
         elif not _is_library(thing):
@@ -399,6 +402,10 @@ class _Names:
                 return
             if plain:
                 self._note(name, names, getattr, owner, attribute)
+        elif _makes_anew(found):
+            with contextlib.suppress(Exception):
+                self._thing(name, getattr(owner, attribute), names)
+            self._note(name, names, inspect.getattr_static, owner, attribute)
         elif found is not None:
             self._note(name, names, getattr, owner, attribute)
 
@@ -413,6 +420,15 @@ def _is_library(thing: Any) -> bool:
     name = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
     name = thing if isinstance(thing, str) else name if isinstance(thing, (types.ModuleType, type)) else None
     return name is not None and name.partition(".")[0] in _LIBRARIES and not name.startswith("tinygrad_lenet.models")
+
+
+def _makes_anew(found: Any) -> bool:
+    """Whether each look at an attribute makes another object of what its class has, as with a class method.
+
+    Not if that is written in C, as ``deque.append`` is: what it would change is not seen, so it has to be refused.
+    """
+    kind = type(found)
+    return hasattr(kind, "__get__") and not hasattr(kind, "__set__") and kind is not types.MethodDescriptorType
 
 
 def _names_in(code: types.CodeType) -> set[str]:
