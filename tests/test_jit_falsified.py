@@ -433,6 +433,59 @@ def leaf_with_its_gradient_is_returned(compiled: Any) -> Any:
     return calls(compiled(run))
 
 
+def norms(*leaves: Tensor) -> None:
+    with no_grad():
+        for leaf in leaves:
+            leaf.grad[...] = leaf.grad / F.norm(leaf.grad)  # type: ignore[index, arg-type, operator]
+
+
+@right
+def gradient_is_written_into(compiled: Any) -> Any:
+    """That of the call, then that which both of its backward passes have added up, before and after a step."""
+    a, b = weight(), weight()
+    optimizer = optim.Adam([a, b])
+
+    def run(x: Tensor) -> Any:
+        optimizer.zero_grad()
+        (x * (a + b)).sum().backward()
+        norms(a)
+        a.grad[0] = 0.5  # type: ignore[index]
+        (x * a * b).sum().backward()
+        optimizer.step()
+        b.grad[1] = x[0, 0]  # type: ignore[index]
+        return b.grad
+
+    return calls(compiled(run)), state(a, b, optimizer)
+
+
+@right
+def gradient_of_another_call_is_written_into(compiled: Any) -> Any:
+    a, b = weight(), weight()
+    run = compiled(lambda: norms(a, b))
+    found = []
+    for i in range(CALLS):
+        (batch(i) * a * b).sum().backward()
+        run()
+        found.append(state(a, b))
+    return found
+
+
+@right
+def module_is_added_to_a_list_that_is_gone_through(compiled: Any) -> Any:
+    layers = nn.ModuleList([nn.Linear(2, 2, rng=0)])
+
+    def by_index(x: Tensor) -> Tensor:
+        for i in range(len(layers)):
+            x = layers[i](x)
+        return x.detach()
+
+    def change(i: int) -> None:
+        if i == 3:
+            layers.append(nn.Linear(2, 2, rng=1))
+
+    return calls(compiled(by_index), change), calls(compiled(lambda x: sum(m(x).detach() for m in layers)), change)
+
+
 @right
 def argument_is_what_a_variable_is(compiled: Any) -> Any:
     w = weight()

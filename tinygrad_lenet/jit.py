@@ -67,7 +67,7 @@ class _Recorder(Observer):
         self.outside: dict[int, _Outside] = {}  # by slot
         self.made: set[int] = set()  # ids of leaves that are made in the call
         self.starts: dict[int, tuple[Any, bool]] = {}  # by id of a leaf: the leaf, and whether it had no gradient
-        self.gradients: dict[int, Any] = {}  # by id of a leaf: the gradient that the function gave it
+        self.gradients: dict[int, tuple[Any, Any]] = {}  # by id of a leaf: the leaf, and the gradient that it has now
         self.modules: dict[int, tuple[Any, dict[str, Any]]] = {}  # by id: a module, and its settings at its first use
         self.switched: set[int] = set()  # ids of modules whose mode the function sets
         self.values = [_host(x).copy("K") for x in arguments]
@@ -136,6 +136,9 @@ class _Recorder(Observer):
         if op.writes:
             self.log.append(Applied(op, refs, refs[0].at, caller()))
             self._written({id(memory_of(output.data))})
+            for leaf, gradient in self.gradients.values():  # a replay gives leaves copies of what it computes
+                if gradient is not None and memory_of(gradient.data) is memory_of(output.data):
+                    self.log.append(Stored(self.leaf(leaf), self.slot(gradient)))
         elif id(output.data) not in self.slots:
             self.log.append(Applied(op, refs, self._new(output.data), caller()))
 
@@ -161,7 +164,8 @@ class _Recorder(Observer):
             self.starts.setdefault(id(leaf), (leaf, known is None))
             if known is None:
                 return
-        elif known is self.gradients[id(leaf)]:
+            self.gradients[id(leaf)] = leaf, known
+        elif known is self.gradients[id(leaf)][1]:
             return
         if known is None:
             self.log.append(Fetched(self.leaf(leaf), None, None))
@@ -173,7 +177,7 @@ class _Recorder(Observer):
         self.alive.append(leaf)
         if self.own(leaf):
             return
-        self.gradients[id(leaf)] = gradient
+        self.gradients[id(leaf)] = leaf, gradient
         self.log.append(Stored(self.leaf(leaf), None if gradient is None else self.slot(gradient)))
 
     def read(self, what: str, tensor: Any) -> None:
