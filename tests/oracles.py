@@ -279,6 +279,14 @@ def softmax(x: Array, *, axis: int) -> Array:
     return np.apply_along_axis(one, axis, x) if x.size else x
 
 
+def softmax_grad(gy: Array, y: Array, *, axis: int) -> Array:
+    gx = np.zeros(y.shape)
+    for index in np.ndindex(y.shape):
+        row = (*index[: axis % y.ndim], slice(None), *index[axis % y.ndim + 1 :])
+        gx[index] = y[index] * (gy[index] - sum(a * b for a, b in zip(gy[row], y[row], strict=True)))
+    return gx
+
+
 def log_softmax(x: Array, *, axis: int) -> Array:
     def one(logits: Array) -> list[float]:
         log_total = math.log(sum(math.exp(v) for v in logits))
@@ -412,6 +420,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "max": np.max,
     "min": np.min,
     "softmax": softmax,
+    "softmax_grad": softmax_grad,
     "log_softmax": log_softmax,
     "logsumexp": logsumexp,
     "cross_entropy": cross_entropy,

@@ -261,6 +261,11 @@ def draw_softmax(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     return {"axis": draw.pick(-1, -1, x.ndim - 1, 0)}, [x]
 
 
+def draw_softmax_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    how, (x,) = draw_softmax(draw)
+    return how, [draw.values(*x.shape), np.abs(draw.values(*x.shape))]
+
+
 def draw_log_softmax(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     return draw_softmax(draw)
 
@@ -288,6 +293,12 @@ def draw_add_at(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
         ((slice(None), AT), [columns], (v, n)), ((AT, slice(1, 3)), [rows], (n, len(range(d)[1:3]))),
     )  # fmt: skip
     return {"pattern": pattern, "shape": (v, d)}, [draw.values(*shape), *index]
+
+
+def draw_getitem(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    x = draw.values(draw.int(1, 9), *draw.pick((), (3,), (0,), (2, 4)))
+    index = draw.rng.integers(-len(x), len(x), draw.pick((), (5,), (3, 2), (0,))).astype(draw.pick("int64", "int8"))
+    return {"pattern": draw.pick((AT,), (AT, ...))}, [x, index]
 
 
 def draw_one_hot(draw: Draw) -> tuple[dict[str, Any], list[Any]]:

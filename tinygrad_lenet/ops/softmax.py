@@ -11,7 +11,7 @@ _PROBABILITY = Domain(low=0.05, high=1.0)
 
 
 class Softmax(Op):
-    """y_i = e**x_i / sum_j e**x_j; gx = y (gy - sum_j gy_j y_j)."""
+    """y_i = e**x_i / sum_j e**x_j; gx_i = y_i (gy_i - sum_j gy_j y_j) (see `SoftmaxGrad`)."""
 
     axis: int
 
@@ -27,7 +27,37 @@ class Softmax(Op):
         return _softmax(xp, x, self.axis)
 
     def backward(self, gy, y, x):
-        return y * (gy - (gy * y).sum(self.axis, keepdims=True))
+        return op("softmax_grad", self.axis)(gy, y)
+
+
+class SoftmaxGrad(Op):
+    """gx_i = y_i (gy_i - sum_j gy_j y_j), the gradient of softmax from its output y; one op, which a kernel can fuse.
+
+    With g the gradient of gx: for gy it is the same map of g, which is symmetric; for y it is
+    g_i (gy_i - sum_j gy_j y_j) - gy_i sum_j g_j y_j.
+    """
+
+    axis: int
+
+    signature = "softmax_grad(gy[...], y[...]) -> gx[...]"
+    domains = {"gy": REAL, "y": _PROBABILITY}
+    rules = _AXIS
+    parameters = {"axis": (-1, 0, 1)}
+    one_float_dtype = True
+
+    def output_shape(self, gy, y):
+        if gy != y:
+            raise ShapeError(f"softmax_grad: gy has shape {gy} and y {y}; expected the same")
+        return _with_classes(self, y, self.axis)
+
+    def forward(self, xp, gy, y):
+        return y * (gy - total(xp, gy * y, (self.axis,), keepdims=True))
+
+    def backward(self, g, gx, gy, y):
+        def along(t):
+            return (t * y).sum(self.axis, keepdims=True)
+
+        return lambda: self(g, y), lambda: g * (gy - along(gy)) - gy * along(g)
 
 
 class LogSoftmax(Op):
