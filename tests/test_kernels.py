@@ -179,7 +179,7 @@ def draw_tanh_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
 
 def draw_chain(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     shape = draw.pick((64, 6, 28, 28), (3, 16, 10, 10), (1, 84), (7,), (), (2, 0))
-    g, s = draw.values(*shape), draw.values(*shape)
+    g, s = draw.values(*shape), draw.values(*draw.pick(shape, shape, shape[-1:]))
     if g.size and draw.pick(True, False):
         g.flat[0], s.flat[0] = 0, draw.pick(math.inf, math.nan, -math.inf)
         s.flat[-1] = draw.pick(math.inf, math.nan)
@@ -204,6 +204,20 @@ def draw_sum(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
 
 def draw_mean(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     return draw_sum(draw)
+
+
+def draw_add(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    shape = draw.pick((33, 120), (2, 6, 7), (2, 3, 4, 5), (8, 1), (0, 3))
+    small = draw.pick(shape[-1:], (1, *shape[1:]), (*shape[:-1], 1), (1,) * len(shape), shape, ())
+    return {}, [draw.values(*shape), draw.values(*small)][:: draw.pick(1, -1)]
+
+
+def draw_subtract(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    return draw_add(draw)
+
+
+def draw_multiply(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    return draw_add(draw)
 
 
 def draw_power(draw: Draw) -> tuple[dict[str, Any], list[Any]]:

@@ -30,7 +30,7 @@ import numpy as np
 
 from ..backend import Array, kernel
 from ..ops.conv import Conv2d, Conv2dWeightGrad, ConvTranspose2d
-from ..ops.elementwise import Chain, TanhGrad, Where
+from ..ops.elementwise import TanhGrad, Where
 from ..ops.layout import BroadcastTo
 from ..ops.lenet_1998 import Subsample2d, Subsample2dTranspose, Subsample2dWeightGrad
 from ..ops.linalg import MatMul
@@ -429,16 +429,6 @@ def _masked(xp: Any, x: np.ndarray, condition: np.ndarray, out: np.ndarray | Non
     out = xp.empty_like(x) if out is None else out
     xp.bitwise_and(x.view(bits), mask, out=out.view(bits))
     return out
-
-
-@kernel("cpu", "chain")
-def chain(op: Chain, xp: Any, g: Array, s: Array) -> Array:
-    """The product, searched for NaN, which 0 times a non-finite slope would give."""
-    if g.dtype != s.dtype or not g.ndim or g.dtype.kind != "f":
-        return NotImplemented
-    with np.errstate(invalid="ignore"):
-        y = xp.multiply(g, s)
-    return NotImplemented if _declined(xp, _has_nan, y) else y
 
 
 def _has_nan(y: np.ndarray) -> bool:
