@@ -235,6 +235,26 @@ def op(name: str, *parameters: Any) -> Any:
     return _made(REGISTRY[name], *parameters)
 
 
+@functools.lru_cache(maxsize=1024)
+def _made_for_index(op_class: Any, parts: tuple[Any, ...], *shape: tuple[int, ...]) -> Any:
+    return op_class(tuple([slice(*part) if type(part) is tuple else part for part in parts]), *shape)
+
+
+_BOUND = {int, type(None)}
+
+
+def indexing_op(name: str, pattern: tuple[Any, ...], *shape: tuple[int, ...]) -> Any:
+    """As `op`, for ops with the pattern of an index, which may hold slices, and with the shape of an array or not."""
+    parts: list[Any] = []
+    for part in pattern:
+        if type(part) is slice:
+            part = part.start, part.stop, part.step
+        if not (_BOUND.issuperset(map(type, part)) if type(part) is tuple else type(part) is int):
+            return REGISTRY[name](pattern, *shape)
+        parts.append(part)
+    return _made_for_index(REGISTRY[name], tuple(parts), *shape)
+
+
 # The clock, and writes into memory
 
 _clock = itertools.count(1)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..curvature import Movement
+from ..graph import indexing_op
 from ..index import AT, index_ranges, indexed_shape
 from ..op import CONSTANT, REAL, Domain, Op
 from ..shapes import ShapeError, broadcast_shape, integer
@@ -43,7 +44,7 @@ class GetItem(Movement):
         return x[_with(self.pattern, index)]
 
     def backward(self, gy, y, x, *index):
-        return lambda: AddAt(self.pattern, x.shape)(gy, *index), *[None for _ in index]
+        return lambda: indexing_op("add_at", self.pattern, x.shape)(gy, *index), *[None for _ in index]
 
 
 class AddAt(Movement):
@@ -75,7 +76,7 @@ class AddAt(Movement):
         return y
 
     def backward(self, gy, y, x, *index):
-        return lambda: GetItem(self.pattern)(gy, *index), *[None for _ in index]
+        return lambda: indexing_op("getitem", self.pattern)(gy, *index), *[None for _ in index]
 
 
 class Assign(Op):
