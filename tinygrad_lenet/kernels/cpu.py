@@ -86,12 +86,12 @@ _own_scratch = _Scratch()
 
 
 def _scratch(xp: Any) -> Any:
-    return getattr(xp, "scratch", _own_scratch)
+    return _own_scratch if xp is np else xp.scratch
 
 
 def _declined(xp: Any, predicate: Callable[..., bool], *arrays: Array) -> bool:
     """Whether to return NotImplemented, because ``predicate`` holds for the values of these arrays."""
-    return xp.declined(predicate, *arrays) if hasattr(xp, "declined") else predicate(*arrays)
+    return predicate(*arrays) if xp is np else xp.declined(predicate, *arrays)
 
 
 def _batch_last(xp: Any, x: Array) -> np.ndarray:

@@ -28,7 +28,7 @@ from ..index import AT
 from ..ops.elementwise import Add, Chain, ExtremeGrad, Multiply, Power, ReLU, Sigmoid, SigmoidGrad, Subtract
 from ..ops.indexing import AddAt, GetItem, OneHot
 from ..ops.reduction import Mean, Sum
-from ..ops.softmax import CrossEntropy, CrossEntropyGrad, LogSoftmax, Softmax, SoftmaxGrad
+from ..ops.softmax import CrossEntropy, CrossEntropyGrad, LogSoftmax, MSELoss, Softmax, SoftmaxGrad
 from ..ops.standardize import Standardize, StandardizeGrad
 from ..shapes import normalize_axes
 from ..tensor import Number
@@ -165,7 +165,9 @@ def subtract(op: Subtract, xp: Any, a: Any, b: Any) -> Array:
 
 @kernel("cpu", "multiply")
 def multiply(op: Multiply, xp: Any, a: Any, b: Any) -> Array:
-    """Trick 6."""
+    """Trick 6; a number times a number that is repeated, as the gradient of a mean is, is one multiplication."""
+    if type(a) in (int, float) and b.size > 1 and not any(b.strides):
+        return xp.broadcast_to(xp.multiply(a, b[(slice(1),) * b.ndim]), b.shape)
     return _on_rows(xp, xp.multiply, a, b)
 
 
@@ -174,11 +176,15 @@ def chain(op: Chain, xp: Any, g: Array, s: Array) -> Array:
     """The product, searched for NaN, which 0 times a non-finite slope would give; a few slopes are searched instead."""
     if g.dtype != s.dtype or not g.ndim or g.dtype.kind != "f":
         return NotImplemented
-    with np.errstate(invalid="ignore"):
-        y = _on_rows(xp, xp.multiply, g, s)
-        y = xp.multiply(g, s) if y is NotImplemented else y
+    y = _product(xp, g, s)
     declined = _declined(xp, _not_finite, s) if 8 * s.size < y.size else _declined(xp, _has_nan, y)
     return NotImplemented if declined else y
+
+
+@np.errstate(invalid="ignore")
+def _product(xp: Any, a: Array, b: Array) -> Array:
+    y = _on_rows(xp, xp.multiply, a, b)
+    return xp.multiply(a, b) if y is NotImplemented else y
 
 
 def _on_rows(xp: Any, function: Any, a: Any, b: Any, out: Array | None = None) -> Array:
@@ -342,6 +348,15 @@ def _middle_mean(xp: Any, x: Array, factor: Array | None = None) -> Array:
 
 
 # Softmax and losses
+
+
+@kernel("cpu", "mse_loss")
+def mse_loss(op: MSELoss, xp: Any, x: Array, target: Array) -> Array:
+    """In one array."""
+    if not _floats(x, target):
+        return NotImplemented
+    y = xp.subtract(x, target)
+    return xp.multiply(y, y, out=y)
 
 
 @kernel("cpu", "softmax")

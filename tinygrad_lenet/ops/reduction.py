@@ -162,5 +162,6 @@ def count(x, y):
 
 
 def _keep_axes(y, axis, shape):
-    """A reduced tensor with the reduced axes restored at size 1, so it broadcasts to ``shape``."""
-    return y.reshape(reduced_shape("reduction", shape, axis, keepdims=True))
+    """A reduced tensor with the reduced axes restored at size 1 where it needs them to broadcast to ``shape``."""
+    kept = reduced_shape("reduction", shape, axis, keepdims=True)
+    return y if kept[len(kept) - y.ndim :] == y.shape else y.reshape(kept)

@@ -194,7 +194,7 @@ class MSELoss(Elementwise):
         return difference * difference
 
     def backward(self, gy, y, x, target):
-        return lambda: chain(gy, 2.0 * (x - target)), lambda: chain(gy, 2.0 * (target - x))
+        return lambda: chain(2.0 * gy, x - target), lambda: chain(2.0 * gy, target - x)
 
     def curvature(self, hy, gy, y, x, target):
         h = 4.0 * y * hy + 2.0 * gy.relu()
