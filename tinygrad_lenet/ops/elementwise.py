@@ -112,7 +112,7 @@ class Power(Elementwise):
     def backward(self, gy, y, a, b):
         def ga():
             if not isinstance(b, Tensor):
-                return chain(gy, 2 * a if b == 2 else b * a ** (b - 1) if b else FullLike(0.0)(y))
+                return chain(gy, b * a ** (b - 1) if b else FullLike(0.0)(y))
             return chain(gy, b * a ** where(b == 0, 1.0, b - 1))  # for b = 0 the slope is 0, even at a = 0
 
         def gb():
