@@ -305,7 +305,15 @@ def logsumexp(x: Array, *, axis: Any, keepdims: bool) -> Array:
     return y if keepdims else y.squeeze(axes)
 
 
-def cross_entropy(logits: Array, target: Array) -> Array:
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    return soft_cross_entropy(logits, one_hot(labels, classes=logits.shape[1], dtype="float64"))
+
+
+def cross_entropy_grad(gy: Array, logits: Array, labels: Array) -> Array:
+    return soft_cross_entropy_grad(gy, logits, one_hot(labels, classes=logits.shape[1], dtype="float64"))
+
+
+def soft_cross_entropy(logits: Array, target: Array) -> Array:
     y = np.zeros(len(logits))
     for n, row in enumerate(logits):
         log_total = math.log(sum(math.exp(v) for v in row))
@@ -313,7 +321,7 @@ def cross_entropy(logits: Array, target: Array) -> Array:
     return y
 
 
-def cross_entropy_grad(gy: Array, logits: Array, target: Array) -> Array:
+def soft_cross_entropy_grad(gy: Array, logits: Array, target: Array) -> Array:
     gx = np.zeros(logits.shape)
     for n, row in enumerate(logits):
         total = sum(math.exp(v) for v in row)
@@ -425,6 +433,8 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "logsumexp": logsumexp,
     "cross_entropy": cross_entropy,
     "cross_entropy_grad": cross_entropy_grad,
+    "soft_cross_entropy": soft_cross_entropy,
+    "soft_cross_entropy_grad": soft_cross_entropy_grad,
     "mse_loss": _each(lambda x, target: (x - target) ** 2),
     "rbf": rbf,
 }

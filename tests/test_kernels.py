@@ -292,19 +292,29 @@ def draw_log_softmax(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     return draw_softmax(draw)
 
 
-def draw_cross_entropy(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+def draw_soft_cross_entropy(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     n, k = draw.pick((1, 10), (64, 10), (33, 1000), (3, 3000), (4, 1), (0, 3))
     logits, target = draw.values(n, k), np.eye(k, dtype=draw.dtype)[draw.rng.integers(0, k, n)]
     if draw.pick(True, False):
         target = np.abs(draw.values(n, k))
     elif n and k > 1 and draw.pick(True, False):
         logits[0, 0], target[0, 0] = -math.inf, 0
-    return {}, [logits, target]
+    return {}, [draw.pick(1, 100) * logits, target]
+
+
+def draw_soft_cross_entropy_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    _, (logits, target) = draw_soft_cross_entropy(draw)
+    return {}, [draw.values(len(logits)), logits, target]
+
+
+def draw_cross_entropy(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    _, (logits, _) = draw_soft_cross_entropy(draw)
+    return {}, [logits, draw.rng.integers(0, logits.shape[1], len(logits)).astype(draw.pick("int64", "int8"))]
 
 
 def draw_cross_entropy_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
-    _, (logits, target) = draw_cross_entropy(draw)
-    return {}, [draw.values(len(logits)), logits, target]
+    _, (logits, labels) = draw_cross_entropy(draw)
+    return {}, [draw.values(len(logits)), logits, labels]
 
 
 def draw_add_at(draw: Draw) -> tuple[dict[str, Any], list[Any]]:

@@ -338,11 +338,13 @@ def cross_entropy(
     logits = _rows("cross_entropy", "logits", logits)
     if probabilities.ndim == 1:
         labels = _labels("cross_entropy", probabilities, logits.shape[1], logits)
+        if not smoothing:
+            return reduce(op("cross_entropy")(logits, labels))
         probabilities = op("one_hot", logits.shape[1], logits.dtype.name)(labels)
-    op("cross_entropy").output_shape(logits.shape, probabilities.shape)  # before the smoothing is computed
+    op("soft_cross_entropy").output_shape(logits.shape, probabilities.shape)  # before the smoothing is computed
     if smoothing:
         probabilities = (1 - smoothing) * probabilities + smoothing / logits.shape[1]
-    return reduce(op("cross_entropy")(logits, probabilities))
+    return reduce(op("soft_cross_entropy")(logits, probabilities))
 
 
 def _weighted_cross_entropy(
@@ -382,7 +384,7 @@ def _weighted_cross_entropy(
         probabilities = (1 - smoothing) * probabilities + smoothing / K
     if of_class is not None:
         probabilities, counts = probabilities * of_class, counts * of_class
-    y = op("cross_entropy")(rows, probabilities)
+    y = op("soft_cross_entropy")(rows, probabilities)
     y = y if ignored is None else op("where")(ignored, 0.0, y)
     if reduction == "none":
         return y.reshape((N, *rest))
@@ -520,7 +522,7 @@ def penalty_loss(penalties: TensorLike, target: TensorLike, j: float | None = No
     labels = _labels("penalty_loss", target, penalties.shape[1], penalties)
     column = op("full_like", -junk)(penalties[:, :1])
     logits = Concatenate(1)(-penalties, column)  # (N, K) -> (N, K + 1)
-    return reduce(op("cross_entropy")(logits, op("one_hot", logits.shape[1], logits.dtype.name)(labels)))
+    return reduce(op("cross_entropy")(logits, labels))
 
 
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"mean": Tensor.mean, "sum": Tensor.sum, "none": lambda y: y}

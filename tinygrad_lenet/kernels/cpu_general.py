@@ -28,7 +28,16 @@ from ..index import AT
 from ..ops.elementwise import Add, Chain, ExtremeGrad, Multiply, Power, ReLU, Sigmoid, SigmoidGrad, Subtract
 from ..ops.indexing import AddAt, GetItem, OneHot
 from ..ops.reduction import Mean, Sum
-from ..ops.softmax import CrossEntropy, CrossEntropyGrad, LogSoftmax, MSELoss, Softmax, SoftmaxGrad
+from ..ops.softmax import (
+    CrossEntropy,
+    CrossEntropyGrad,
+    LogSoftmax,
+    MSELoss,
+    SoftCrossEntropy,
+    SoftCrossEntropyGrad,
+    Softmax,
+    SoftmaxGrad,
+)
 from ..ops.standardize import Standardize, StandardizeGrad
 from ..shapes import normalize_axes
 from ..tensor import Number
@@ -404,13 +413,38 @@ def log_softmax(op: LogSoftmax, xp: Any, x: Array) -> Array:
 
 
 @kernel("cpu", "cross_entropy")
-def cross_entropy(op: CrossEntropy, xp: Any, logits: Array, target: Array) -> Array:
+def cross_entropy(op: CrossEntropy, xp: Any, logits: Array, labels: Array) -> Array:
+    """y = log sum_k e**(logit_k - logit_l), where l is the label: no largest logit, which takes 460 in rows of 64."""
+    if logits.size <= _SMALL or not _floats(logits):
+        return NotImplemented
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        e = xp.subtract(logits, logits[xp.arange(len(labels)), labels][:, None])
+        added, check = _unshifted(xp, e, e)
+        y = xp.log(added[:, 0])
+    return NotImplemented if _declined(xp, _has_nan, check) else y
+
+
+@kernel("cpu", "cross_entropy_grad")
+def cross_entropy_grad(op: CrossEntropyGrad, xp: Any, gy: Array, logits: Array, labels: Array) -> Array:
+    """Tricks 1 and 5, in one array."""
+    if logits.size <= _SMALL or not _floats(gy, logits) or logits.shape[1] == 1:  # one class: exactly 0
+        return NotImplemented
+    gx = xp.empty(logits.shape, logits.dtype)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        added, check = _unshifted(xp, logits, gx)
+        xp.multiply(gx, xp.divide(gy[:, None], added), out=gx)
+        gx[xp.arange(len(labels)), labels] -= gy
+    return NotImplemented if _declined(xp, _has_nan, check) else gx
+
+
+@kernel("cpu", "soft_cross_entropy")
+def soft_cross_entropy(op: SoftCrossEntropy, xp: Any, logits: Array, target: Array) -> Array:
     """y = W log sum_k e**s_k - sum_k target_k s_k with s = logits - c, W = sum_k target_k, for any c.
 
-    c is the mean of the logits, weighted by the targets: the largest logit, with which nothing could overflow, takes
-    460 to find in rows of 64. Where something overflows, where a logit is -inf, and where W is 0, the kernel declines.
+    c is the mean of the logits, weighted by the targets. Where something overflows, where a logit is -inf, and where W
+    is 0, the kernel declines.
     """
-    if logits.size <= _SMALL or not _floats(logits, target):
+    if logits.size <= _SMALL or not _floats(logits, target) or logits.shape[1] == 1:  # one class: exactly 0
         return NotImplemented
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         weight = _row_sums(xp, target)
@@ -421,10 +455,10 @@ def cross_entropy(op: CrossEntropy, xp: Any, logits: Array, target: Array) -> Ar
     return NotImplemented if _declined(xp, _has_nan, check) else y
 
 
-@kernel("cpu", "cross_entropy_grad")
-def cross_entropy_grad(op: CrossEntropyGrad, xp: Any, gy: Array, logits: Array, target: Array) -> Array:
+@kernel("cpu", "soft_cross_entropy_grad")
+def soft_cross_entropy_grad(op: SoftCrossEntropyGrad, xp: Any, gy: Array, logits: Array, target: Array) -> Array:
     """Tricks 1 and 5, in one array."""
-    if logits.size <= _SMALL or not _floats(gy, logits, target) or logits.shape[1] == 1:  # one class: exactly 0
+    if logits.size <= _SMALL or not _floats(gy, logits, target) or logits.shape[1] == 1:
         return NotImplemented
     gx = xp.empty(logits.shape, logits.dtype)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
