@@ -425,6 +425,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "subsample2d_weight_grad": subsample2d_weight_grad,
     "sum": np.sum,
     "mean": np.mean,
+    "var": np.var,
     "max": np.max,
     "min": np.min,
     "softmax": softmax,

@@ -224,6 +224,10 @@ def draw_multiply(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     return draw_add(draw)
 
 
+def draw_var(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    return draw_sum(draw)
+
+
 def draw_power(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     x = draw.values(*draw.pick((3, 16, 10, 10), (33, 120), (7,), (), (2, 0)))
     if x.size and draw.pick(True, False):

@@ -675,8 +675,7 @@ def batch_norm(
             ):
                 if isinstance(running, Tensor):
                     check_writable("batch_norm", "a running statistic", running)
-                    batch = factor * statistic(x, axes)
-                    updates.append((running, (1 - momentum) * running + momentum * batch))
+                    updates.append((running, (1 - momentum) * running + (momentum * factor) * statistic(x, axes)))
             for running, new in updates:
                 running[...] = new
         y = standardize(x, axes, eps)

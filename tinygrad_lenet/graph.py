@@ -449,8 +449,10 @@ def _unbroadcast(gx: Any, shape: Shape) -> Any:
     """The transpose of broadcasting: sum over the axes along which an input of ``shape`` was repeated."""
     new = gx.ndim - len(shape)
     repeated = tuple(a for a in range(gx.ndim) if a < new or (shape[a - new] == 1 and gx.shape[a] != 1))
-    summed = gx.sum(repeated, keepdims=True) if repeated else gx
-    return summed.reshape(summed.shape[new:])
+    if len(repeated) == new:
+        return gx.sum(repeated) if new else gx
+    summed = gx.sum(repeated, keepdims=True)
+    return summed.reshape(summed.shape[new:]) if new else summed
 
 
 def _replaced(gy: Any, answer: Any) -> Any:

@@ -332,10 +332,7 @@ class Tensor(Node):
 
     def var(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The mean squared distance from the mean (NumPy's ddof=0)."""
-        x = self.astype("float32") if self.dtype.kind != "f" or self.dtype.itemsize < 4 else self
-        difference = x - x.mean(axis, keepdims=True)
-        y = (difference * difference).mean(axis, keepdims)
-        return y.astype(self.dtype) if self.dtype.kind == "f" else y
+        return op("var", axis, keepdims)(self)
 
     def max(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The largest element; tied elements receive equal parts of the gradient."""

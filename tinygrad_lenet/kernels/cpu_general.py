@@ -27,7 +27,7 @@ from ..backend import Array, kernel
 from ..index import AT
 from ..ops.elementwise import Add, Chain, ExtremeGrad, Multiply, Power, ReLU, Sigmoid, SigmoidGrad, Subtract
 from ..ops.indexing import AddAt, GetItem, OneHot
-from ..ops.reduction import Mean, Sum
+from ..ops.reduction import Mean, Sum, Var
 from ..ops.softmax import (
     CrossEntropy,
     CrossEntropyGrad,
@@ -299,6 +299,20 @@ def extreme_grad(op: ExtremeGrad, xp: Any, gy: Array, x: Any, other: Any) -> Arr
 # Standardization
 
 
+@kernel("cpu", "var")
+def var(op: Var, xp: Any, x: Array) -> Array:
+    """Trick 1."""
+    parts = _as_middle(op.axis, x) if x.size > _FEW_TO_ADD else None
+    if parts is None:
+        return NotImplemented
+    centred = _scratch(xp).take("centred", parts[0].shape, x.dtype, zeroed=False)
+    y = _variance(xp, parts[0], centred)
+    _scratch(xp).give(centred, "centred")
+    _, _, kept, back, shape = _sum_plan(x.shape, x.strides, op.axis, op.keepdims)
+    y = y.reshape(kept)
+    return (y if back is None else y.transpose(back)).reshape(shape)
+
+
 @kernel("cpu", "standardize")
 def standardize(op: Standardize, xp: Any, x: Array) -> Array:
     """Trick 1, in one array."""
@@ -341,9 +355,14 @@ def _as_middle(axis: Any, *arrays: Array) -> list[Array] | None:
 
 def _centred(xp: Any, x: Array, eps: float, out: Array) -> Array:
     """Write x[A R B] minus its mean over R to ``out``; 1 / sqrt(variance + eps)[A 1 B]."""
-    _each(xp, xp.subtract, x, _middle_mean(xp, x), out)
-    r = xp.add(_middle_mean(xp, out, out), eps)
+    r = xp.add(_variance(xp, x, out), eps)
     return xp.divide(1, xp.sqrt(r, out=r), out=r)
+
+
+def _variance(xp: Any, x: Array, out: Array) -> Array:
+    """Write x[A R B] minus its mean over R to ``out``; the mean of its square[A 1 B]."""
+    _each(xp, xp.subtract, x, _middle_mean(xp, x), out)
+    return _middle_mean(xp, out, out)
 
 
 def _each(xp: Any, function: Any, x: Array, s: Array, out: Array) -> None:

@@ -396,7 +396,7 @@ def soft_cross_entropy_grad(op: SoftCrossEntropyGrad, xp: Any, gy: Array, logits
     return _loss_grad(xp, gy, logits, target) if _covered(logits, target) else NotImplemented
 
 
-def _loss(xp: Any, logits: Array, target: Array, **words: str) -> Array:
+def _loss(xp: Any, logits: Array, target: Array, **words: Any) -> Array:
     if not _covered(logits):
         return NotImplemented
     y = xp.empty(len(logits), logits.dtype)
@@ -405,7 +405,7 @@ def _loss(xp: Any, logits: Array, target: Array, **words: str) -> Array:
     return y
 
 
-def _loss_grad(xp: Any, gy: Array, logits: Array, target: Array, **words: str) -> Array:
+def _loss_grad(xp: Any, gy: Array, logits: Array, target: Array, **words: Any) -> Array:
     if not _covered(logits, gy):
         return NotImplemented
     gx = xp.empty(logits.shape, logits.dtype)
