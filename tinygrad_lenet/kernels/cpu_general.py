@@ -12,7 +12,7 @@ microseconds for 524,288 float32 numbers on one core with AVX2 (a multiplication
 4. `np.add.at` is fast on a single axis only (1,000 instead of 7,000), so an index of rows becomes one of elements, or
    of pairs of elements, taken for complex numbers (600).
 5. The softmax of numbers of moderate size needs no subtraction of the largest, which takes 460 to find in rows of 64.
-   Sums of exponentials that overflow, or are so small that digits are lost (below 1e-31), turn into NaN in a check.
+   If a sum of exponentials overflows, or is so small that digits are lost (below 1e-31), the kernel declines.
 6. An operand that is repeated for each row of less than 8,192 elements, NumPy copies into a buffer of that size, over
    and over. If it has been repeated that often before, a row of 128 is added in 80 instead of 130.
 """
@@ -41,13 +41,14 @@ from ..ops.softmax import (
 from ..ops.standardize import Standardize, StandardizeGrad
 from ..shapes import normalize_axes
 from ..tensor import Number
-from .cpu import _declined, _has_nan, _masked, _not_finite, _scratch
+from .cpu import _declined, _has_nan, _masked, _not_finite, _repeated, _scratch
 
 _STRETCH = 2048  # numbers that a product adds with a small error
 _FEW = 64  # elements up to which the plain op is as fast
 _FEW_TO_ADD = 1024  # the same for sums
 _SMALL = 4096  # the same for ops of many calls
 _BUFFER = 8192  # elements of NumPy's buffers
+_LEAST = {letter: 2.0**26 / float(np.finfo(letter).max) for letter in "fd"}  # below which a sum loses digits
 
 
 def _floats(*arrays: Any) -> bool:
@@ -176,7 +177,7 @@ def subtract(op: Subtract, xp: Any, a: Any, b: Any) -> Array:
 def multiply(op: Multiply, xp: Any, a: Any, b: Any) -> Array:
     """Trick 6; a number times a number that is repeated, as the gradient of a mean is, is one multiplication."""
     if type(a) in (int, float) and b.size > 1 and not any(b.strides):
-        return xp.broadcast_to(xp.multiply(a, b[(slice(1),) * b.ndim]), b.shape)
+        return _repeated(xp.multiply(a, b[(slice(1),) * b.ndim]), b.shape)
     return _on_rows(xp, xp.multiply, a, b)
 
 
@@ -395,9 +396,9 @@ def softmax(op: Softmax, xp: Any, x: Array) -> Array:
     y = xp.empty_like(x)
     rows = y.reshape(-1, x.shape[-1])
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        added, check = _unshifted(xp, x.reshape(rows.shape), rows)
+        added = _exponentials(xp, x.reshape(rows.shape), rows)
         xp.divide(rows, added, out=rows)
-    return NotImplemented if _declined(xp, _has_nan, check) else y
+    return NotImplemented if _declined(xp, _spoilt, added) else y
 
 
 @kernel("cpu", "softmax_grad")
@@ -412,10 +413,9 @@ def softmax_grad(op: SoftmaxGrad, xp: Any, gy: Array, y: Array) -> Array:
     return gx
 
 
-def _unshifted(xp: Any, x: Array, out: Array) -> tuple[Array, Array]:
-    """Trick 5: e**x[R K] to ``out``, its sums[R 1] over the rows, and NaN for each sum that is no good."""
-    added = _exponentials(xp, x, out)
-    return added, xp.multiply(xp.add(added, xp.divide(1, xp.multiply(added, 2.0**-26))), 0)
+def _spoilt(added: np.ndarray) -> bool:
+    """Trick 5: whether a sum of exponentials is not finite, or so small that digits are lost."""
+    return not (added.min() > _LEAST[added.dtype.char] and added.max() < np.inf)
 
 
 @kernel("cpu", "log_softmax")
@@ -438,9 +438,9 @@ def cross_entropy(op: CrossEntropy, xp: Any, logits: Array, labels: Array) -> Ar
         return NotImplemented
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         e = xp.subtract(logits, logits[xp.arange(len(labels)), labels][:, None])
-        added, check = _unshifted(xp, e, e)
+        added = _exponentials(xp, e, e)
         y = xp.log(added[:, 0])
-    return NotImplemented if _declined(xp, _has_nan, check) else y
+    return NotImplemented if _declined(xp, _spoilt, added) else y
 
 
 @kernel("cpu", "cross_entropy_grad")
@@ -450,10 +450,10 @@ def cross_entropy_grad(op: CrossEntropyGrad, xp: Any, gy: Array, logits: Array, 
         return NotImplemented
     gx = xp.empty(logits.shape, logits.dtype)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        added, check = _unshifted(xp, logits, gx)
+        added = _exponentials(xp, logits, gx)
         xp.multiply(gx, xp.divide(gy[:, None], added), out=gx)
         gx[xp.arange(len(labels)), labels] -= gy
-    return NotImplemented if _declined(xp, _has_nan, check) else gx
+    return NotImplemented if _declined(xp, _spoilt, added) else gx
 
 
 @kernel("cpu", "soft_cross_entropy")
@@ -469,9 +469,9 @@ def soft_cross_entropy(op: SoftCrossEntropy, xp: Any, logits: Array, target: Arr
         weight = _row_sums(xp, target)
         e = xp.subtract(logits, xp.divide(_row_sum(xp, logits, target)[:, None], weight))
         rest = _row_sum(xp, e, target)
-        added, check = _unshifted(xp, e, e)
+        added = _exponentials(xp, e, e)
         y = xp.subtract(xp.multiply(xp.log(added), weight)[:, 0], rest)
-    return NotImplemented if _declined(xp, _has_nan, check) else y
+    return NotImplemented if _declined(xp, _spoilt, added) else y
 
 
 @kernel("cpu", "soft_cross_entropy_grad")
@@ -481,11 +481,11 @@ def soft_cross_entropy_grad(op: SoftCrossEntropyGrad, xp: Any, gy: Array, logits
         return NotImplemented
     gx = xp.empty(logits.shape, logits.dtype)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        added, check = _unshifted(xp, logits, gx)
+        added = _exponentials(xp, logits, gx)
         xp.multiply(gx, xp.divide(_row_sums(xp, target), added), out=gx)
         xp.subtract(gx, target, out=gx)
         xp.multiply(gx, gy[:, None], out=gx)
-    return NotImplemented if _declined(xp, _has_nan, check) else gx
+    return NotImplemented if _declined(xp, _spoilt, added) else gx
 
 
 def _shifted(xp: Any, x: Array, out: Array) -> Array:
