@@ -400,6 +400,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "one_hot": one_hot,
     "getitem": lambda x, *index, pattern: x[_with(pattern, index)],
     "add_at": add_at,
+    "add_to": lambda base, x, *index, pattern: base + add_at(x, *index, pattern=pattern, shape=base.shape),
     "assign": assign,
     "reshape": np.reshape,
     "transpose": np.transpose,

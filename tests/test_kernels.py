@@ -331,6 +331,11 @@ def draw_add_at(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     return {"pattern": pattern, "shape": (v, d)}, [draw.values(*shape), *index]
 
 
+def draw_add_to(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    how, (x, *index) = draw_add_at(draw)
+    return {"pattern": how["pattern"]}, [draw.values(*how["shape"]), x, *index]
+
+
 def draw_getitem(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     x = draw.values(draw.int(1, 9), *draw.pick((), (3,), (0,), (2, 4)))
     index = draw.rng.integers(-len(x), len(x), draw.pick((), (5,), (3, 2), (0,))).astype(draw.pick("int64", "int8"))

@@ -110,7 +110,7 @@ def test_op_is_complete(name: str) -> None:
     is_public = (
         hasattr(Tensor, method.get(name, name)) or hasattr(Tensor, f"__{name}__") or method.get(name, name) in F.__all__
     )
-    carried = {"add_at", "chain", "max_pool2d_pick", "gather_kernels", "subsample2d_transpose"}
+    carried = {"add_at", "add_to", "chain", "max_pool2d_pick", "gather_kernels", "subsample2d_transpose"}
     carries_a_gradient = name.endswith("_grad") or name in carried
     assert is_public or carries_a_gradient or name in ("bernoulli", "random", "random_key"), (
         f"op {name} can be reached by no method, operator or function"

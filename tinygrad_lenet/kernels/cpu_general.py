@@ -26,7 +26,7 @@ import numpy as np
 from ..backend import Array, kernel
 from ..index import AT
 from ..ops.elementwise import Add, Chain, ExtremeGrad, Multiply, Power, ReLU, Sigmoid, SigmoidGrad, Subtract
-from ..ops.indexing import AddAt, GetItem, OneHot
+from ..ops.indexing import AddAt, AddTo, GetItem, OneHot
 from ..ops.reduction import Mean, Sum, Var
 from ..ops.softmax import (
     CrossEntropy,
@@ -508,20 +508,32 @@ def _row_sums(xp: Any, x: Array) -> Array:
 @kernel("cpu", "add_at")
 def add_at(op: AddAt, xp: Any, x: Array, *index: Array) -> Array:
     """Trick 4, for arrays of integers that index the first axes."""
-    count = len(index)
-    if not count or op.pattern != (AT,) * count or not _floats(x):
+    if not _indexes_rows(op.pattern, x, index):
         return NotImplemented
-    rest = math.prod(op.shape[count:])
+    return _added_rows(xp, xp.zeros(op.shape, x.dtype), x, index)
+
+
+@kernel("cpu", "add_to")
+def add_to(op: AddTo, xp: Any, base: Array, x: Array, *index: Array) -> Array:
+    """As above."""
+    if not _indexes_rows(op.pattern, x, index) or not _floats(base, x):
+        return NotImplemented
+    return _added_rows(xp, xp.array(base, order="C"), x, index)
+
+
+def _indexes_rows(pattern: tuple[Any, ...], x: Array, index: tuple[Array, ...]) -> bool:
+    count = len(index)
+    return count > 0 and pattern == (AT,) * count and _floats(x) and all(each.dtype.char in "lq" for each in index)
+
+
+def _added_rows(xp: Any, y: Array, x: Array, index: tuple[Array, ...]) -> Array:
+    """Add x to the rows of y that the index names."""
     place: Any = 0
-    for axis, each in enumerate(index):
-        size = op.shape[axis]
-        if each.dtype.char not in "lq":
-            return NotImplemented
+    for size, each in zip(y.shape, index, strict=False):
         place = place * size + xp.where(each < 0, each + size, each)
-    y, pairs = xp.zeros(op.shape, x.dtype), rest % 2 == 0
-    dtype = np.dtype(x.dtype.char.upper()) if pairs else x.dtype
-    if pairs:
-        rest //= 2
+    rest = math.prod(y.shape[len(index) :])
+    dtype = np.dtype(x.dtype.char.upper()) if rest % 2 == 0 else x.dtype
+    rest = rest // 2 if rest % 2 == 0 else rest
     if rest > 1:
         place = (place * rest)[..., None] + xp.arange(rest)
     xp.add.at(y.reshape(-1).view(dtype), place.reshape(-1), xp.ascontiguousarray(x).reshape(-1).view(dtype))
