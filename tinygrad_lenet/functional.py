@@ -22,7 +22,7 @@ from .ops.layout import Concatenate, Pad
 from .ops.lenet_1998 import ScaledTanh, ScatterKernels, Subsample2d, connection_table
 from .ops.pool import AvgPool2d, MaxPool2d
 from .ops.random import RandomKey
-from .shapes import ShapeError, integer, integers, normalize_axis, number
+from .shapes import ShapeError, Signature, integer, integers, normalize_axis, number
 from .tensor import Tensor, TensorLike, as_tensor, check_writable, numpy_functions, real_dtype
 
 __all__ = [
@@ -311,6 +311,9 @@ def _rows(name: str, what: str, x: TensorLike) -> Tensor:
     return x if x.dtype.kind == "f" else x.astype("float32")
 
 
+_TARGETS = Signature.parse("cross_entropy(logits[N K], target[N K]) -> y[N]")
+
+
 def cross_entropy(
     logits: TensorLike,
     target: TensorLike,
@@ -341,7 +344,7 @@ def cross_entropy(
         if not smoothing:
             return reduce(op("cross_entropy")(logits, labels))
         probabilities = op("one_hot", logits.shape[1], logits.dtype.name)(labels)
-    op("soft_cross_entropy").output_shape(logits.shape, probabilities.shape)  # before the smoothing is computed
+    _TARGETS.bind((logits.shape, probabilities.shape), {})  # before the smoothing is computed
     if smoothing:
         probabilities = (1 - smoothing) * probabilities + smoothing / logits.shape[1]
     return reduce(op("soft_cross_entropy")(logits, probabilities))
