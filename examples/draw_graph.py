@@ -9,7 +9,7 @@ barycentres, then places by least squares.
 from examples import programs
 
 if __name__ == "__main__":
-    programs.begin()
+    programs.begin("matplotlib")
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence

@@ -13,14 +13,13 @@ import os
 from examples import programs
 
 if __name__ == "__main__":
-    programs.begin()
+    programs.begin("tqdm")
 # Before NumPy is imported, which reads it: one image at a time is too little work for two threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -29,11 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-try:
-    from tqdm import tqdm
-except ModuleNotFoundError:
-    sys.exit('reproduce_1998: the example needs more packages than the framework; run pip install -e ".[example]"')
+from tqdm import tqdm
 
 import tinygrad_lenet
 from examples.runs import Run, ctrl_c_deferred, own_folder, read_json

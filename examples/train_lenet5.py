@@ -11,7 +11,7 @@ import os
 from examples import programs
 
 if __name__ == "__main__":
-    programs.begin()
+    programs.begin("tqdm")
 # Set before NumPy is imported, which reads it: LeNet-5's matrices are too small to share among threads, and --workers
 # puts the cores to better use.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -29,11 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-try:
-    from tqdm import tqdm
-except ModuleNotFoundError:
-    sys.exit('train_lenet5: the example needs more packages than the framework; run pip install -e ".[example]"')
+from tqdm import tqdm
 
 import tinygrad_lenet
 from examples.runs import Run, ctrl_c_deferred, own_folder

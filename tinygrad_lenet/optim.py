@@ -313,6 +313,7 @@ class Optimizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         tensors = state.pop("_copied")
         vars(self).update(state)
+        self._steps = list(self._steps)  # copy.copy shares the list
         self._lay_out()
         for name, view in self._tensors().items():
             write(view, transfer(tensors[name], backend_of(view).device_of(view)))

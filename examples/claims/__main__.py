@@ -7,25 +7,19 @@ Every claim is a file beside this one, which says what is measured (``plan``, ``
 from examples import programs
 
 if __name__ == "__main__":
-    programs.begin()
+    programs.begin("matplotlib", "tqdm")
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-try:
-    from tqdm import tqdm
-
-    from examples import plots
-    from examples.claims import overfitting, parameters, shift
-except ModuleNotFoundError:
-    sys.exit('claims: the example needs more packages than the framework; run pip install -e ".[example]"')
-
+from examples import plots
+from examples.claims import overfitting, parameters, shift
 from examples.claims.shared import BATCH, LR, SMALL_BATCH, Record, Sets
 from examples.runs import as_json, own_folder, read_json
 from tinygrad_lenet import checkpoint, data, parallel
