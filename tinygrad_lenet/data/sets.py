@@ -120,10 +120,16 @@ def idx(root: PathLike, split: str = "train") -> tuple[Images, Labels]:
         raise DataError(
             f"idx: {folder} cannot be read ({error.strerror or error}), expected a folder of IDX files; check the path"
         ) from error
+    if start and not sets:
+        raise DataError(
+            f"idx: {place} is no folder, and {folder} holds no {start}... to {split} on; expected a folder of IDX "
+            "files, or a folder and what the names of the set's files begin with, such as data/emnist-letters"
+        )
     if len(sets) != 1:
         raise DataError(
-            f"idx: {folder} holds {', '.join(sorted(sets)) or 'no set'} to {split} on, expected one with a name that "
-            f"begins with {start!r}; name its folder, or the folder and what the names of its files begin with"
+            f"idx: {folder} holds {', '.join(sorted(sets)) or 'no set'} to {split} on; expected one set, whose files' "
+            f"names end in {split}-{_KINDS[0]} and {split}-{_KINDS[1]}; if there are several, append what the names of "
+            "one set's files begin with"
         )
     (stem,) = sets
     paths = [folder / f"{stem}-{kind}" for kind in _KINDS]
@@ -214,7 +220,7 @@ def _find(name: str, folder: Path, file: str, download: bool) -> Images:
         raise wrong[0]
     raise DataError(
         f"{name}: {file} not found in {folder} or its subfolders {' and '.join(_FOLDERS[name][:-1])}, with or without "
-        f".gz; put it into one of these, or call data.{name}(download=True), which is --download of the examples"
+        f".gz; put it into one of these, or pass --download (in Python: data.{name}(download=True))"
     )
 
 
