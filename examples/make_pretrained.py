@@ -273,7 +273,12 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: your cache folder)")
     parser.add_argument(
-        "--models", nargs="*", choices=RECIPES, default=list(RECIPES), metavar="MODEL", help=f"{', '.join(RECIPES)} (default: both)"
+        "--models",
+        nargs="*",
+        choices=RECIPES,
+        default=list(RECIPES),
+        metavar="MODEL",
+        help="%(choices)s (default: both)",
     )
     parser.add_argument("--epochs", type=int, help="passes over the training images (default: the recipe's)")
     parser.add_argument("--out", type=Path, default=Path("models/weights"), help="folder for the weights")

@@ -98,7 +98,7 @@ def arguments() -> argparse.Namespace:
         choices=PARTS,
         default=list(PARTS),
         metavar="PART",
-        help=f"{', '.join(PARTS)} (default: all)",
+        help="%(choices)s (default: all)",
     )
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: your cache folder)")
     parser.add_argument("--download", action="store_true", help="download what is missing or damaged in --data-dir")
