@@ -275,7 +275,10 @@ def _fetch(name: str, file: str, folder: Path) -> Path:
             # pooch writes beside the file, verifies, and renames.
             pooch.retrieve(mirror + file, f"sha256:{_SHA256[name][file]}", fname=file, path=folder)
         except (OSError, ValueError) as error:  # no connection; wrong checksum
-            failures.append(f"{mirror} ({type(error).__name__}: {error})")
+            cause: BaseException = error
+            while inner := cause.__cause__ or cause.__context__:  # requests wraps what the socket said three times
+                cause = inner
+            failures.append(f"{mirror} ({type(cause).__name__}: {cause})")
         else:
             return folder / file
     raise DataError(
