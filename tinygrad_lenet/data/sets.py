@@ -253,6 +253,13 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tinygrad_lenet")
 
 
+def _cause(error: BaseException) -> str:
+    """What an error goes back to: requests wraps what the socket said three times."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return f"{type(error).__name__}: {error}"
+
+
 def _fetch(name: str, file: str, folder: Path) -> Path:
     """Download one file into folder from the first mirror that has it; only a verified file gets its name."""
     try:
@@ -275,10 +282,7 @@ def _fetch(name: str, file: str, folder: Path) -> Path:
             # pooch writes beside the file, verifies, and renames.
             pooch.retrieve(mirror + file, f"sha256:{_SHA256[name][file]}", fname=file, path=folder)
         except (OSError, ValueError) as error:  # no connection; wrong checksum
-            cause: BaseException = error
-            while inner := cause.__cause__ or cause.__context__:  # requests wraps what the socket said three times
-                cause = inner
-            failures.append(f"{mirror} ({type(cause).__name__}: {cause})")
+            failures.append(f"{mirror} ({_cause(error)})")
         else:
             return folder / file
     raise DataError(
