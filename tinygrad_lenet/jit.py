@@ -714,7 +714,7 @@ class _Planned:
             elif isinstance(entry, Stored):
                 array = None if entry.slot is None else values[entry.slot]
                 plan.effect(
-                    "gradient" if array is not None else "no gradient", Frame.store, self.frame, entry.leaf, array
+                    "set .grad" if array is not None else "clear .grad", Frame.store, self.frame, entry.leaf, array
                 )
             elif isinstance(entry, Fetched):
                 if entry.slot is not None:
