@@ -345,6 +345,18 @@ def test_batches_that_were_recorded_are_freed() -> None:
     assert [ref() for ref in gone] == [None] * 8
 
 
+def test_a_step_outside_leaves_gradients_where_they_are() -> None:
+    model = LeNet5(rng=0)
+    optimizer = optim.Adam(model.parameters())
+    gradient = jit(lambda x, y: F.cross_entropy(model(x), y).backward())
+    for i in range(2 * CALLS):
+        before = [weakref.ref(p if p.grad is None else p.grad) for p in model.parameters()]  # which keep nothing alive
+        optimizer.zero_grad()
+        gradient(*images(i))
+        optimizer.step()
+    assert all(known() is p.grad for known, p in zip(before, model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("place", ["graphs", "cuda"])
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_training_steps_are_one_graph(name: str, place: str) -> None:
