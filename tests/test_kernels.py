@@ -113,8 +113,10 @@ def draw_conv_transpose2d(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     if draw.pick(True, True, False):  # the kernel is for these only
         how["stride"] = (1, 1)
     kernel = [min(k, x[2 + a] + 2 * how["padding"][a]) for a, k in enumerate(weight[2:])]
-    small = (x[0], weight[0], *positions(how, x, kernel))
-    return how, [draw.values(*small), draw.values(*weight[:2], *kernel), *biases(draw, weight[1])]
+    small, w = (x[0], weight[0], *positions(how, x, kernel)), draw.values(*weight[:2], *kernel)
+    if draw.pick(True, False):
+        w.flat[draw.pick(0, -1)] = draw.pick(np.inf, np.nan)  # reaches the pixels under it, and no others
+    return how, [draw.values(*small), w, *biases(draw, weight[1])]
 
 
 def pooling(draw: Draw, *kinds: str) -> tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]:
@@ -320,9 +322,11 @@ DRAWS: dict[str, Callable[[Draw], tuple[dict[str, Any], list[Any]]]] = {
 
 
 @contextmanager
-def limits_divided_by(divisor: int) -> Iterator[None]:
+def limits_divided_by(divisor: int, avx512: bool) -> Iterator[None]:
     """The sizes from which on a kernel cuts its work or takes another way, made small enough for small arrays."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "_AVX512", avx512)
+        patch.setattr(cpu, "_SMALL_PRODUCT", 1_000_000 if avx512 else 2**62)
         for module in (cpu, cpu_general):
             for name, value in list(vars(module).items()):
                 if type(value) is int:
@@ -342,7 +346,7 @@ def test_kernel_equals_forward(name: str, data: st.DataObject) -> None:
     draw = Draw(data, *TOLERANCE)
     parameters, arrays = DRAWS[name](draw)
     small = max(np.size(a) for a in arrays) < 20_000
-    with limits_divided_by(draw.pick(1, 500, 50_000) if small else 1):
+    with limits_divided_by(draw.pick(1, 500, 50_000) if small else 1, draw.pick(True, False)):
         serves(REGISTRY[name](**parameters), arrays)
 
 

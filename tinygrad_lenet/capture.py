@@ -152,13 +152,16 @@ class DeviceReplay:
         self._parts += [self._alone(self._log[i]) for i in sorted(self._first)]
         self._steps = []
         values, unneeded = self._held | self._fixed, self._unneeded()
-        names: list[str] = []  # of what the open graph holds
+        is_open = False  # whether a graph is being made
+        names: list[str] = []  # of what it holds
         pending: list[_Part] = []  # gradients that leaves get after it
         steps: list[Any] = []
 
         def close() -> None:
-            if names:
+            nonlocal is_open
+            if is_open:
                 self._parts.append(self._launch(names, graphs.end(), steps))
+                is_open = False
             self._parts.extend(pending)
             self._steps.extend(steps)
             for each in (names, pending, steps):
@@ -172,13 +175,13 @@ class DeviceReplay:
                     close()
                     self._parts.append(self._alone(entry))
                     continue
-                if not names and not isinstance(entry, Stored):
-                    graphs.begin()
+                step = all_steps[i]
                 if isinstance(entry, Stored):
                     pending.append(self._alone(entry))
-                    step = None
                 else:
-                    step = all_steps[i]
+                    if not is_open:
+                        graphs.begin()
+                        is_open = True
                     names.append(entry.op.name if step is None else type(step.optimizer).__name__)
                 try:
                     self._enqueue(entry, values, step)
@@ -190,7 +193,7 @@ class DeviceReplay:
                     del values[slot]
             close()
         finally:
-            if names:
+            if is_open:
                 graphs.abandon()
         self._fixed = {slot: x for slot, x in values.items() if slot not in self._held}
         self._handed = Handed(self._own_gradients() if self._moves < MOVES else [], memory_of)
@@ -199,19 +202,12 @@ class DeviceReplay:
     def _unneeded(self) -> dict[int, list[int]]:
         """By entry: the slots that only graphs use, and none after it."""
         last: dict[int, int] = {}
+        kept = {*self._held, *self._fixed, *self._wanted, *self._written}
         for i, entry in enumerate(self._log):
             if isinstance(entry, Applied):
-                for slot in (entry.output, *[x.at for x in entry.inputs if type(x) is Slot]):
-                    last[slot] = i
-        kept = {*self._held, *self._fixed, *self._wanted, *self._written}
-        kept |= {entry.slot for entry in self._log if isinstance(entry, Stored) and entry.slot is not None}
-        kept |= {
-            x.at
-            for i in self._between
-            if not isinstance(self._log[i], Fetched)
-            for x in (self._log[i].inputs if isinstance(self._log[i], Applied) else self._log[i].arguments)
-            if type(x) is Slot
-        }
+                last |= dict.fromkeys((entry.output, *_slots_read(entry)), i)
+            if i in self._between or isinstance(entry, Stored):
+                kept.update(_slots_read(entry))
         found: dict[int, list[int]] = {}
         for slot, i in last.items():
             if slot not in kept:
@@ -339,6 +335,14 @@ def _step(entry: Any) -> Any:
     if isinstance(entry, Called) and entry.function.__name__ == "step":
         return getattr(entry.arguments[0], "in_graph", None)
     return None
+
+
+def _slots_read(entry: Any) -> list[int]:
+    """The slots whose values an entry uses."""
+    if isinstance(entry, Stored):
+        return [] if entry.slot is None else [entry.slot]
+    inputs = entry.inputs if isinstance(entry, Applied) else entry.arguments if isinstance(entry, Called) else ()
+    return [x.at for x in inputs if type(x) is Slot]
 
 
 def _computed(entry: Applied, values: Values) -> Array:

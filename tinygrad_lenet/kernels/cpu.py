@@ -13,7 +13,8 @@ float32, for LeNet-5's second convolution (6 maps of 14 x 14 to 16 maps of 10 x 
    as fast as the others, so wide outputs are split into blocks (forward on 64 images: 163 us instead of 230). Blocks
    also keep cols in the second-level cache.
 3. Sums over kernel rows inside the product. The input gradient sums over kh and kw. Once the gradient's rows are framed
-   by KH - 1 rows of zeros, the product itself sums over kh (112 us in all instead of 276).
+   by KH - 1 rows of zeros, the product itself sums over kh (112 us in all instead of 276). For many images, the rows at
+   the edges have products of their own, which leave out the zeros (0.8 times the time for 64).
 4. Sums over kernel columns by a product with ones. The KW shifted rows are laid out so that a view whose row stride is
    one pixel short shifts each row by one pixel more than the last: a vector-matrix product over that view adds the
    rows, in 12 us instead of 41 for additions of slices.
@@ -21,6 +22,7 @@ float32, for LeNet-5's second convolution (6 maps of 14 x 14 to 16 maps of 10 x 
    4 KB, up to half of a training step. (For the tensors themselves see `tinygrad_lenet.parallel.tune_process`.)
 """
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -38,12 +40,13 @@ from ..ops.pool import AvgPool2dGrad, MaxPool2dGrad
 from ..ops.random import Bernoulli
 from ..ops.windows import empty_images, pad_images, window_pixels
 
-_SMALL_PRODUCT = 1_000_000  # multiplications up to which OpenBLAS does not pack (its AVX-512 kernels)
+_AVX512 = bool({"X86_V4", "AVX512_SKX"} & set(np.show_config(mode="dicts")["SIMD Extensions"]["found"]))
+_SMALL_PRODUCT = 1_000_000 if _AVX512 else 2**62  # multiplications up to which OpenBLAS does not pack its operands
+_NARROWEST = 64 if _AVX512 else 128  # columns below which a block is not worth a call
 _CACHED = 140_000  # float32 numbers of a column block that fit in a second-level cache of 1 MB
 _FEW = 400_000  # multiplications up to which one product of all columns beats many of some
+_MANY = 2_000_000  # multiplications from which rows at the edges are worth products of their own
 _NO_GAIN = 4096  # elements up to which np.where is as fast as selecting bits of two arrays
-_NARROWEST = 64  # columns below which a block is not worth a call
-
 
 _KEPT = 2**25  # bytes of scratch memory that a thread keeps
 
@@ -186,7 +189,12 @@ def conv2d(op: Conv2d, xp: Any, x: Array, weight: Array, bias: Array | None = No
 
 @kernel("cpu", "conv2d_weight_grad")
 def conv2d_weight_grad(op: Conv2dWeightGrad, xp: Any, x: Array, gy: Array) -> Array:
-    """Tricks 1 and 2: for each output row and kernel row, gy[F q] times the transpose of a row of cols."""
+    """Tricks 1 and 2: for each output row, gy[F q] times the transpose of a row of cols, for each kernel row.
+
+    Without AVX-512, all kernel rows share a product, and for few maps several output rows do: of products[t F, (KH + t
+    - 1) C KW], t sums of F maps that each begin a kernel row lower, the rest is not used. Packing the columns for
+    LeNet-5's 6 first maps takes longer than multiplying, so this takes 0.75 times the time in spite of the waste.
+    """
     if not _covered(op, x, gy):
         return NotImplemented
     m, g = _batch_last(xp, pad_images(xp, x, op.padding)), _batch_last(xp, gy)
@@ -203,18 +211,25 @@ def conv2d_weight_grad(op: Conv2dWeightGrad, xp: Any, x: Array, gy: Array) -> Ar
         _scratch(xp).give(cols, "all")
         return gw.reshape(f, c, kh, kw)
     row = c * kw
-    merged = kh * row <= 32  # few rows: a single product for all kernel rows
-    rows, products = (kh * row, 1) if merged else (row, kh)
+    at_once = 1 if _AVX512 or sh > 1 else next((t for t in (4, 2) if oh % t == 0 and t * f <= 24), 1)
+    taps, products = (1, kh) if _AVX512 and kh * row > 32 else (kh + at_once - 1, 1)
     total: np.ndarray | None = None
-    for start, q, cols in _column_blocks(xp, m, kw, ow, sw, _SMALL_PRODUCT // (f * rows)):
-        windows = _view(cols, (oh, products, q, rows), (sh * row * q, row * q, 1, q))
-        part = xp.matmul(_view(g, (oh, 1, f, q), (ow * n, 0, oh * ow * n, 1), start), windows)
-        part = xp.add.reduce(part, axis=0)  # over the output rows: (products, F, rows)
+    for start, q, cols in _column_blocks(xp, m, kw, ow, sw, _SMALL_PRODUCT // (f * taps * row)):
+        windows = _view(
+            cols, (oh // at_once, products, q, taps * row), (at_once * sh * row * q, row * q, 1, q)
+        )  # fmt: skip
+        rows = _view(g, (oh // at_once, at_once, f, q), (at_once * ow * n, ow * n, oh * ow * n, 1), start)
+        part = xp.matmul(rows.reshape(oh // at_once, 1, at_once * f, q), windows)
+        part = xp.add.reduce(part, axis=0)  # over the output rows: (products, t*F, taps*C*KW)
         total = part if total is None else xp.add(total, part, out=total)
     assert total is not None  # there is at least one block
-    if merged:
-        return xp.array(total.reshape(f, kh, c, kw).transpose(0, 2, 1, 3), order="C")
-    return xp.array(total.reshape(kh, f, c, kw).transpose(1, 2, 0, 3), order="C")
+    if products > 1:
+        return xp.array(total.reshape(kh, f, c, kw).transpose(1, 2, 0, 3), order="C")
+    total = total.reshape(at_once, f, taps, c, kw)
+    gw = total[0, :, :kh]
+    for i in range(1, at_once):
+        gw = gw + total[i, :, i : i + kh]
+    return xp.array(gw.transpose(0, 2, 1, 3), order="C")
 
 
 @kernel("cpu", "conv_transpose2d")
@@ -232,7 +247,7 @@ def conv_transpose2d(op: ConvTranspose2d, xp: Any, x: Array, weight: Array, bias
     y = xp.empty((c, oh, ow, n), dtype)
     if h == w == 1:
         xp.matmul(weight.reshape(f, c * kh * kw).T, m.reshape(f, n), out=y.reshape(c * kh * kw, n))
-    elif _declined(xp, _not_finite, weight):
+    elif not (many := f * c * kh * kw * h * w * n > _MANY) and _declined(xp, _not_finite, weight):
         return NotImplemented  # the frame's zeros times these would be NaN where there is no pixel at all
     else:
         pairs = w * n
@@ -249,9 +264,14 @@ def conv_transpose2d(op: ConvTranspose2d, xp: Any, x: Array, weight: Array, bias
         framed[kh - 1 : kh - 1 + h] = m.reshape(f, h, pairs).transpose(1, 0, 2)
         for top in range(0, oh, at_once):
             count = min(at_once, oh - top)
-            windows = _view(framed, (count, parts, kh * f, q), (f * pairs, q, pairs, 1), top * f * pairs)
-            out = _view(spread, (count, parts, rows, q), (rows * pitch, q, pitch, 1), first)
-            xp.matmul(w2, windows, out=out)
+            for t, alike, low, high in _bands(h, kh, top, top + count) if many else [(top, count, 0, kh)]:
+                windows = _view(
+                    framed, (alike, parts, (high - low) * f, q), (f * pairs, q, pairs, 1), (t + low) * f * pairs
+                )  # fmt: skip
+                out = _view(
+                    spread, (alike, parts, rows, q), (rows * pitch, q, pitch, 1), first + (t - top) * rows * pitch
+                )  # fmt: skip
+                xp.matmul(w2[:, low * f : high * f], windows, out=out)
             shifted = _view(
                 spread, (count, c, kw, ow * n), (rows * pitch, kw * pitch, pitch - n, 1), first
             )  # fmt: skip
@@ -262,6 +282,15 @@ def conv_transpose2d(op: ConvTranspose2d, xp: Any, x: Array, weight: Array, bias
     if bias is not None:
         y += bias[:, None, None, None]
     return y.transpose(3, 0, 1, 2)
+
+
+def _bands(h: int, kh: int, top: int, bottom: int) -> Iterator[tuple[int, int, int, int]]:
+    """Output rows top..bottom-1 in runs: the first, how many, and the range of framed rows under them that are x's."""
+    for (low, high), run in itertools.groupby(
+        range(top, bottom), lambda t: (max(0, kh - 1 - t), min(kh, kh - 1 + h - t))
+    ):
+        rows = list(run)
+        yield rows[0], len(rows), low, high
 
 
 def _interleaved(op: ConvTranspose2d, xp: Any, x: Array, weight: Array, bias: Array | None) -> Array:
