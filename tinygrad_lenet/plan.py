@@ -216,7 +216,9 @@ class Traced(np.ndarray):
             plan.note(np.copyto, (_plain(target), source, "unsafe"), {}, (source,), [target])
         else:
             self.view(np.ndarray)[plain] = source
-            plan.note(_scatter, (_plain(self), plain, source), {}, (_plain(self), plain, source), [self])
+            moving = any(plan.memory(x) is not None for x in _arrays(plain))  # then a run may reach other elements
+            read = (_plain(self), plain, source) if moving else (plain, source)
+            plan.note(_scatter, (_plain(self), plain, source), {}, read, [self])
 
     def astype(self, dtype: Any, order: Any = "K", copy: bool = True) -> Any:  # type: ignore[override]
         if not copy and self.dtype == dtype:
