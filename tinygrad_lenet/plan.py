@@ -147,6 +147,7 @@ class Traced(np.ndarray):
                 target = plan.adopt(np.asarray(ufunc(*plain, **options)))
             else:
                 ufunc(*plain, out=_plain(target), **options)
+            plain = plain if options else plan.with_arrays(ufunc, plain)
             if ufunc in _BY_NAME:
                 plan.note(ufunc, plain, {**options, "out": _plain(target)}, plain, [target])
             else:
@@ -422,6 +423,7 @@ class Plan:
         self.guards: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []  # of the op that is being traced
         self._errors = np.geterr()
         self._scratch: dict[Any, Traced] = {}
+        self._numbers: dict[Any, np.ndarray] = {}
 
     # Memory
 
@@ -466,6 +468,20 @@ class Plan:
         """Give scratch memory back; a plan keeps its own."""
 
     # Noting calls
+
+    def with_arrays(self, ufunc: np.ufunc, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """``inputs`` with arrays in place of floats, from which NumPy would make arrays in each call, in 0.4 us."""
+        if not all(type(x) is float or isinstance(x, np.ndarray) for x in inputs):
+            return inputs
+        *dtypes, _ = ufunc.resolve_dtypes((*[getattr(x, "dtype", float) for x in inputs], None))
+        try:
+            with np.errstate(all="raise"):
+                return tuple([
+                    self._numbers.setdefault((repr(x), dtype), np.array(x, dtype)) if type(x) is float else x
+                    for x, dtype in zip(inputs, dtypes, strict=True)
+                ])  # fmt: skip
+        except FloatingPointError:  # a number that does not fit, of which each call is to warn
+            return inputs
 
     def note(
         self,
