@@ -474,10 +474,8 @@ def _array(x: Any) -> Array:
 
 
 def _same_bits(x: np.ndarray, y: np.ndarray) -> bool:
-    if x.strides == y.strides and x.size:
+    if x.strides == y.strides and not x.flags.c_contiguous:  # they lie alike in memory, where they are compared
         x, y = in_line(x), in_line(y)
-        if x.ndim == y.ndim == 1:  # they lie alike in memory, so nothing needs to be copied
-            return np.array_equal(x.view(np.uint8), y.view(np.uint8))
     return x.tobytes() == y.tobytes()
 
 

@@ -95,7 +95,8 @@ class Handed:
     def __init__(self, gradients: Sequence[tuple[Any, Array]], owner_of: Callable[[Array], Array]) -> None:
         self._pairs = [(leaf, wrap(array)) for leaf, array in gradients]
         self.given = {id(tensor.data): tensor for _, tensor in self._pairs}
-        self._watched = [x for _, tensor in self._pairs for x in (tensor, tensor.data, owner_of(tensor.data))]
+        watched = [x for _, tensor in self._pairs for x in (tensor, tensor.data, owner_of(tensor.data))]
+        self._watched = list({id(x): x for x in watched}.values())  # most lie in memory of one owner
         self._references = -1
 
     def note(self) -> None:
