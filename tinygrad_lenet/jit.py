@@ -665,23 +665,26 @@ class _Planned:
         for slot, each in recorder.outside.items():
             values[slot] = plan.constant(_known(each)) if each.made else plan.stand_in(each.array, "held")
         written: set[int] = set()
-        for entry in recorder.log:
+        stored: list[Stored] = []  # to be done in one call
+        for entry in (*recorder.log, None):
+            if isinstance(entry, Stored):
+                stored.append(entry)
+                continue
+            if stored:
+                arrays = [None if each.slot is None else values[each.slot] for each in stored]
+                plan.effect("gradients", Frame.store, self.frame, [each.leaf for each in stored], arrays)
+                stored = []
             if isinstance(entry, Applied):
                 inputs = [values[x.at] if type(x) is Slot else x for x in entry.inputs]
                 values[entry.output] = plan.apply(entry.op, inputs)
                 if entry.op.writes:
                     written.add(entry.output)
-            elif isinstance(entry, Stored):
-                array = None if entry.slot is None else values[entry.slot]
-                plan.effect(
-                    "gradient" if array is not None else "no gradient", Frame.store, self.frame, entry.leaf, array
-                )
             elif isinstance(entry, Fetched):
                 if entry.slot is not None:
                     values[entry.slot] = plan.stand_in(entry.array, "argument")
                 target = None if entry.slot is None else values[entry.slot]
                 plan.effect("read gradient", _fetch, self.frame, entry.leaf, target, writes=True)
-            else:
+            elif entry is not None:
                 tensors = [type(x) is Slot for x in entry.arguments]
                 given = [values[x.at] if type(x) is Slot else x for x in entry.arguments]
                 plan.effect(entry.function.__qualname__, _call, entry.function, entry.options, tensors, *given)

@@ -319,10 +319,9 @@ def _written(op: Op, arrays: tuple[Any, ...]) -> None:
     op.compute(NUMPY, arrays)
 
 
-def _look(arguments: Sequence[Any], seen: Sequence[np.ndarray], looks: list[bool]) -> None:
+def _look(arguments: tuple[Any, ...], seen: Sequence[np.ndarray], looks: list[bool]) -> None:
     """Compare the arrays that an effect would get with those that it got when it was noted."""
-    arrays = [x for x in arguments if isinstance(x, np.ndarray)]
-    looks.append(all(x.tobytes() == y.tobytes() for x, y in zip(arrays, seen, strict=True)))
+    looks.append(all(x.tobytes() == y.tobytes() for x, y in zip(_arrays(arguments), seen, strict=True)))
 
 
 def _unless(predicate: Callable[..., Any], examined: Any, out: np.ndarray, op: Op, arrays: tuple[Any, ...]) -> None:
@@ -510,7 +509,7 @@ class Plan:
         self.steps.append((name, ""))
         plain = _plain(arguments)
         self.note(function, plain, {}, () if writes else plain, list(_arrays(plain)) if writes else (), effect=True)
-        self.calls[-1].seen = [np.array(x) for x in plain if isinstance(x, np.ndarray)]
+        self.calls[-1].seen = [np.array(x) for x in _arrays(plain)]
 
     def apply(self, op: Op, inputs: Sequence[Any]) -> Traced:
         """Run an op on traced arrays and numbers, and note its calls."""

@@ -72,12 +72,13 @@ class Frame:
     def tensor(self, leaf: Any) -> Any:
         return self.arguments[leaf.at] if type(leaf) is Argument else leaf
 
-    def store(self, leaf: Any, array: Array | None) -> None:
-        """Give a leaf its gradient: what is handed out, or a copy."""
-        given = self.given.get(id(array))
-        if given is None and array is not None:
-            given = wrap(array.copy(order="K"))
-        self.tensor(leaf)._grad = given
+    def store(self, leaves: Sequence[Any], arrays: Sequence[Array | None]) -> None:
+        """Give each leaf its gradient: what is handed out, or a copy."""
+        for leaf, array in zip(leaves, arrays, strict=True):
+            given = self.given.get(id(array))
+            if given is None and array is not None:
+                given = wrap(array.copy(order="K"))
+            self.tensor(leaf)._grad = given
 
     def own(self, leaf: Any) -> None:
         """Give a leaf a copy of its gradient in place of what has been handed out."""
