@@ -123,8 +123,8 @@ class MaxPool2d(_Pool, Movement):
     def forward(self, xp, x):
         x = pad_images(xp, x, self.padding, -xp.inf)
         first, *others = [x[window] for _, _, window in _pixels(self, x.shape)]
-        y = xp.array(first)
-        for pixels in others:
+        y = xp.maximum(first, others[0]) if others else xp.array(first)
+        for pixels in others[1:]:
             y = xp.maximum(y, pixels)
         return y
 
