@@ -4,6 +4,7 @@ What a program writes to its streams matters less than what it writes to files. 
 to encode a character therefore never ends a program: it finishes its work, and its exit status says how that went.
 """
 
+import argparse
 import errno
 import importlib.util
 import io
@@ -46,6 +47,14 @@ def begin(*packages: str) -> None:
 def _program() -> str:
     path = Path(sys.argv[0])
     return path.parent.name if path.stem == "__main__" else path.stem
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds an option's default to its help, unless that says it already or there is none to speak of."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = action.default is None or action.default is False or "(default" in (action.help or "")
+        return action.help if said else super()._get_help_string(action)
 
 
 class Stream(io.RawIOBase):

@@ -355,6 +355,28 @@ def test_batches_that_were_recorded_are_freed() -> None:
     assert [ref() for ref in gone] == [None] * 8
 
 
+def test_numbers_are_arrays_unless_they_do_not_fit() -> None:
+    step = jit(lambda x: (0.1 * x * 1e300, -0.0 * x, 0.0 * x))
+    for _ in range(CALLS):
+        with pytest.warns(RuntimeWarning, match="overflow"):
+            found = step(Tensor([1.0, -2.0]))
+    assert shown(found) == shown((Tensor([np.inf, -np.inf]), Tensor([-0.0, 0.0]), Tensor([0.0, -0.0])))
+    kinds = [type(x) for call in step.plan.calls for x in call.arguments]
+    assert (kinds.count(float), kinds.count(np.ndarray)) == (1, 3)
+
+
+def test_a_step_outside_leaves_gradients_where_they_are() -> None:
+    model = LeNet5(rng=0)
+    optimizer = optim.Adam(model.parameters())
+    gradient = jit(lambda x, y: F.cross_entropy(model(x), y).backward())
+    for i in range(2 * CALLS):
+        before = [weakref.ref(p if p.grad is None else p.grad) for p in model.parameters()]  # which keep nothing alive
+        optimizer.zero_grad()
+        gradient(*images(i))
+        optimizer.step()
+    assert all(known() is p.grad for known, p in zip(before, model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("place", ["graphs", "cuda"])
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_training_steps_are_one_graph(name: str, place: str) -> None:

@@ -22,7 +22,7 @@ from .ops.layout import Concatenate, Pad
 from .ops.lenet_1998 import ScaledTanh, ScatterKernels, Subsample2d, connection_table
 from .ops.pool import AvgPool2d, MaxPool2d
 from .ops.random import RandomKey
-from .shapes import ShapeError, integer, integers, normalize_axis, number
+from .shapes import ShapeError, Signature, integer, integers, normalize_axis, number
 from .tensor import Tensor, TensorLike, as_tensor, check_writable, numpy_functions, real_dtype
 
 __all__ = [
@@ -283,7 +283,8 @@ def _check_labels(name: str, labels: Tensor, classes: int) -> None:
 @repeated
 def _check_range(name: str, labels: Tensor, classes: int) -> None:
     if labels.size:
-        low, high = int(labels.data.min()), int(labels.data.max())
+        values = labels.data
+        low, high = values.item(values.argmin()), values.item(values.argmax())  # 1 us on few labels; min and max: 5
         if low < 0 or high >= classes:
             raise ValueError(f"{name}: label {low if low < 0 else high} is out of range; expected 0 to {classes - 1}")
 
@@ -309,6 +310,9 @@ def _rows(name: str, what: str, x: TensorLike) -> Tensor:
     if x.ndim != 2:
         raise ShapeError(f"{name}: {what} have shape {x.shape}; expected [N K]")
     return x if x.dtype.kind == "f" else x.astype("float32")
+
+
+_TARGETS = Signature.parse("cross_entropy(logits[N K], target[N K]) -> y[N]")
 
 
 def cross_entropy(
@@ -338,11 +342,13 @@ def cross_entropy(
     logits = _rows("cross_entropy", "logits", logits)
     if probabilities.ndim == 1:
         labels = _labels("cross_entropy", probabilities, logits.shape[1], logits)
+        if not smoothing:
+            return reduce(op("cross_entropy")(logits, labels))
         probabilities = op("one_hot", logits.shape[1], logits.dtype.name)(labels)
-    op("cross_entropy").output_shape(logits.shape, probabilities.shape)  # before the smoothing is computed
+    _TARGETS.bind((logits.shape, probabilities.shape), {})  # before the smoothing is computed
     if smoothing:
         probabilities = (1 - smoothing) * probabilities + smoothing / logits.shape[1]
-    return reduce(op("cross_entropy")(logits, probabilities))
+    return reduce(op("soft_cross_entropy")(logits, probabilities))
 
 
 def _weighted_cross_entropy(
@@ -382,7 +388,7 @@ def _weighted_cross_entropy(
         probabilities = (1 - smoothing) * probabilities + smoothing / K
     if of_class is not None:
         probabilities, counts = probabilities * of_class, counts * of_class
-    y = op("cross_entropy")(rows, probabilities)
+    y = op("soft_cross_entropy")(rows, probabilities)
     y = y if ignored is None else op("where")(ignored, 0.0, y)
     if reduction == "none":
         return y.reshape((N, *rest))
@@ -520,7 +526,7 @@ def penalty_loss(penalties: TensorLike, target: TensorLike, j: float | None = No
     labels = _labels("penalty_loss", target, penalties.shape[1], penalties)
     column = op("full_like", -junk)(penalties[:, :1])
     logits = Concatenate(1)(-penalties, column)  # (N, K) -> (N, K + 1)
-    return reduce(op("cross_entropy")(logits, op("one_hot", logits.shape[1], logits.dtype.name)(labels)))
+    return reduce(op("cross_entropy")(logits, labels))
 
 
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"mean": Tensor.mean, "sum": Tensor.sum, "none": lambda y: y}
@@ -673,8 +679,7 @@ def batch_norm(
             ):
                 if isinstance(running, Tensor):
                     check_writable("batch_norm", "a running statistic", running)
-                    batch = factor * statistic(x, axes)
-                    updates.append((running, (1 - momentum) * running + momentum * batch))
+                    updates.append((running, (1 - momentum) * running + (momentum * factor) * statistic(x, axes)))
             for running, new in updates:
                 running[...] = new
         y = standardize(x, axes, eps)

@@ -249,6 +249,26 @@ def op(name: str, *parameters: Any) -> Any:
     return _made(REGISTRY[name], *parameters)
 
 
+@functools.lru_cache(maxsize=1024)
+def _made_for_index(op_class: Any, parts: tuple[Any, ...], *shape: tuple[int, ...]) -> Any:
+    return op_class(tuple([slice(*part) if type(part) is tuple else part for part in parts]), *shape)
+
+
+_BOUND = {int, type(None)}
+
+
+def indexing_op(name: str, pattern: tuple[Any, ...], *shape: tuple[int, ...]) -> Any:
+    """As `op`, for ops with the pattern of an index, which may hold slices, and with the shape of an array or not."""
+    parts: list[Any] = []
+    for part in pattern:
+        if type(part) is slice:
+            part = part.start, part.stop, part.step
+        if not (_BOUND.issuperset(map(type, part)) if type(part) is tuple else type(part) is int):
+            return REGISTRY[name](pattern, *shape)
+        parts.append(part)
+    return _made_for_index(REGISTRY[name], tuple(parts), *shape)
+
+
 # The clock, and writes into memory
 
 _clock = itertools.count(1)
@@ -362,6 +382,16 @@ class Path:
         return y.op is not None and (self._all or any(id(x) in self.leading for x in y.inputs or ()))
 
 
+class Onto:
+    """A gradient of few elements: given the known gradient of an input, if there is one, it returns both together."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, known: Any = None) -> Any:
+        return self._function(known)
+
+
 def backpropagate(path: Path, output: Node, gy: Any, retain_graph: bool, create_graph: bool) -> list[tuple[Any, Any]]:
     """Each wanted node of the path with its gradient, in the order in which the pass reaches them."""
     pending = {id(output): gy}  # gradients of nodes, some of whose users have not been visited yet
@@ -380,7 +410,7 @@ def backpropagate(path: Path, output: Node, gy: Any, retain_graph: bool, create_
             if id(y) in path.wanted:
                 found.append((y, gy))
             if path.continues(y):
-                add_up(pending, input_gradients(y, path.leading, now.observer, y.op.backward, gy))
+                add_up(pending, input_gradients(y, path.leading, pending, now.observer, y.op.backward, gy))
                 if not retain_graph:
                     y.inputs = None
     finally:
@@ -396,9 +426,9 @@ def add_up(pending: dict[int, Any], gradients: Iterable[tuple[Node, Any]]) -> No
 
 
 def input_gradients(
-    y: Node, wanted: set[int], observer: Observer | None, rule: Rule, *gradients: Any
+    y: Node, wanted: set[int], pending: dict[int, Any], observer: Observer | None, rule: Rule, *gradients: Any
 ) -> Iterator[tuple[Node, Any]]:
-    """Each wanted input of the op that made y, with its gradient by that op's ``rule``.
+    """Each wanted input of the op that made y, with its gradient by that op's ``rule``, for `add_up` to ``pending``.
 
     The gradient is checked and converted to the input's shape and dtype, which undoes broadcasting and promotion for
     all ops in one place.
@@ -413,7 +443,9 @@ def input_gradients(
             raise ValueError(f"{op.name}: {rule.__name__} returned {len(found)} gradients; expected {len(inputs)}")
         for spec, x, gx in zip(op.parsed.specs(len(inputs)), inputs, found, strict=True):
             if isinstance(x, Node) and id(x) in wanted:
-                gx = _fitted(op, rule.__name__, spec, gx() if callable(gx) else gx, x, y)
+                if callable(gx):
+                    gx = gx(pending.pop(id(x), None)) if type(gx) is Onto else gx()
+                gx = _fitted(op, rule.__name__, spec, gx, x, y)
                 if observer is not None:
                     observer.differentiated(y, spec.name, gx)
                 yield x, gx
@@ -446,8 +478,10 @@ def _unbroadcast(gx: Any, shape: Shape) -> Any:
     """The transpose of broadcasting: sum over the axes along which an input of ``shape`` was repeated."""
     new = gx.ndim - len(shape)
     repeated = tuple(a for a in range(gx.ndim) if a < new or (shape[a - new] == 1 and gx.shape[a] != 1))
-    summed = gx.sum(repeated, keepdims=True) if repeated else gx
-    return summed.reshape(summed.shape[new:])
+    if len(repeated) == new:
+        return gx.sum(repeated) if new else gx
+    summed = gx.sum(repeated, keepdims=True)
+    return summed.reshape(summed.shape[new:]) if new else summed
 
 
 def _replaced(gy: Any, answer: Any) -> Any:

@@ -518,10 +518,8 @@ def _array(x: Any) -> Array:
 
 
 def _same_bits(x: np.ndarray, y: np.ndarray) -> bool:
-    if x.strides == y.strides and x.size:
+    if x.strides == y.strides and not x.flags.c_contiguous:  # they lie alike in memory, where they are compared
         x, y = in_line(x), in_line(y)
-        if x.ndim == y.ndim == 1:  # they lie alike in memory, so nothing needs to be copied
-            return np.array_equal(x.view(np.uint8), y.view(np.uint8))
     return x.tobytes() == y.tobytes()
 
 
@@ -713,23 +711,26 @@ class _Planned:
         for slot, each in recorder.outside.items():
             values[slot] = plan.constant(_known(each)) if each.made else plan.stand_in(each.array, "held")
         written: set[int] = set()
-        for entry in recorder.log:
+        stored: list[Stored] = []  # to be done in one call
+        for entry in (*recorder.log, None):
+            if isinstance(entry, Stored):
+                stored.append(entry)
+                continue
+            if stored:
+                arrays = [None if each.slot is None else values[each.slot] for each in stored]
+                plan.effect("set .grad", Frame.store, self.frame, [each.leaf for each in stored], arrays)
+                stored = []
             if isinstance(entry, Applied):
                 inputs = [values[x.at] if type(x) is Slot else x for x in entry.inputs]
                 values[entry.output] = plan.apply(entry.op, inputs)
                 if entry.op.writes:
                     written.add(entry.output)
-            elif isinstance(entry, Stored):
-                array = None if entry.slot is None else values[entry.slot]
-                plan.effect(
-                    "gradient" if array is not None else "no gradient", Frame.store, self.frame, entry.leaf, array
-                )
             elif isinstance(entry, Fetched):
                 if entry.slot is not None:
                     values[entry.slot] = plan.stand_in(entry.array, "argument")
                 target = None if entry.slot is None else values[entry.slot]
                 plan.effect("read gradient", _fetch, self.frame, entry.leaf, target, writes=True)
-            else:
+            elif entry is not None:
                 tensors = [type(x) is Slot for x in entry.arguments]
                 given = [values[x.at] if type(x) is Slot else x for x in entry.arguments]
                 plan.effect(entry.function.__qualname__, _call, entry.function, entry.options, tensors, *given)
