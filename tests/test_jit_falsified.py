@@ -539,6 +539,18 @@ def module_is_added_to_a_list_that_is_gone_through(compiled: Any) -> Any:
     return calls(compiled(by_index), change), calls(compiled(lambda x: sum(m(x).detach() for m in layers)), change)
 
 
+@refused
+def optimiser_is_made_in_each_call(compiled: Any) -> Any:
+    def run(x: Tensor) -> Tensor:
+        x = x.detach()
+        x.requires_grad = True
+        (x * x).sum().backward()
+        optim.SGD([x], lr=0.1).step()
+        return x.detach()
+
+    return calls(compiled(run))
+
+
 @right
 def argument_is_what_a_variable_is(compiled: Any) -> Any:
     w = weight()

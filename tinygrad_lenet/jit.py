@@ -473,7 +473,12 @@ def _differ(a: _Recorder, b: _Recorder) -> str | None:
                         f"argument, as a tensor if it changes often (at {two.line})"
                     )
         elif not _alike(one._asdict() | {"array": None}, two._asdict() | {"array": None}):
-            return f"changes other things in two calls with arguments of the same shapes ({one}, then {two})"
+            what = (
+                f"calls {two.function.__qualname__} of other objects"
+                if isinstance(two, Called)
+                else "stores gradients in other tensors, or others in them,"
+            )
+            return f"{what} in two calls with arguments of the same shapes; make them before, or pass them as arguments"
     owners = [memory_of(_array(x)) for x in b.arguments]
     for slot, two in b.outside.items():
         one = a.outside[slot]
