@@ -551,6 +551,13 @@ def optimiser_is_made_in_each_call(compiled: Any) -> Any:
     return calls(compiled(run))
 
 
+@refused
+def another_part_of_an_array_in_each_call(compiled: Any) -> Any:
+    rows = np.arange(10, dtype=np.float32).reshape(5, 2)
+    random.seed(1)  # 1, 4, 0, ...
+    return calls(compiled(lambda x: x + rows[random.randrange(5)]))
+
+
 @right
 def argument_is_what_a_variable_is(compiled: Any) -> Any:
     w = weight()
