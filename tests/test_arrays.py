@@ -78,6 +78,8 @@ def test_edges() -> None:
     assert g.numpy().tolist() == [0, 0, 0]
     (g,) = grad(F.prod(x := Tensor([0.0, 2.0, 3.0], requires_grad=True)), [x])
     assert g.numpy().tolist() == [6, 0, 0]
+    (g,) = grad(F.std(x := Tensor([[2.0, 2.0], [1.0, 3.0]], requires_grad=True), 1).sum(), [x])
+    assert g.numpy().tolist() == [[0, 0], [-0.5, 0.5]]
     (g,) = grad(F.norm(x := Tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True), 1).sum(), [x])
     np.testing.assert_allclose(g.numpy(), [[0, 0], [0.6, 0.8]], rtol=1e-6)
     (g,) = grad(F.clip(x := Tensor([-1.0, 0.0, 0.5, 1.0, 2.0], requires_grad=True), 0, 1).sum(), [x])

@@ -150,12 +150,12 @@ def var(x: TensorLike, axis: Axis = None, keepdims: bool = False, ddof: int = 0)
 
 
 def std(x: TensorLike, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-    """The square root of `var`; its gradient is infinite where that is 0.
+    """The square root of `var`; where that is 0, the gradient is 0, as in PyTorch.
 
     >>> std([1.0, 3.0]).item()
     1.0
     """
-    return var(x, axis, keepdims, ddof).sqrt()
+    return _root(var(x, axis, keepdims, ddof))
 
 
 def norm(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -165,8 +165,13 @@ def norm(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     5.0
     """
     x = as_tensor(x)
-    squares = (x * x).sum(axis, keepdims)
-    return op("where")(squares == 0, 0.0, op("where")(squares == 0, 1.0, squares).sqrt())
+    return _root((x * x).sum(axis, keepdims))
+
+
+def _root(x: Tensor) -> Tensor:
+    """The square root, with a gradient of 0 where it is 0."""
+    zero = x == 0
+    return op("where")(zero, 0.0, op("where")(zero, 1.0, x).sqrt())
 
 
 def prod(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
