@@ -279,6 +279,14 @@ def softmax(x: Array, *, axis: int) -> Array:
     return np.apply_along_axis(one, axis, x) if x.size else x
 
 
+def softmax_grad(gy: Array, y: Array, *, axis: int) -> Array:
+    gx = np.zeros(y.shape)
+    for index in np.ndindex(y.shape):
+        row = (*index[: axis % y.ndim], slice(None), *index[axis % y.ndim + 1 :])
+        gx[index] = y[index] * (gy[index] - sum(a * b for a, b in zip(gy[row], y[row], strict=True)))
+    return gx
+
+
 def log_softmax(x: Array, *, axis: int) -> Array:
     def one(logits: Array) -> list[float]:
         log_total = math.log(sum(math.exp(v) for v in logits))
@@ -297,7 +305,15 @@ def logsumexp(x: Array, *, axis: Any, keepdims: bool) -> Array:
     return y if keepdims else y.squeeze(axes)
 
 
-def cross_entropy(logits: Array, target: Array) -> Array:
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    return soft_cross_entropy(logits, one_hot(labels, classes=logits.shape[1], dtype="float64"))
+
+
+def cross_entropy_grad(gy: Array, logits: Array, labels: Array) -> Array:
+    return soft_cross_entropy_grad(gy, logits, one_hot(labels, classes=logits.shape[1], dtype="float64"))
+
+
+def soft_cross_entropy(logits: Array, target: Array) -> Array:
     y = np.zeros(len(logits))
     for n, row in enumerate(logits):
         log_total = math.log(sum(math.exp(v) for v in row))
@@ -305,7 +321,7 @@ def cross_entropy(logits: Array, target: Array) -> Array:
     return y
 
 
-def cross_entropy_grad(gy: Array, logits: Array, target: Array) -> Array:
+def soft_cross_entropy_grad(gy: Array, logits: Array, target: Array) -> Array:
     gx = np.zeros(logits.shape)
     for n, row in enumerate(logits):
         total = sum(math.exp(v) for v in row)
@@ -384,6 +400,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "one_hot": one_hot,
     "getitem": lambda x, *index, pattern: x[_with(pattern, index)],
     "add_at": add_at,
+    "add_to": lambda base, x, *index, pattern: base + add_at(x, *index, pattern=pattern, shape=base.shape),
     "assign": assign,
     "reshape": np.reshape,
     "transpose": np.transpose,
@@ -409,13 +426,17 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "subsample2d_weight_grad": subsample2d_weight_grad,
     "sum": np.sum,
     "mean": np.mean,
+    "var": np.var,
     "max": np.max,
     "min": np.min,
     "softmax": softmax,
+    "softmax_grad": softmax_grad,
     "log_softmax": log_softmax,
     "logsumexp": logsumexp,
     "cross_entropy": cross_entropy,
     "cross_entropy_grad": cross_entropy_grad,
+    "soft_cross_entropy": soft_cross_entropy,
+    "soft_cross_entropy_grad": soft_cross_entropy_grad,
     "mse_loss": _each(lambda x, target: (x - target) ** 2),
     "rbf": rbf,
 }

@@ -66,7 +66,10 @@ def test_indices_and_labels_out_of_range_on_a_device() -> None:
         (r"getitem: index is -5 at index \(0,\); expected -4 to 3;", lambda: x[on_device(-5), on_device(4)]),
         (r"getitem: index is 6 at index \(0,\); expected -5 to 4;", lambda: x[None, ..., on_device(6)]),
         (r"assign: index is 4 at index \(0,\); expected -4 to 3;", lambda: x.__setitem__(on_device(4), 0.0)),
-        (r"one_hot: labels is 3 at index \(1,\); expected 0 to 2;", lambda: F.cross_entropy(logits, on_device(0, 3))),
+        (
+            r"cross_entropy: labels is 3 at index \(1,\); expected 0 to 2;",
+            lambda: F.cross_entropy(logits, on_device(0, 3)),
+        ),
         (r"one_hot: labels is -1 at index \(0,\); expected 0 to 2;", lambda: F.nll_loss(logits, on_device(-1, 0))),
     ]
     for sentence, call in calls:

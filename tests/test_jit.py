@@ -209,10 +209,20 @@ STEPS: dict[str, Callable[..., Any]] = {
     "batch norm": lambda p, x, y: F.batch_norm(x, p.mean, p.var, p.b, None, training=len(x) > 1),
     "dropout": lambda p, x, y: F.dropout(x, 0.3, True, p.rng),
     "detach": lambda p, x, y: x.detach() * y,
+    "gradient of a copy": lambda p, x, y: cubed(x.detach()) * y,
+    "gradient of a new leaf": lambda p, x, y: cubed(Tensor(np.ones(x.shape, np.float32))) * y,
     "write": lambda p, x, y: p.write(x, y),
     "cast": lambda p, x, y: x.astype("float64").astype("float32") + y,
     "einsum": lambda p, x, y: F.einsum("nk,jk->nj", x, p.w) * 0.5,
 }
+
+
+def cubed(x: Tensor) -> Tensor:
+    """The derivative of x**3, through which the loss gives x, a leaf that the step makes, a gradient."""
+    x.requires_grad = True
+    return grad((x**3).sum(), [x], create_graph=True)[0]
+
+
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "SGD": lambda params: optim.SGD(params, 0.05),
     "momentum": lambda params: optim.SGD(params, 0.05, momentum=0.9, nesterov=True, weight_decay=0.01),

@@ -181,7 +181,7 @@ def draw_tanh_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
 
 def draw_chain(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     shape = draw.pick((64, 6, 28, 28), (3, 16, 10, 10), (1, 84), (7,), (), (2, 0))
-    g, s = draw.values(*shape), draw.values(*shape)
+    g, s = draw.values(*shape), draw.values(*draw.pick(shape, shape, shape[-1:]))
     if g.size and draw.pick(True, False):
         g.flat[0], s.flat[0] = 0, draw.pick(math.inf, math.nan, -math.inf)
         s.flat[-1] = draw.pick(math.inf, math.nan)
@@ -205,6 +205,26 @@ def draw_sum(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
 
 
 def draw_mean(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    return draw_sum(draw)
+
+
+def draw_add(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    shape = draw.pick((33, 120), (2, 6, 7), (2, 3, 4, 5), (8, 1), (0, 3))
+    small = draw.pick(shape[-1:], (1, *shape[1:]), (*shape[:-1], 1), (1,) * len(shape), shape, ())
+    return {}, [draw.values(*shape), draw.values(*small)][:: draw.pick(1, -1)]
+
+
+def draw_subtract(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    return draw_add(draw)
+
+
+def draw_multiply(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    if draw.pick(False, False, True):
+        return {}, [2.0, np.broadcast_to(draw.values(), draw.pick((3, 4), (1,), ()))]
+    return draw_add(draw)
+
+
+def draw_var(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     return draw_sum(draw)
 
 
@@ -256,6 +276,10 @@ def draw_standardize_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     return how, [draw.pick(gy, gy, draw.values(*x.shape)), x]
 
 
+def draw_mse_loss(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    return draw_add(draw)
+
+
 def draw_softmax(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     x = draw.pick(1, 1000) * draw.values(*draw.pick((2, 3, 5), (33, 1000), (3, 3000), (5,), (4, 1)))
     if draw.pick(True, False):
@@ -263,23 +287,38 @@ def draw_softmax(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     return {"axis": draw.pick(-1, -1, x.ndim - 1, 0)}, [x]
 
 
+def draw_softmax_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    how, (x,) = draw_softmax(draw)
+    return how, [draw.values(*x.shape), np.abs(draw.values(*x.shape))]
+
+
 def draw_log_softmax(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     return draw_softmax(draw)
 
 
-def draw_cross_entropy(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+def draw_soft_cross_entropy(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
     n, k = draw.pick((1, 10), (64, 10), (33, 1000), (3, 3000), (4, 1), (0, 3))
     logits, target = draw.values(n, k), np.eye(k, dtype=draw.dtype)[draw.rng.integers(0, k, n)]
     if draw.pick(True, False):
         target = np.abs(draw.values(n, k))
     elif n and k > 1 and draw.pick(True, False):
         logits[0, 0], target[0, 0] = -math.inf, 0
-    return {}, [logits, target]
+    return {}, [draw.pick(1, 100) * logits, target]
+
+
+def draw_soft_cross_entropy_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    _, (logits, target) = draw_soft_cross_entropy(draw)
+    return {}, [draw.values(len(logits)), logits, target]
+
+
+def draw_cross_entropy(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    _, (logits, _) = draw_soft_cross_entropy(draw)
+    return {}, [logits, draw.rng.integers(0, logits.shape[1], len(logits)).astype(draw.pick("int64", "int8"))]
 
 
 def draw_cross_entropy_grad(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
-    _, (logits, target) = draw_cross_entropy(draw)
-    return {}, [draw.values(len(logits)), logits, target]
+    _, (logits, labels) = draw_cross_entropy(draw)
+    return {}, [draw.values(len(logits)), logits, labels]
 
 
 def draw_add_at(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
@@ -290,6 +329,17 @@ def draw_add_at(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
         ((slice(None), AT), [columns], (v, n)), ((AT, slice(1, 3)), [rows], (n, len(range(d)[1:3]))),
     )  # fmt: skip
     return {"pattern": pattern, "shape": (v, d)}, [draw.values(*shape), *index]
+
+
+def draw_add_to(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    how, (x, *index) = draw_add_at(draw)
+    return {"pattern": how["pattern"]}, [draw.values(*how["shape"]), x, *index]
+
+
+def draw_getitem(draw: Draw) -> tuple[dict[str, Any], list[Any]]:
+    x = draw.values(draw.int(1, 9), *draw.pick((), (3,), (0,), (2, 4)))
+    index = draw.rng.integers(-len(x), len(x), draw.pick((), (5,), (3, 2), (0,))).astype(draw.pick("int64", "int8"))
+    return {"pattern": draw.pick((AT,), (AT, ...))}, [x, index]
 
 
 def draw_one_hot(draw: Draw) -> tuple[dict[str, Any], list[Any]]:

@@ -130,7 +130,7 @@ def test_these_are_products_and_losses() -> None:
         "conv2d",
         "conv_transpose2d",
         "mse_loss",
-        "cross_entropy",
+        "soft_cross_entropy",
         "rbf",
         "subsample2d",
     }

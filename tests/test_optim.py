@@ -260,6 +260,21 @@ def test_an_estimate_that_fails_keeps_the_old_one(spoil: Callable[[list[Tensor]]
             optimizer.estimate(bowl(params, scales()))
 
 
+@pytest.mark.parametrize(("name", "settings"), SETTINGS)
+def test_a_shallow_copy_shares_parameters_and_no_state(name: str, settings: dict[str, Any]) -> None:
+    rng, params = np.random.default_rng(5), tensors(5)
+    optimizer = OPTIMIZERS[name](params, **settings)
+    step(optimizer, params, draw_gradients(rng))
+    before = optimizer.state_dict()
+    other = copy.copy(optimizer)
+    step(other, params, draw_gradients(rng))
+    assert all(p is q for p, q in zip(other.params, params, strict=True))
+    after = optimizer.state_dict()
+    assert (after["steps"], other.state_dict()["steps"]) == (before["steps"], [2] * len(params))
+    for state, array in before["tensors"].items():
+        np.testing.assert_array_equal(after["tensors"][state], array)
+
+
 def test_diagonal_lm_moves_with_a_module() -> None:
     """To another device and back, with what is remembered; a step reads nothing back (an estimate may)."""
     moved, stays = (nn.Linear(3, 2, rng=0, dtype=np.float64) for _ in range(2))

@@ -96,6 +96,6 @@ def curvature(loss: Tensor, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, 
                 found[id(y)] = hy
             if path.continues(y):
                 gy = gradients.pop(id(y))
-                add_up(gradients, input_gradients(y, inner, None, y.op.backward, gy))
-                add_up(curvatures, input_gradients(y, path.leading, None, y.op.curvature, hy, gy))
+                add_up(gradients, input_gradients(y, inner, gradients, None, y.op.backward, gy))
+                add_up(curvatures, input_gradients(y, path.leading, curvatures, None, y.op.curvature, hy, gy))
     return tuple(found[id(x)] for x in targets)

@@ -22,7 +22,7 @@ from .ops.layout import Concatenate, Pad
 from .ops.lenet_1998 import ScaledTanh, ScatterKernels, Subsample2d, connection_table
 from .ops.pool import AvgPool2d, MaxPool2d
 from .ops.random import RandomKey
-from .shapes import ShapeError, integer, integers, normalize_axis, number
+from .shapes import ShapeError, Signature, integer, integers, normalize_axis, number
 from .tensor import Tensor, TensorLike, as_tensor, check_writable, numpy_functions, real_dtype
 
 __all__ = [
@@ -312,6 +312,9 @@ def _rows(name: str, what: str, x: TensorLike) -> Tensor:
     return x if x.dtype.kind == "f" else x.astype("float32")
 
 
+_TARGETS = Signature.parse("cross_entropy(logits[N K], target[N K]) -> y[N]")
+
+
 def cross_entropy(
     logits: TensorLike,
     target: TensorLike,
@@ -339,11 +342,13 @@ def cross_entropy(
     logits = _rows("cross_entropy", "logits", logits)
     if probabilities.ndim == 1:
         labels = _labels("cross_entropy", probabilities, logits.shape[1], logits)
+        if not smoothing:
+            return reduce(op("cross_entropy")(logits, labels))
         probabilities = op("one_hot", logits.shape[1], logits.dtype.name)(labels)
-    op("cross_entropy").output_shape(logits.shape, probabilities.shape)  # before the smoothing is computed
+    _TARGETS.bind((logits.shape, probabilities.shape), {})  # before the smoothing is computed
     if smoothing:
         probabilities = (1 - smoothing) * probabilities + smoothing / logits.shape[1]
-    return reduce(op("cross_entropy")(logits, probabilities))
+    return reduce(op("soft_cross_entropy")(logits, probabilities))
 
 
 def _weighted_cross_entropy(
@@ -383,7 +388,7 @@ def _weighted_cross_entropy(
         probabilities = (1 - smoothing) * probabilities + smoothing / K
     if of_class is not None:
         probabilities, counts = probabilities * of_class, counts * of_class
-    y = op("cross_entropy")(rows, probabilities)
+    y = op("soft_cross_entropy")(rows, probabilities)
     y = y if ignored is None else op("where")(ignored, 0.0, y)
     if reduction == "none":
         return y.reshape((N, *rest))
@@ -521,7 +526,7 @@ def penalty_loss(penalties: TensorLike, target: TensorLike, j: float | None = No
     labels = _labels("penalty_loss", target, penalties.shape[1], penalties)
     column = op("full_like", -junk)(penalties[:, :1])
     logits = Concatenate(1)(-penalties, column)  # (N, K) -> (N, K + 1)
-    return reduce(op("cross_entropy")(logits, op("one_hot", logits.shape[1], logits.dtype.name)(labels)))
+    return reduce(op("cross_entropy")(logits, labels))
 
 
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"mean": Tensor.mean, "sum": Tensor.sum, "none": lambda y: y}
@@ -674,8 +679,7 @@ def batch_norm(
             ):
                 if isinstance(running, Tensor):
                     check_writable("batch_norm", "a running statistic", running)
-                    batch = factor * statistic(x, axes)
-                    updates.append((running, (1 - momentum) * running + momentum * batch))
+                    updates.append((running, (1 - momentum) * running + (momentum * factor) * statistic(x, axes)))
             for running, new in updates:
                 running[...] = new
         y = standardize(x, axes, eps)

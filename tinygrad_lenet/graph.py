@@ -15,7 +15,6 @@ import operator
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
@@ -52,6 +51,9 @@ class Observer:
     def within_backward(self) -> "Observer | None":
         """The observer of the ops that compute gradients."""
         return None
+
+    def born(self, leaf: Any) -> None:
+        """A leaf has been made."""
 
     def fetched(self, leaf: Any) -> None:
         """The gradient of a leaf is about to be read."""
@@ -93,27 +95,30 @@ class Mode(NamedTuple):
 mode: ContextVar[Mode] = ContextVar("mode", default=Mode())  # noqa: B039 - immutable; per thread and per async task
 
 
-@contextmanager
-def _switched(to: Mode) -> Iterator[None]:
-    token = mode.set(to)
-    try:
-        yield
-    finally:
-        _restore(token)
+class _Switched:
+    """Another mode within a block, also if Ctrl-C comes as it begins or ends: so no calls of functions in Python."""
+
+    def __init__(self, to: Mode) -> None:
+        self._to = to
+
+    def __enter__(self) -> None:
+        before = mode.get()
+        try:
+            self._token = mode.set(self._to)
+        except BaseException:
+            mode.set(before)
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        try:  # noqa: SIM105 - contextlib.suppress is written in Python
+            mode.reset(self._token)
+        except ValueError:  # a generator closed in another thread or task has nothing to restore there
+            pass
 
 
-def _restore(token: Token[Mode]) -> bool:
-    """Return to the previous mode; a generator closed in another thread or task has nothing to restore there."""
-    try:
-        mode.reset(token)
-    except ValueError:
-        return False
-    return True
-
-
-def observed(observer: Observer | None) -> Any:
+def observed(observer: Observer | None) -> _Switched:
     """A context in which ``observer`` sees every op that is applied."""
-    return _switched(mode.get()._replace(observer=observer))
+    return _Switched(mode.get()._replace(observer=observer))
 
 
 class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_grad
@@ -142,13 +147,22 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
         return self if function is None else self(function)
 
     def __enter__(self) -> None:
-        self._tokens.append(mode.set(mode.get()._replace(recording=False)))
+        before = mode.get()
+        to = before._replace(recording=False)
+        try:
+            self._tokens.append(mode.set(to))
+        except BaseException:  # as in _Switched
+            mode.set(before)
+            raise
 
     def __exit__(self, *exception: object) -> None:
-        for token in reversed(self._tokens):  # the latest of this thread and task
-            if _restore(token):
-                self._tokens.remove(token)
-                return
+        for token in self._tokens[::-1]:  # the latest of this thread and task
+            try:
+                mode.reset(token)
+            except ValueError:
+                continue
+            self._tokens.remove(token)
+            return
 
     def __call__(self, function: Function) -> Function:
         return self._around(function)
@@ -233,6 +247,26 @@ def op(name: str, *parameters: Any) -> Any:
         if type(each) not in _PLAIN and not (type(each) is tuple and _WHOLE.issuperset(map(type, each))):
             return REGISTRY[name](*parameters)  # True would be looked up as 1, and a list cannot be looked up
     return _made(REGISTRY[name], *parameters)
+
+
+@functools.lru_cache(maxsize=1024)
+def _made_for_index(op_class: Any, parts: tuple[Any, ...], *shape: tuple[int, ...]) -> Any:
+    return op_class(tuple([slice(*part) if type(part) is tuple else part for part in parts]), *shape)
+
+
+_BOUND = {int, type(None)}
+
+
+def indexing_op(name: str, pattern: tuple[Any, ...], *shape: tuple[int, ...]) -> Any:
+    """As `op`, for ops with the pattern of an index, which may hold slices, and with the shape of an array or not."""
+    parts: list[Any] = []
+    for part in pattern:
+        if type(part) is slice:
+            part = part.start, part.stop, part.step
+        if not (_BOUND.issuperset(map(type, part)) if type(part) is tuple else type(part) is int):
+            return REGISTRY[name](pattern, *shape)
+        parts.append(part)
+    return _made_for_index(REGISTRY[name], tuple(parts), *shape)
 
 
 # The clock, and writes into memory
@@ -348,13 +382,24 @@ class Path:
         return y.op is not None and (self._all or any(id(x) in self.leading for x in y.inputs or ()))
 
 
+class Onto:
+    """A gradient of few elements: given the known gradient of an input, if there is one, it returns both together."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, known: Any = None) -> Any:
+        return self._function(known)
+
+
 def backpropagate(path: Path, output: Node, gy: Any, retain_graph: bool, create_graph: bool) -> list[tuple[Any, Any]]:
     """Each wanted node of the path with its gradient, in the order in which the pass reaches them."""
     pending = {id(output): gy}  # gradients of nodes, some of whose users have not been visited yet
     found = []
     now = mode.get()
     inside = Mode(create_graph, None if now.observer is None else now.observer.within_backward())
-    with _switched(inside):
+    try:
+        mode.set(inside)
         for y in path.backwards():
             gy = pending.pop(id(y))
             if y.hooks:
@@ -365,9 +410,11 @@ def backpropagate(path: Path, output: Node, gy: Any, retain_graph: bool, create_
             if id(y) in path.wanted:
                 found.append((y, gy))
             if path.continues(y):
-                add_up(pending, input_gradients(y, path.leading, now.observer, y.op.backward, gy))
+                add_up(pending, input_gradients(y, path.leading, pending, now.observer, y.op.backward, gy))
                 if not retain_graph:
                     y.inputs = None
+    finally:
+        mode.set(now)
     return found
 
 
@@ -379,9 +426,9 @@ def add_up(pending: dict[int, Any], gradients: Iterable[tuple[Node, Any]]) -> No
 
 
 def input_gradients(
-    y: Node, wanted: set[int], observer: Observer | None, rule: Rule, *gradients: Any
+    y: Node, wanted: set[int], pending: dict[int, Any], observer: Observer | None, rule: Rule, *gradients: Any
 ) -> Iterator[tuple[Node, Any]]:
-    """Each wanted input of the op that made y, with its gradient by that op's ``rule``.
+    """Each wanted input of the op that made y, with its gradient by that op's ``rule``, for `add_up` to ``pending``.
 
     The gradient is checked and converted to the input's shape and dtype, which undoes broadcasting and promotion for
     all ops in one place.
@@ -396,7 +443,9 @@ def input_gradients(
             raise ValueError(f"{op.name}: {rule.__name__} returned {len(found)} gradients; expected {len(inputs)}")
         for spec, x, gx in zip(op.parsed.specs(len(inputs)), inputs, found, strict=True):
             if isinstance(x, Node) and id(x) in wanted:
-                gx = _fitted(op, rule.__name__, spec, gx() if callable(gx) else gx, x, y)
+                if callable(gx):
+                    gx = gx(pending.pop(id(x), None)) if type(gx) is Onto else gx()
+                gx = _fitted(op, rule.__name__, spec, gx, x, y)
                 if observer is not None:
                     observer.differentiated(y, spec.name, gx)
                 yield x, gx
@@ -429,8 +478,10 @@ def _unbroadcast(gx: Any, shape: Shape) -> Any:
     """The transpose of broadcasting: sum over the axes along which an input of ``shape`` was repeated."""
     new = gx.ndim - len(shape)
     repeated = tuple(a for a in range(gx.ndim) if a < new or (shape[a - new] == 1 and gx.shape[a] != 1))
-    summed = gx.sum(repeated, keepdims=True) if repeated else gx
-    return summed.reshape(summed.shape[new:])
+    if len(repeated) == new:
+        return gx.sum(repeated) if new else gx
+    summed = gx.sum(repeated, keepdims=True)
+    return summed.reshape(summed.shape[new:]) if new else summed
 
 
 def _replaced(gy: Any, answer: Any) -> Any:

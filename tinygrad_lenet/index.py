@@ -27,7 +27,13 @@ def parse(op: str, index: Any, shape: Shape) -> tuple[Pattern, list[Any]]:
     >>> parse("getitem", (slice(2), [0, 1]), (4, 5))
     ((slice(None, 2, None), 'array'), [array([0, 1])])
     """
-    parts = [_part(op, part) for part in (index if isinstance(index, tuple) else (index,))]
+    given = index if isinstance(index, tuple) else (index,)
+    if len(given) <= len(shape) and all(type(part) is int or type(part) is slice for part in given):  # mostly
+        for axis, part in enumerate(given):
+            if type(part) is int:
+                _check_range(op, part, part, axis, shape)
+        return tuple(given), []
+    parts = [_part(op, part) for part in given]
     if sum(part is Ellipsis for part in parts) > 1:
         raise IndexError(f"{op}: an index may contain ... only once")
     named = sum(map(_axes_named, parts))

@@ -323,6 +323,7 @@ class Optimizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         tensors = state.pop("_copied")
         vars(self).update(state)
+        self._steps = list(self._steps)  # copy.copy shares the list
         self._lay_out()
         for name, view in self._tensors().items():
             write(view, transfer(tensors[name], backend_of(view).device_of(view)))
@@ -626,7 +627,7 @@ class _Schedule:
 
 
 class OneCycle(_Schedule):
-    """Raise the rate from max_lr / div_factor to max_lr, then lower it to the start's / final_div_factor.
+    """Raise the rate from max_lr / div_factor to max_lr, then lower it to the first rate / final_div_factor.
 
     The rate follows half cosines and rises during the fraction ``pct_start`` of ``total_steps`` (Smith & Topin, 2018;
     this is PyTorch's OneCycleLR with cycle_momentum=False). The optimiser's own rate is not used. ValueError for
@@ -798,7 +799,7 @@ def _grouped(optimizer: str, params: Any, lr: float) -> tuple[Any, list[_Rates]]
 
 
 def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale the gradients of ``params`` down so that their common norm is at most ``max_norm``; return that it was.
+    """Scale the gradients of ``params`` down so that their common norm is at most ``max_norm``; return the norm before.
 
     The norm is the root of the sum of all squares; parameters without a gradient are left out (Pascanu et al., 2013,
     with PyTorch's divisor, norm + 1e-6). The gradients are replaced, not written into. ValueError if max_norm is not

@@ -788,12 +788,12 @@ class Plan:
             calls[call.step] += 1
             for memory in call.writes:
                 places[call.step] = f"{memory.place:,}" if memory.kind == "value" else memory.kind
-        lines = [("step", "shapes", "calls", "written at", "us")]
+        lines = [("op", "shapes", "calls", "written at", "us")]
         for i, (name, shapes) in enumerate(self.steps):
             if calls[i]:
                 lines.append((name, shapes, str(calls[i]), places.get(i, ""), f"{times[i]:.1f}"))
         own = sum(m.bytes for m in self.used if m.kind in ("kept", "argument", "given"))
-        total = f"{len(self.calls)} calls, {sum(times):,.0f} us, {self.bytes + own:,} bytes for {len(lines) - 1} steps"
+        total = f"{len(self.calls)} calls, {sum(times):,.0f} us, {self.bytes + own:,} bytes in all"
         widths = [max(len(line[column]) for line in lines) for column in range(5)]
         text = [
             "  ".join([*map(str.ljust, line[:2], widths), *map(str.rjust, line[2:], widths[2:])]) for line in lines

@@ -13,7 +13,7 @@ import numpy as np
 
 from .backend import Array, backend_of, backend_of_type, default_device, is_writable, transfer
 from .dlpack import exported, imported
-from .graph import REGISTRY, Node, Path, backpropagate, mode, note_change, op
+from .graph import REGISTRY, Node, Path, backpropagate, indexing_op, mode, note_change, op
 from .index import parse
 from .shapes import Shape, ShapeError, integers, normalize_axes
 
@@ -76,6 +76,9 @@ class Tensor(Node):
                 array = array.astype(real_dtype("Tensor", dtype), copy=False)
         _fill(self, array if device is None else transfer(array, device))
         self.requires_grad = requires_grad
+        observer = mode.get().observer
+        if observer is not None:
+            observer.born(self)
 
     @property
     def shape(self) -> Shape:
@@ -274,7 +277,7 @@ class Tensor(Node):
         unless `detect_anomaly` is on. A boolean mask does wait for it, since the shape depends on its values.
         """
         pattern, arrays = _parsed_index("getitem", self, index)
-        return REGISTRY["getitem"](pattern)(self, *arrays)
+        return indexing_op("getitem", pattern)(self, *arrays)
 
     def __setitem__(self, index: Any, value: "TensorLike") -> None:
         """Write ``value`` into the elements at ``index``; ValueError if that would make a gradient wrong."""
@@ -332,10 +335,7 @@ class Tensor(Node):
 
     def var(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The mean squared distance from the mean (NumPy's ddof=0)."""
-        x = self.astype("float32") if self.dtype.kind != "f" or self.dtype.itemsize < 4 else self
-        difference = x - x.mean(axis, keepdims=True)
-        y = (difference * difference).mean(axis, keepdims)
-        return y.astype(self.dtype) if self.dtype.kind == "f" else y
+        return op("var", axis, keepdims)(self)
 
     def max(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The largest element; tied elements receive equal parts of the gradient."""
@@ -501,7 +501,7 @@ class Tensor(Node):
         from the whole tensor would each write all of it.
         """
         if len(self) <= 16 or not self.requires_grad:
-            return (REGISTRY["getitem"]((i,))(self) for i in range(len(self)))
+            return (indexing_op("getitem", (i,))(self) for i in range(len(self)))
         middle = len(self) // 2
         return itertools.chain.from_iterable(iter(self[part]) for part in (slice(middle), slice(middle, None)))
 
@@ -555,6 +555,10 @@ class HookHandle:
 def wrap(array: Array, maker: str = "wrap") -> Tensor:
     """A leaf tensor around an array of a known backend, without a copy; ``maker`` is the op whose forward gave it."""
     if type(array) is not np.ndarray and backend_of_type(type(array)) is None:
+        if isinstance(array, Tensor):
+            raise TypeError(
+                f"{maker}: the .data of an input is a Tensor, not an array; write under no_grad(): p -= lr * p.grad"
+            )
         found = type(array).__name__
         array = np.asarray(array)  # a NumPy scalar, which NumPy returns instead of an array without axes
         if array.dtype.kind == "O":

@@ -34,7 +34,7 @@ from tinygrad_lenet.ops.elementwise import Tanh, TanhGrad
 from tinygrad_lenet.ops.linalg import Linear, MatMul
 from tinygrad_lenet.ops.pool import AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad
 from tinygrad_lenet.ops.reduction import Sum
-from tinygrad_lenet.ops.softmax import CrossEntropy, Softmax
+from tinygrad_lenet.ops.softmax import CrossEntropy, CrossEntropyGrad
 
 from . import machine, processes, programs
 from .contestants import Ours
@@ -93,8 +93,12 @@ def cases(n: int) -> list[Case]:
             Case(f"{layer} input grad", MatMul(), (gy, w), 2 * n * i * o),
             Case(f"{layer} weight grad", MatMul(), (gy.T, x), 2 * n * i * o),
         ]
-    logits, target = matrix(n, 10), np.eye(10, dtype=np.float32)[RNG.integers(0, 10, n)]
-    return [*found, Case("loss", CrossEntropy(), (logits, target)), Case("loss grad", Softmax(1), (logits,))]
+    logits, labels, gy = matrix(n, 10), RNG.integers(0, 10, n), matrix(n)
+    return [
+        *found,
+        Case("loss", CrossEntropy(), (logits, labels)),
+        Case("loss grad", CrossEntropyGrad(), (gy, logits, labels)),
+    ]
 
 
 def median(work: Callable[[], Any], span: float) -> float:

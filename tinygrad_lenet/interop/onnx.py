@@ -290,10 +290,19 @@ def _rbf(w: _Writer, op: Any, inputs: Sequence[Any], y: Tensor, sizes: Any) -> s
     return w.node("ReduceSum", w.node("Mul", distance, distance), w.constant([2]), keepdims=0)
 
 
+def _centred(w: _Writer, op: Any, x: Tensor, keepdims: int) -> tuple[str, str]:
+    """x minus its mean, and its variance."""
+    axes = w.constant(normalize_axes(op.name, op.axis, x.ndim))
+    centred = w.node("Sub", w.of(x), w.node("ReduceMean", w.of(x), axes, keepdims=1))
+    return centred, w.node("ReduceMean", w.node("Mul", centred, centred), axes, keepdims=keepdims)
+
+
+def _var(w: _Writer, op: Any, inputs: Sequence[Any], y: Tensor, sizes: Any) -> str:
+    return _centred(w, op, inputs[0], int(op.keepdims))[1]
+
+
 def _standardize(w: _Writer, op: Any, inputs: Sequence[Any], y: Tensor, sizes: Any) -> str:
-    axes = w.constant(normalize_axes("standardize", op.axis, y.ndim))
-    centred = w.node("Sub", w.of(inputs[0]), w.node("ReduceMean", w.of(inputs[0]), axes, keepdims=1))
-    variance = w.node("ReduceMean", w.node("Mul", centred, centred), axes, keepdims=1)
+    centred, variance = _centred(w, op, inputs[0], 1)
     return w.node("Div", centred, w.node("Sqrt", w.node("Add", variance, w.constant(op.eps, y.dtype))))
 
 
@@ -392,7 +401,7 @@ _FORMS: dict[str, Form] = {
     "argmax": _arg_extreme("ArgMax"), "argmin": _arg_extreme("ArgMin"), "softmax": _along("Softmax"),
     "log_softmax": _along("LogSoftmax"), "cumsum": _cumsum, "matmul": _elementwise("MatMul"), "linear": _linear,
     "conv2d": _conv("Conv"), "conv_transpose2d": _conv("ConvTranspose"), "avg_pool2d": _avg_pool,
-    "max_pool2d": _max_pool, "subsample2d": _subsample, "rbf": _rbf, "standardize": _standardize,
+    "max_pool2d": _max_pool, "subsample2d": _subsample, "rbf": _rbf, "standardize": _standardize, "var": _var,
     "mse_loss": _squared_difference,
     "reshape": _reshape, "broadcast_to": _broadcast_to, "transpose": _transpose, "pad": _pad, "astype": _astype,
     "concatenate": lambda w, op, xs, y, sizes: w.node(

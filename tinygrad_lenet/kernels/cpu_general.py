@@ -9,9 +9,12 @@ microseconds for 524,288 float32 numbers on one core with AVX2 (a multiplication
 2. No choice between numbers: `np.where` and `np.power` branch on each element, which takes 2,300 and 6,000 if the
    branches cannot be predicted. Bits are selected by masks instead, and small powers are products.
 3. `np.maximum` is fast for arrays only (100), not for an array and a number (250).
-4. `np.add.at` is fast on a single axis only (1,000 instead of 7,000), so an index of rows becomes one of elements.
+4. `np.add.at` is fast on a single axis only (1,000 instead of 7,000), so an index of rows becomes one of elements, or
+   of pairs of elements, taken for complex numbers (600).
 5. The softmax of numbers of moderate size needs no subtraction of the largest, which takes 460 to find in rows of 64.
-   Sums of exponentials that overflow, or are so small that digits are lost (below 1e-31), turn into NaN in a check.
+   If a sum of exponentials overflows, or is so small that digits are lost (below 1e-31), the kernel declines.
+6. An operand that is repeated for each row of less than 8,192 elements, NumPy copies into a buffer of that size, over
+   and over. If it has been repeated that often before, a row of 128 is added in 80 instead of 130.
 """
 
 import math
@@ -22,19 +25,30 @@ import numpy as np
 
 from ..backend import Array, kernel
 from ..index import AT
-from ..ops.elementwise import ExtremeGrad, Power, ReLU, Sigmoid, SigmoidGrad
-from ..ops.indexing import AddAt, OneHot
-from ..ops.reduction import Mean, Sum
-from ..ops.softmax import CrossEntropy, CrossEntropyGrad, LogSoftmax, Softmax
+from ..ops.elementwise import Add, Chain, ExtremeGrad, Multiply, Power, ReLU, Sigmoid, SigmoidGrad, Subtract
+from ..ops.indexing import AddAt, AddTo, GetItem, OneHot
+from ..ops.reduction import Mean, Sum, Var
+from ..ops.softmax import (
+    CrossEntropy,
+    CrossEntropyGrad,
+    LogSoftmax,
+    MSELoss,
+    SoftCrossEntropy,
+    SoftCrossEntropyGrad,
+    Softmax,
+    SoftmaxGrad,
+)
 from ..ops.standardize import Standardize, StandardizeGrad
 from ..shapes import normalize_axes
 from ..tensor import Number
-from .cpu import _declined, _has_nan, _masked
+from .cpu import _declined, _has_nan, _masked, _not_finite, _repeated, _scratch
 
 _STRETCH = 2048  # numbers that a product adds with a small error
 _FEW = 64  # elements up to which the plain op is as fast
 _FEW_TO_ADD = 1024  # the same for sums
 _SMALL = 4096  # the same for ops of many calls
+_BUFFER = 8192  # elements of NumPy's buffers
+_LEAST = {letter: 2.0**26 / float(np.finfo(letter).max) for letter in "fd"}  # below which a sum loses digits
 
 
 def _floats(*arrays: Any) -> bool:
@@ -116,7 +130,10 @@ def _middle_sum(xp: Any, x: Array, factor: Array | None = None, out: Array | Non
         _row_sum(xp, x.reshape(a, r), None if factor is None else factor.reshape(a, r), out.reshape(a))
         return out
     if factor is not None:
-        x = xp.multiply(x, factor)
+        product = xp.multiply(x, factor, out=_scratch(xp).take("product", x.shape, x.dtype, zeroed=False))
+        out = _middle_sum(xp, product, out=out)
+        _scratch(xp).give(product, "product")
+        return out
     if r <= _STRETCH:
         return xp.matmul(xp.ones(r, x.dtype), x, out=out)
     whole = r - r % _STRETCH
@@ -125,7 +142,7 @@ def _middle_sum(xp: Any, x: Array, factor: Array | None = None, out: Array | Non
     return xp.add(y, _middle_sum(xp, x[:, whole:]), out=y) if whole < r else y
 
 
-def _row_sum(xp: Any, x: Array, factor: Array | None, out: Array | None = None) -> Array:
+def _row_sum(xp: Any, x: Array, factor: Array | None = None, out: Array | None = None) -> Array:
     """The sum of x[A R], or of x times a factor of its shape, over R: y[A]."""
     a, r = x.shape
     if r <= _STRETCH:
@@ -142,6 +159,75 @@ def _row_sum(xp: Any, x: Array, factor: Array | None, out: Array | None = None) 
 
 
 # Elementwise
+
+
+@kernel("cpu", "add")
+def add(op: Add, xp: Any, a: Any, b: Any) -> Array:
+    """Trick 6."""
+    return _on_rows(xp, xp.add, a, b)
+
+
+@kernel("cpu", "subtract")
+def subtract(op: Subtract, xp: Any, a: Any, b: Any) -> Array:
+    """Trick 6."""
+    return _on_rows(xp, xp.subtract, a, b)
+
+
+@kernel("cpu", "multiply")
+def multiply(op: Multiply, xp: Any, a: Any, b: Any) -> Array:
+    """Trick 6; a number times a number that is repeated, as the gradient of a mean is, is one multiplication."""
+    if type(a) in (int, float) and b.size > 1 and not any(b.strides):
+        return _repeated(xp.multiply(a, b[(slice(1),) * b.ndim]), b.shape)
+    return _on_rows(xp, xp.multiply, a, b)
+
+
+@kernel("cpu", "chain")
+def chain(op: Chain, xp: Any, g: Array, s: Array) -> Array:
+    """The product, searched for NaN, which 0 times a non-finite slope would give; a few slopes are searched instead."""
+    if g.dtype != s.dtype or not g.ndim or g.dtype.kind != "f":
+        return NotImplemented
+    y = _product(xp, g, s)
+    declined = _declined(xp, _not_finite, s) if 8 * s.size < y.size else _declined(xp, _has_nan, y)
+    return NotImplemented if declined else y
+
+
+@np.errstate(invalid="ignore")
+def _product(xp: Any, a: Array, b: Array) -> Array:
+    y = _on_rows(xp, xp.multiply, a, b)
+    return xp.multiply(a, b) if y is NotImplemented else y
+
+
+def _on_rows(xp: Any, function: Any, a: Any, b: Any, out: Array | None = None) -> Array:
+    """Trick 6, for an array and one that is repeated for each of its rows: function(a, b), in that order."""
+    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.shape == b.shape:
+        return NotImplemented
+    large, small = (a, b) if a.size > b.size else (b, a)
+    if (
+        large.size < 4 * _BUFFER
+        or small.dtype != large.dtype
+        or not (large.flags.c_contiguous and small.flags.c_contiguous)
+    ):
+        return NotImplemented
+    count = _rows_together(large.shape, small.shape)
+    if not count:
+        return NotImplemented
+    out = xp.empty(large.shape, large.dtype) if out is None else out
+    repeated = xp.empty((count, small.size), small.dtype)
+    repeated[...] = small.reshape(small.size)
+    repeated, large = repeated.reshape(repeated.size), large.reshape(-1, repeated.size)
+    function(*((large, repeated) if a.size > b.size else (repeated, large)), out=out.reshape(large.shape))
+    return out
+
+
+@lru_cache(maxsize=1024)
+def _rows_together(large: tuple[int, ...], small: tuple[int, ...]) -> int:
+    """How many rows of ``large``, each as large as ``small``, make a run of a buffer or more; 0 if that cannot be."""
+    row = small[next((a for a, n in enumerate(small) if n > 1), len(small)) :]
+    size, elements = math.prod(row), math.prod(large)
+    if len(small) > len(large) or not row or large[len(large) - len(row) :] != row or size >= _BUFFER:
+        return 0
+    least = -(-_BUFFER // size)
+    return next((n for n in range(least, 2 * least) if elements // size % n == 0), 0)
 
 
 @kernel("cpu", "power")
@@ -214,6 +300,20 @@ def extreme_grad(op: ExtremeGrad, xp: Any, gy: Array, x: Any, other: Any) -> Arr
 # Standardization
 
 
+@kernel("cpu", "var")
+def var(op: Var, xp: Any, x: Array) -> Array:
+    """Trick 1."""
+    parts = _as_middle(op.axis, x) if x.size > _FEW_TO_ADD else None
+    if parts is None:
+        return NotImplemented
+    centred = _scratch(xp).take("centred", parts[0].shape, x.dtype, zeroed=False)
+    y = _variance(xp, parts[0], centred)
+    _scratch(xp).give(centred, "centred")
+    _, _, kept, back, shape = _sum_plan(x.shape, x.strides, op.axis, op.keepdims)
+    y = y.reshape(kept)
+    return (y if back is None else y.transpose(back)).reshape(shape)
+
+
 @kernel("cpu", "standardize")
 def standardize(op: Standardize, xp: Any, x: Array) -> Array:
     """Trick 1, in one array."""
@@ -222,8 +322,7 @@ def standardize(op: Standardize, xp: Any, x: Array) -> Array:
     if parts is None:
         return NotImplemented
     m, out = parts
-    scale = _centred(xp, m, op.eps, out)
-    xp.multiply(out, scale, out=out)
+    _each(xp, xp.multiply, out, _centred(xp, m, op.eps, out), out)
     return y
 
 
@@ -238,10 +337,10 @@ def standardize_grad(op: StandardizeGrad, xp: Any, gy: Array, x: Array) -> Array
     r = _centred(xp, m, op.eps, out)
     along = _middle_mean(xp, g, out)
     xp.multiply(along, xp.multiply(r, r), out=along)
-    xp.multiply(out, along, out=out)
+    _each(xp, xp.multiply, out, along, out)
     xp.subtract(g, out, out=out)
-    xp.subtract(out, _middle_mean(xp, g), out=out)
-    xp.multiply(out, r, out=out)
+    _each(xp, xp.subtract, out, _middle_mean(xp, g), out)
+    _each(xp, xp.multiply, out, r, out)
     return gx
 
 
@@ -257,9 +356,20 @@ def _as_middle(axis: Any, *arrays: Array) -> list[Array] | None:
 
 def _centred(xp: Any, x: Array, eps: float, out: Array) -> Array:
     """Write x[A R B] minus its mean over R to ``out``; 1 / sqrt(variance + eps)[A 1 B]."""
-    xp.subtract(x, _middle_mean(xp, x), out=out)
-    r = xp.add(_middle_mean(xp, out, out), eps)
+    r = xp.add(_variance(xp, x, out), eps)
     return xp.divide(1, xp.sqrt(r, out=r), out=r)
+
+
+def _variance(xp: Any, x: Array, out: Array) -> Array:
+    """Write x[A R B] minus its mean over R to ``out``; the mean of its square[A 1 B]."""
+    _each(xp, xp.subtract, x, _middle_mean(xp, x), out)
+    return _middle_mean(xp, out, out)
+
+
+def _each(xp: Any, function: Any, x: Array, s: Array, out: Array) -> None:
+    """Write function(x[A R B], s[A 1 B]) to ``out``, with trick 6."""
+    if _on_rows(xp, function, x, s, out) is NotImplemented:
+        function(x, s, out=out)
 
 
 def _middle_mean(xp: Any, x: Array, factor: Array | None = None) -> Array:
@@ -267,6 +377,15 @@ def _middle_mean(xp: Any, x: Array, factor: Array | None = None) -> Array:
 
 
 # Softmax and losses
+
+
+@kernel("cpu", "mse_loss")
+def mse_loss(op: MSELoss, xp: Any, x: Array, target: Array) -> Array:
+    """In one array."""
+    if not _floats(x, target):
+        return NotImplemented
+    y = xp.subtract(x, target)
+    return xp.multiply(y, y, out=y)
 
 
 @kernel("cpu", "softmax")
@@ -277,15 +396,26 @@ def softmax(op: Softmax, xp: Any, x: Array) -> Array:
     y = xp.empty_like(x)
     rows = y.reshape(-1, x.shape[-1])
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        added, check = _unshifted(xp, x.reshape(rows.shape), rows)
+        added = _exponentials(xp, x.reshape(rows.shape), rows)
         xp.divide(rows, added, out=rows)
-    return NotImplemented if _declined(xp, _has_nan, check) else y
+    return NotImplemented if _declined(xp, _spoilt, added) else y
 
 
-def _unshifted(xp: Any, x: Array, out: Array) -> tuple[Array, Array]:
-    """Trick 5: e**x[R K] to ``out``, its sums[R 1] over the rows, and NaN for each sum that is no good."""
-    added = _exponentials(xp, x, out)
-    return added, xp.multiply(xp.add(added, xp.divide(1, xp.multiply(added, 2.0**-26))), 0)
+@kernel("cpu", "softmax_grad")
+def softmax_grad(op: SoftmaxGrad, xp: Any, gy: Array, y: Array) -> Array:
+    """Trick 1, in one array."""
+    if not _floats(gy, y) or op.axis not in (-1, y.ndim - 1) or not (y.flags.c_contiguous and gy.flags.c_contiguous):
+        return NotImplemented
+    gx = xp.empty_like(y)
+    g, p, out = (a.reshape(-1, y.shape[-1]) for a in (gy, y, gx))
+    xp.subtract(g, _row_sum(xp, g, p)[:, None], out=out)
+    xp.multiply(out, p, out=out)
+    return gx
+
+
+def _spoilt(added: np.ndarray) -> bool:
+    """Trick 5: whether a sum of exponentials is not finite, or so small that digits are lost."""
+    return not (added.min() > _LEAST[added.dtype.char] and added.max() < np.inf)
 
 
 @kernel("cpu", "log_softmax")
@@ -302,31 +432,60 @@ def log_softmax(op: LogSoftmax, xp: Any, x: Array) -> Array:
 
 
 @kernel("cpu", "cross_entropy")
-def cross_entropy(op: CrossEntropy, xp: Any, logits: Array, target: Array) -> Array:
-    """The target's terms in one product per row; 0 times a logit of -inf gives NaN, and then the kernel declines."""
-    if logits.size <= _SMALL or not _floats(logits, target):
+def cross_entropy(op: CrossEntropy, xp: Any, logits: Array, labels: Array) -> Array:
+    """y = log sum_k e**(logit_k - logit_l), where l is the label: no largest logit, which takes 460 in rows of 64."""
+    if logits.size <= _SMALL or not _floats(logits):
         return NotImplemented
-    shifted = _shifted(xp, logits, xp.empty(logits.shape, logits.dtype))
-    with np.errstate(invalid="ignore"):
-        chosen = xp.vecdot(shifted, target)
-    log = xp.log(_exponentials(xp, shifted, shifted))
-    xp.multiply(log, _row_sums(xp, target), out=log)
-    y = xp.subtract(log[:, 0], chosen)
-    return NotImplemented if _declined(xp, _has_nan, y) else y
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        e = xp.subtract(logits, logits[xp.arange(len(labels)), labels][:, None])
+        added = _exponentials(xp, e, e)
+        y = xp.log(added[:, 0])
+    return NotImplemented if _declined(xp, _spoilt, added) else y
 
 
 @kernel("cpu", "cross_entropy_grad")
-def cross_entropy_grad(op: CrossEntropyGrad, xp: Any, gy: Array, logits: Array, target: Array) -> Array:
+def cross_entropy_grad(op: CrossEntropyGrad, xp: Any, gy: Array, logits: Array, labels: Array) -> Array:
     """Tricks 1 and 5, in one array."""
-    if logits.size <= _SMALL or not _floats(gy, logits, target) or logits.shape[1] == 1:  # one class: exactly 0
+    if logits.size <= _SMALL or not _floats(gy, logits) or logits.shape[1] == 1:  # one class: exactly 0
         return NotImplemented
     gx = xp.empty(logits.shape, logits.dtype)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        added, check = _unshifted(xp, logits, gx)
+        added = _exponentials(xp, logits, gx)
+        xp.multiply(gx, xp.divide(gy[:, None], added), out=gx)
+        gx[xp.arange(len(labels)), labels] -= gy
+    return NotImplemented if _declined(xp, _spoilt, added) else gx
+
+
+@kernel("cpu", "soft_cross_entropy")
+def soft_cross_entropy(op: SoftCrossEntropy, xp: Any, logits: Array, target: Array) -> Array:
+    """y = W log sum_k e**s_k - sum_k target_k s_k with s = logits - c, W = sum_k target_k, for any c.
+
+    c is the mean of the logits, weighted by the targets. Where something overflows, where a logit is -inf, and where W
+    is 0, the kernel declines.
+    """
+    if logits.size <= _SMALL or not _floats(logits, target) or logits.shape[1] == 1:  # one class: exactly 0
+        return NotImplemented
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        weight = _row_sums(xp, target)
+        e = xp.subtract(logits, xp.divide(_row_sum(xp, logits, target)[:, None], weight))
+        rest = _row_sum(xp, e, target)
+        added = _exponentials(xp, e, e)
+        y = xp.subtract(xp.multiply(xp.log(added), weight)[:, 0], rest)
+    return NotImplemented if _declined(xp, _spoilt, added) else y
+
+
+@kernel("cpu", "soft_cross_entropy_grad")
+def soft_cross_entropy_grad(op: SoftCrossEntropyGrad, xp: Any, gy: Array, logits: Array, target: Array) -> Array:
+    """Tricks 1 and 5, in one array."""
+    if logits.size <= _SMALL or not _floats(gy, logits, target) or logits.shape[1] == 1:
+        return NotImplemented
+    gx = xp.empty(logits.shape, logits.dtype)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        added = _exponentials(xp, logits, gx)
         xp.multiply(gx, xp.divide(_row_sums(xp, target), added), out=gx)
         xp.subtract(gx, target, out=gx)
         xp.multiply(gx, gy[:, None], out=gx)
-    return NotImplemented if _declined(xp, _has_nan, check) else gx
+    return NotImplemented if _declined(xp, _spoilt, added) else gx
 
 
 def _shifted(xp: Any, x: Array, out: Array) -> Array:
@@ -340,7 +499,7 @@ def _exponentials(xp: Any, x: Array, out: Array) -> Array:
 
 
 def _row_sums(xp: Any, x: Array) -> Array:
-    return _row_sum(xp, x, None)[:, None]
+    return _row_sum(xp, x)[:, None]
 
 
 # Indexing
@@ -349,21 +508,44 @@ def _row_sums(xp: Any, x: Array) -> Array:
 @kernel("cpu", "add_at")
 def add_at(op: AddAt, xp: Any, x: Array, *index: Array) -> Array:
     """Trick 4, for arrays of integers that index the first axes."""
-    count = len(index)
-    if not count or op.pattern != (AT,) * count or not _floats(x):
+    if not _indexes_rows(op.pattern, x, index):
         return NotImplemented
-    rest = math.prod(op.shape[count:])
+    return _added_rows(xp, xp.zeros(op.shape, x.dtype), x, index)
+
+
+@kernel("cpu", "add_to")
+def add_to(op: AddTo, xp: Any, base: Array, x: Array, *index: Array) -> Array:
+    """As above."""
+    if not _indexes_rows(op.pattern, x, index) or not _floats(base, x):
+        return NotImplemented
+    return _added_rows(xp, xp.array(base, order="C"), x, index)
+
+
+def _indexes_rows(pattern: tuple[Any, ...], x: Array, index: tuple[Array, ...]) -> bool:
+    count = len(index)
+    return count > 0 and pattern == (AT,) * count and _floats(x) and all(each.dtype.char in "lq" for each in index)
+
+
+def _added_rows(xp: Any, y: Array, x: Array, index: tuple[Array, ...]) -> Array:
+    """Add x to the rows of y that the index names."""
     place: Any = 0
-    for axis, each in enumerate(index):
-        size = op.shape[axis]
-        if each.dtype.char not in "lq":
-            return NotImplemented
+    for size, each in zip(y.shape, index, strict=False):
         place = place * size + xp.where(each < 0, each + size, each)
+    rest = math.prod(y.shape[len(index) :])
+    dtype = np.dtype(x.dtype.char.upper()) if rest % 2 == 0 else x.dtype
+    rest = rest // 2 if rest % 2 == 0 else rest
     if rest > 1:
         place = (place * rest)[..., None] + xp.arange(rest)
-    y = xp.zeros(op.shape, x.dtype)
-    xp.add.at(y.reshape(-1), place.reshape(-1), x.reshape(-1))
+    xp.add.at(y.reshape(-1).view(dtype), place.reshape(-1), xp.ascontiguousarray(x).reshape(-1).view(dtype))
     return y
+
+
+@kernel("cpu", "getitem")
+def getitem(op: GetItem, xp: Any, x: Array, *index: Array) -> Array:
+    """Rows by `np.take`: 50 instead of 90."""
+    if op.pattern != (AT,) or index[0].dtype.char not in "lq":
+        return NotImplemented
+    return xp.take(x, index[0], axis=0)
 
 
 @kernel("cpu", "one_hot")

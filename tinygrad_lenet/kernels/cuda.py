@@ -26,7 +26,7 @@ from ..ops.linalg import Linear, MatMul
 from ..ops.pool import AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad
 from ..ops.random import Bernoulli
 from ..ops.reduction import Mean, Sum
-from ..ops.softmax import CrossEntropy, CrossEntropyGrad
+from ..ops.softmax import CrossEntropy, CrossEntropyGrad, SoftCrossEntropy, SoftCrossEntropyGrad
 from ..shapes import normalize_axes, reduced_shape
 
 _C_NAMES = {
@@ -373,26 +373,45 @@ def one_hot(op: OneHot, xp: Any, labels: Array) -> Array:
 
 
 @kernel("cuda", "cross_entropy")
-def cross_entropy(op: CrossEntropy, xp: Any, logits: Array, target: Array) -> Array:
+def cross_entropy(op: CrossEntropy, xp: Any, logits: Array, labels: Array) -> Array:
     """A thread makes a row's loss."""
-    n, k = logits.shape
-    if not _covered(logits, target):
-        return NotImplemented
-    y = xp.empty(n, logits.dtype)
-    sizes = _struct(n, k, *_steps(logits), *_steps(target), 0)
-    _launch(xp, "loss.cross_entropy", _blocks(n), (logits, target, y, sizes), Real=_real(y))
-    return y
+    return _loss(xp, logits, labels, LABEL=_real(labels)) if labels.dtype.kind in "iu" else NotImplemented
 
 
 @kernel("cuda", "cross_entropy_grad")
-def cross_entropy_grad(op: CrossEntropyGrad, xp: Any, gy: Array, logits: Array, target: Array) -> Array:
+def cross_entropy_grad(op: CrossEntropyGrad, xp: Any, gy: Array, logits: Array, labels: Array) -> Array:
     """A thread makes a row."""
-    n, k = logits.shape
-    if not _covered(logits, target, gy):
+    return _loss_grad(xp, gy, logits, labels, LABEL=_real(labels)) if labels.dtype.kind in "iu" else NotImplemented
+
+
+@kernel("cuda", "soft_cross_entropy")
+def soft_cross_entropy(op: SoftCrossEntropy, xp: Any, logits: Array, target: Array) -> Array:
+    """As above."""
+    return _loss(xp, logits, target) if _covered(logits, target) else NotImplemented
+
+
+@kernel("cuda", "soft_cross_entropy_grad")
+def soft_cross_entropy_grad(op: SoftCrossEntropyGrad, xp: Any, gy: Array, logits: Array, target: Array) -> Array:
+    """As above."""
+    return _loss_grad(xp, gy, logits, target) if _covered(logits, target) else NotImplemented
+
+
+def _loss(xp: Any, logits: Array, target: Array, **words: Any) -> Array:
+    if not _covered(logits):
         return NotImplemented
-    gx = xp.empty((n, k), logits.dtype)
-    sizes = _struct(n, k, *_steps(logits), *_steps(target), *_steps(gy))
-    _launch(xp, "loss.cross_entropy_grad", _blocks(n), (gy, logits, target, gx, sizes), Real=_real(gx))
+    y = xp.empty(len(logits), logits.dtype)
+    sizes = _struct(*logits.shape, *_steps(logits), *(*_steps(target), 0)[:2], 0)
+    _launch(xp, "loss.cross_entropy", _blocks(len(y)), (logits, target, y, sizes), Real=_real(y), **words)
+    return y
+
+
+def _loss_grad(xp: Any, gy: Array, logits: Array, target: Array, **words: Any) -> Array:
+    if not _covered(logits, gy):
+        return NotImplemented
+    gx = xp.empty(logits.shape, logits.dtype)
+    sizes = _struct(*logits.shape, *_steps(logits), *(*_steps(target), 0)[:2], *_steps(gy))
+    arguments = gy, logits, target, gx, sizes
+    _launch(xp, "loss.cross_entropy_grad", _blocks(len(gx)), arguments, Real=_real(gx), **words)
     return gx
 
 

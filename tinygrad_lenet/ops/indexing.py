@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..curvature import Movement
+from ..graph import Onto, indexing_op
 from ..index import AT, index_ranges, indexed_shape
 from ..op import CONSTANT, REAL, Domain, Op
 from ..shapes import ShapeError, broadcast_shape, integer
@@ -43,7 +44,12 @@ class GetItem(Movement):
         return x[_with(self.pattern, index)]
 
     def backward(self, gy, y, x, *index):
-        return lambda: AddAt(self.pattern, x.shape)(gy, *index), *[None for _ in index]
+        def onto(known):
+            if known is None:
+                return indexing_op("add_at", self.pattern, x.shape)(gy, *index)
+            return indexing_op("add_to", self.pattern)(known, gy, *index)
+
+        return Onto(onto), *[None for _ in index]
 
 
 class AddAt(Movement):
@@ -75,7 +81,35 @@ class AddAt(Movement):
         return y
 
     def backward(self, gy, y, x, *index):
-        return lambda: GetItem(self.pattern)(gy, *index), *[None for _ in index]
+        return lambda: indexing_op("getitem", self.pattern)(gy, *index), *[None for _ in index]
+
+
+class AddTo(Movement):
+    """y = base plus x at the index, added once per mention of an element; gx is gy at the index, dy/dbase = 1."""
+
+    pattern: tuple[Any, ...]
+
+    signature = "add_to(base[...], x[...], *index[...]) -> y[...]"
+    domains = {"base": REAL, "x": REAL, "index": _INDEX}
+    parameters = {"pattern": ((1,), (..., slice(1, 4)), (AT, AT), (AT,), (slice(None), AT))}
+    sizes = {"...": ((4, 5), (3, 2, 4), (3,), (5,), (2, 4), (2,), (4, 3), (2, 5), (2, 2), ())}
+
+    def output_shape(self, base, x, *index):
+        return AddAt(self.pattern, base).output_shape(x, *index)
+
+    def index_ranges(self, base, x, *index):
+        return index_ranges(base, self.pattern)
+
+    def forward(self, xp, base, x, *index):
+        y = xp.array(base)
+        if index:
+            xp.add.at(y, _with(self.pattern, index), x)
+        else:
+            y[self.pattern] = y[self.pattern] + x  # slices name each element at most once
+        return y
+
+    def backward(self, gy, y, base, x, *index):
+        return gy, lambda: indexing_op("getitem", self.pattern)(gy, *index), *[None for _ in index]
 
 
 class Assign(Op):

@@ -25,7 +25,7 @@ class _Pool(Op, kind=True):
 class AvgPool2d(_Pool):
     """y[n c oh ow] = mean of x over the window at (S oh - P, S ow - P); each of its pixels gets gy / (KH KW).
 
-    Padding counts as pixels of value 0, also in the divisor.
+    S is the stride, P the padding, whose pixels count as 0, also in the divisor.
     """
 
     kernel_size: PairLike

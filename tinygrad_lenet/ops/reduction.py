@@ -8,7 +8,7 @@ import math
 from ..curvature import Movement
 from ..op import CONSTANT, REAL, Domain, Op
 from ..shapes import ShapeError, axes, flag, normalize_axes, one_axis, reduced_shape
-from .elementwise import where
+from .elementwise import chain, where
 
 _REDUCTION = {"axis": (axes,), "keepdims": (flag,)}
 _AXES = {"axis": (None, 0, -1, (0, 2), (0, -1), ()), "keepdims": (False, True)}
@@ -77,6 +77,33 @@ class Mean(Op):
 
     def curvature(self, hy, gy, y, x):
         return self.backward(hy / count(x, hy), y, x)
+
+
+class Var(Op):
+    """y = mean of (x - mean of x)^2 along axes; dy/dx = 2 (x - mean of x) / count. That of no elements is NaN."""
+
+    axis: int | tuple[int, ...] | None
+    keepdims: bool
+
+    signature = "var(x[...]) -> y[...]"
+    domains = {"x": REAL}
+    rules = _REDUCTION
+    parameters = _AXES
+    sizes = {"...": ((2, 3, 4), (3, 1), (), (1, 2, 3))}
+
+    def output_shape(self, x):
+        return reduced_shape("var", x, self.axis, self.keepdims)
+
+    def forward(self, xp, x):
+        wide = widened(x)
+        mean = total(xp, wide, self.axis, keepdims=True)
+        centred = wide - mean / count(x, mean)
+        y = total(xp, centred * centred, self.axis, self.keepdims)
+        return (y / count(x, y)).astype(x.dtype, copy=False)
+
+    def backward(self, gy, y, x):
+        slope = x - x.mean(self.axis, keepdims=True)
+        return chain(_keep_axes(gy * (2 / count(x, gy)), self.axis, x.shape), slope)
 
 
 class _Extreme(Movement, kind=True):
@@ -162,5 +189,6 @@ def count(x, y):
 
 
 def _keep_axes(y, axis, shape):
-    """A reduced tensor with the reduced axes restored at size 1, so it broadcasts to ``shape``."""
-    return y.reshape(reduced_shape("reduction", shape, axis, keepdims=True))
+    """A reduced tensor with the reduced axes restored at size 1 where it needs them to broadcast to ``shape``."""
+    kept = reduced_shape("reduction", shape, axis, keepdims=True)
+    return y if kept[len(kept) - y.ndim :] == y.shape else y.reshape(kept)
