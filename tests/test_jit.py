@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from models import LeNet5, LeNet5_1998
 from tests import strict
 from tests.replays import CALLS, batch, net, shown, state, training
-from tinygrad_lenet import JitError, Op, Tensor, curvature, grad, jit, no_grad, optim, testing, zeros_like
+from tinygrad_lenet import JitError, Op, Tensor, curvature, grad, jit, nn, no_grad, optim, testing, zeros_like
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.backend import available, default_device, transfer, use
 from tinygrad_lenet.graph import repeated
@@ -353,6 +353,16 @@ def test_batches_that_were_recorded_are_freed() -> None:
         step(batches.pop())
     gc.collect()
     assert [ref() for ref in gone] == [None] * 8
+
+
+def test_images_are_transposed_once() -> None:
+    """A convolution and its weight gradient both need images last in memory, and use one copy, however large."""
+    layer = nn.Conv2d(1, 2, 3, rng=0)
+    step = jit(lambda x: layer(x).sum().backward())
+    for i in range(CALLS):
+        step(Tensor(np.random.default_rng(i).normal(size=(64, 1, 24, 24)).astype(np.float32)))
+    copies = [call for call in step.plan.calls if call.function is np.copyto]
+    assert sum(x.arguments[0].shape == (1, 24, 24, 64) for x in copies) == 1
 
 
 def test_numbers_are_arrays_unless_they_do_not_fit() -> None:
