@@ -28,7 +28,8 @@ from tinygrad_lenet import Tensor, data, grad, nn
 from tinygrad_lenet import functional as F
 
 LIMIT = 1e-10  # allowed difference, relative to the largest value: rounding is far below, a wrong formula far above
-PREFACE = """Corrects "In-depth LeNet-5 Tutorial with Detailed Layer-by-Layer Computations"
+PREFACE = """Notes: "In-depth LeNet-5 Tutorial with Detailed Layer-by-Layer Computations",
+whose formulas are computed here, and corrected where they are wrong.
 I: a layer's input, O: its output, L: the loss, net: what sigma = tanh is
 applied to, dnet: dL/dO sigma'(net), with sigma'(net) = 1 - O^2. sum_pq adds
 over p and q. Indices begin at 0. dL/dI is dL/dO of the layer before."""
@@ -318,6 +319,7 @@ def main(words: Sequence[str] | None = None) -> None:
         prog="python -m examples.by_hand",
         description="Compute LeNet-5's layers on one digit, forward and backward, by formulas in plain Python and by "
         "the framework. The exit status is 1 if they differ.",
+        formatter_class=programs.Help,
     )
     parser.add_argument("--layer", choices=SECTIONS, help="only this layer (default: all)")
     parser.add_argument("--digit", type=int, default=0, metavar="N", help="which of the package's test images, from 0")

@@ -9,7 +9,7 @@ barycentres, then places by least squares.
 from examples import programs
 
 if __name__ == "__main__":
-    programs.begin()
+    programs.begin("matplotlib")
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -481,12 +481,14 @@ def lenet5() -> tuple[Tensor, dict[str, Tensor]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m examples.draw_graph", description="Draw the graphs of an expression and of LeNet-5's loss."
+        prog="python -m examples.draw_graph",
+        description="Draw the graphs of an expression and of LeNet-5's loss.",
+        formatter_class=programs.Help,
     )
     parser.add_argument("--out", type=Path, default=Path("runs/graphs"), help="folder for the pictures")
-    parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png", help="of the pictures")
-    parser.add_argument("--values", action="store_true", help="say what the tensors hold")
-    parser.add_argument("--gradients", action="store_true", help="and what their gradients are")
+    parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png", help="the pictures' format")
+    parser.add_argument("--values", action="store_true", help="show each tensor's value")
+    parser.add_argument("--gradients", action="store_true", help="show each tensor's gradient")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for name, (tensor, names) in {"expression": expression(), "lenet5": lenet5()}.items():

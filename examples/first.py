@@ -1,4 +1,4 @@
-"""LeNet-5 from data to accuracy, in some seconds: read this first, then `examples/train_lenet5.py`."""
+"""LeNet-5 from data to accuracy, in a few seconds: read this first, then `examples/train_lenet5.py`."""
 
 from examples import programs
 

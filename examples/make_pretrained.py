@@ -13,7 +13,7 @@ import os
 from examples import programs
 
 if __name__ == "__main__":
-    programs.begin()
+    programs.begin("matplotlib", "PIL", "scipy", "tqdm")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy reads it: the matrices are too small to share
 
 import argparse
@@ -269,10 +269,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m examples.make_pretrained",
         description="Train both LeNet-5s, ten minutes each, and write their weights, which come with the package.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=programs.Help,
     )
-    parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: the cache)")
-    parser.add_argument("--models", nargs="*", choices=RECIPES, default=list(RECIPES), metavar="MODEL", help="which")
+    parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: your cache folder)")
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        choices=RECIPES,
+        default=list(RECIPES),
+        metavar="MODEL",
+        help="%(choices)s (default: both)",
+    )
     parser.add_argument("--epochs", type=int, help="passes over the training images (default: the recipe's)")
     parser.add_argument("--out", type=Path, default=Path("models/weights"), help="folder for the weights")
     args = parser.parse_args()

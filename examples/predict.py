@@ -14,7 +14,7 @@ import os
 from examples import programs
 
 if __name__ == "__main__":
-    programs.begin()
+    programs.begin("PIL", "scipy", "tqdm")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy reads it: the matrices are too small to share
 
 import argparse

@@ -4,7 +4,9 @@ What a program writes to its streams matters less than what it writes to files. 
 to encode a character therefore never ends a program: it finishes its work, and its exit status says how that went.
 """
 
+import argparse
 import errno
+import importlib.util
 import io
 import os
 import signal
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
 _job: "Job | None" = None  # of several processes, once this one has joined them
 
 
-def begin() -> None:
+def begin(*packages: str) -> None:
     """Let Ctrl-C end the program quietly until `run` takes over; call this before the slow imports.
 
+    The program ends here if one of the ``packages`` of the extra "example" is missing.
     If Ctrl-C is ignored, as under nohup or for a script's background job, it stays ignored. NumPy, when it is imported,
     is told to multiply on one thread: LeNet-5's matrices are too small to share, and threads that wait for a busy core
     make training ten times slower.
@@ -36,6 +39,22 @@ def begin() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            sys.exit(f'{_program()}: the package {package} is missing; run pip install -e ".[example]"')
+
+
+def _program() -> str:
+    path = Path(sys.argv[0])
+    return path.parent.name if path.stem == "__main__" else path.stem
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds an option's default to its help, unless that says it already or there is none to speak of."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = action.default is None or action.default is False or "(default" in (action.help or "")
+        return action.help if said else super()._get_help_string(action)
 
 
 class Stream(io.RawIOBase):
@@ -104,8 +123,7 @@ def run(main: Callable[[], int | None], advice: str = "") -> NoReturn:
 
     The status is 130 after Ctrl-C, as shells expect, and ``advice`` then says what to do; it is 1 if output was lost.
     """
-    program = Path(sys.argv[0])
-    name = program.parent.name if program.stem == "__main__" else program.stem
+    name = _program()
     sys.stdout, output = replace(sys.stdout, 1)
     sys.stderr, _ = replace(sys.stderr, 2)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as begin() left it

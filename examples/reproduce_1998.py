@@ -13,14 +13,13 @@ import os
 from examples import programs
 
 if __name__ == "__main__":
-    programs.begin()
+    programs.begin("tqdm")
 # Before NumPy is imported, which reads it: one image at a time is too little work for two threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -29,11 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-try:
-    from tqdm import tqdm
-except ModuleNotFoundError:
-    sys.exit('reproduce_1998: the example needs more packages than the framework; run pip install -e ".[example]"')
+from tqdm import tqdm
 
 import tinygrad_lenet
 from examples.runs import Run, ctrl_c_deferred, own_folder, read_json
@@ -90,10 +85,17 @@ def arguments() -> argparse.Namespace:
         description="Train the LeNet-5 of 1998 as published, in parts, and report on the finished ones. The same "
         "command continues where it was stopped. A part of 20 passes takes about 15 minutes for each seed on one core; "
         "two commands with different parts can run at the same time.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=programs.Help,
     )
-    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: the cache)")
+    parser.add_argument(
+        "--parts",
+        nargs="*",
+        choices=PARTS,
+        default=list(PARTS),
+        metavar="PART",
+        help="%(choices)s (default: all)",
+    )
+    parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: your cache folder)")
     parser.add_argument("--download", action="store_true", help="download what is missing or damaged in --data-dir")
     parser.add_argument(
         "--quick", action="store_true", help="a demonstration of a minute: 3 passes over the package's digits"
@@ -113,7 +115,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint-every", type=float, default=60, metavar="SECONDS", help="time between checkpoints within a pass"
     )
-    parser.add_argument("--no-jit", action="store_true", help="run each step's code instead of replaying it")
+    parser.add_argument("--no-jit", action="store_true", help="run each step's Python code instead of a replay")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bars")
     return parser.parse_args()
 

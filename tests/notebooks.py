@@ -25,12 +25,12 @@ def paths() -> list[Path]:
 
 
 def links(name: str, urls: dict[str, str]) -> str:
-    """The first line of a notebook: how to open it elsewhere, by the project's [project.urls]."""
+    """The first line of a notebook: how to run it, elsewhere if [project.urls] says where the project lives."""
     home = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?", urls.get("Repository", ""))
     if home is None:
         return (
-            "*To run this without installing anything, open [Colab](https://colab.research.google.com/), upload this "
-            "file and run its first cell.*"
+            '*To run this, open a checkout of the project: `pip install -e ".[notebooks]"`, then '
+            "`jupyter lab examples/notebooks`.*"
         )
     colab = f"https://colab.research.google.com/github/{home[1]}/blob/main/{FOLDER.as_posix()}/{name}"
     binder = f"https://mybinder.org/v2/gh/{home[1]}/main?labpath={FOLDER.as_posix()}/{name}"

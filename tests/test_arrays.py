@@ -96,7 +96,7 @@ def test_edges() -> None:
         (lambda x: F.take_along_axis(x, INDICES + 9, 2), IndexError), (lambda x: F.clip(x, 2, 1), ValueError),
         (lambda x: F.clip(x, "a"), TypeError), (lambda x: F.var(x, 0, ddof=2), ShapeError),
         (lambda x: F.cumsum(x, 3), ShapeError), (lambda x: F.unstack(x, 3), ShapeError),
-        (lambda x: F.argmax(x, 5, keepdims=True), ShapeError),
+        (lambda x: F.argmax(x, 5, keepdims=True), ShapeError), (lambda x: tg.arange(0, 1, 0), ValueError),
     ],
 )  # fmt: skip
 def test_what_is_refused(act: Callable[[Tensor], Any], error: type[Exception]) -> None:
@@ -110,6 +110,9 @@ def test_an_array_is_not_written_from_a_tensor() -> None:
     with refused(TypeError, "no_grad()"):
         p.data -= 0.1 * p.grad  # type: ignore[operator]
     assert p.numpy().tolist() == [1, 2]
+    p.data = p.data - 0.1 * p.grad  # a tensor, as every result with one
+    with refused(TypeError, "multiply data array no_grad()"):
+        (p * p).sum()
 
 
 # New tensors

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.strict import STRICT
-from tinygrad_lenet import Tensor, checkpoint, files
+from tinygrad_lenet import Tensor, checkpoint, files, nn
 from tinygrad_lenet.checkpoint import HEADER_LIMIT, CheckpointError, load, replace, replace_all, save, to_bytes
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
@@ -170,6 +170,8 @@ def test_a_state_that_holds_itself(tmp_path: Path) -> None:
         ({3: np.zeros(1)}, "a tensor's name is 3; expected a string"),
         ({"__metadata__": np.zeros(1)}, "a tensor is called '__metadata__'"),
         ({"\ud800": np.zeros(1)}, "a name is .+; expected names that are valid text"),
+        ([np.zeros(1)], "the tensors are list; expected a dictionary"),
+        (nn.Linear(1, 1), "the tensors are Linear; expected a dictionary"),
     ],
 )
 def test_tensors_that_the_format_has_not(tensors: Any, sentence: str, saved: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import tests.strict  # noqa: F401 - makes the device "strict" known
-from tinygrad_lenet import REAL, Op, Tensor, backend, grad, no_grad
+from tinygrad_lenet import REAL, Op, Tensor, backend, grad, graph, no_grad
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.op import REGISTRY
 
@@ -356,6 +356,37 @@ def test_an_error_in_backward_changes_nothing(recording: bool, create_graph: boo
                 y.backward(create_graph=create_graph)
     assert (a.grad, b.grad) == (None, None)
     assert (a * b).requires_grad
+
+
+class Stopped:
+    """The mode, at whose first change Ctrl-C comes: as soon as C's code has returned."""
+
+    def __init__(self) -> None:
+        self.get, self.reset, self.changed = graph.mode.get, graph.mode.reset, False
+        self.real = graph.mode
+
+    def set(self, to: graph.Mode) -> Any:
+        token = self.real.set(to)
+        if not self.changed:
+            self.changed = True
+            raise KeyboardInterrupt
+        return token
+
+
+@pytest.mark.parametrize("begin", [lambda: no_grad(), lambda: graph.observed(graph.Observer()), None])
+def test_ctrl_c_as_a_block_begins_leaves_it(begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all that follows, in a notebook for instance, would run without recording."""
+    w = leaf(1.0, 2.0)
+    y = (w * w).sum()
+    with monkeypatch.context() as patch:
+        patch.setattr(graph, "mode", Stopped())
+        with pytest.raises(KeyboardInterrupt):
+            if begin is None:
+                y.backward()
+            else:
+                with begin():
+                    pass
+    assert graph.mode.get() == graph.Mode()
 
 
 def test_no_grad_belongs_to_its_thread() -> None:

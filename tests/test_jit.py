@@ -209,10 +209,20 @@ STEPS: dict[str, Callable[..., Any]] = {
     "batch norm": lambda p, x, y: F.batch_norm(x, p.mean, p.var, p.b, None, training=len(x) > 1),
     "dropout": lambda p, x, y: F.dropout(x, 0.3, True, p.rng),
     "detach": lambda p, x, y: x.detach() * y,
+    "gradient of a copy": lambda p, x, y: cubed(x.detach()) * y,
+    "gradient of a new leaf": lambda p, x, y: cubed(Tensor(np.ones(x.shape, np.float32))) * y,
     "write": lambda p, x, y: p.write(x, y),
     "cast": lambda p, x, y: x.astype("float64").astype("float32") + y,
     "einsum": lambda p, x, y: F.einsum("nk,jk->nj", x, p.w) * 0.5,
 }
+
+
+def cubed(x: Tensor) -> Tensor:
+    """The derivative of x**3, through which the loss gives x, a leaf that the step makes, a gradient."""
+    x.requires_grad = True
+    return grad((x**3).sum(), [x], create_graph=True)[0]
+
+
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "SGD": lambda params: optim.SGD(params, 0.05),
     "momentum": lambda params: optim.SGD(params, 0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
@@ -343,6 +353,28 @@ def test_batches_that_were_recorded_are_freed() -> None:
         step(batches.pop())
     gc.collect()
     assert [ref() for ref in gone] == [None] * 8
+
+
+def test_numbers_are_arrays_unless_they_do_not_fit() -> None:
+    step = jit(lambda x: (0.1 * x * 1e300, -0.0 * x, 0.0 * x))
+    for _ in range(CALLS):
+        with pytest.warns(RuntimeWarning, match="overflow"):
+            found = step(Tensor([1.0, -2.0]))
+    assert shown(found) == shown((Tensor([np.inf, -np.inf]), Tensor([-0.0, 0.0]), Tensor([0.0, -0.0])))
+    kinds = [type(x) for call in step.plan.calls for x in call.arguments]
+    assert (kinds.count(float), kinds.count(np.ndarray)) == (1, 3)
+
+
+def test_a_step_outside_leaves_gradients_where_they_are() -> None:
+    model = LeNet5(rng=0)
+    optimizer = optim.Adam(model.parameters())
+    gradient = jit(lambda x, y: F.cross_entropy(model(x), y).backward())
+    for i in range(2 * CALLS):
+        before = [weakref.ref(p if p.grad is None else p.grad) for p in model.parameters()]  # which keep nothing alive
+        optimizer.zero_grad()
+        gradient(*images(i))
+        optimizer.step()
+    assert all(known() is p.grad for known, p in zip(before, model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("place", ["graphs", "cuda"])

@@ -117,6 +117,35 @@ def attribute_read_in_a_method_changes(compiled: Any) -> Any:
 
 
 @right
+def attribute_read_in_a_method_that_each_look_makes_anew_changes(compiled: Any) -> Any:
+    class Scale:
+        value = 1.0
+
+        @classmethod
+        def get(cls) -> float:
+            return cls.value
+
+        @functools.lru_cache  # noqa: B019 - what a user may write
+        def cached(self) -> float:
+            return 0.5
+
+        @compiled
+        def by(self, x: Tensor, factor: float) -> Tensor:
+            return x * factor * self.get() * self.cached()
+
+        twice = functools.partialmethod(by, factor=2.0)
+
+        @compiled
+        def run(self, x: Tensor) -> Tensor:
+            return self.twice(x) + self.by(x, 3.0)
+
+    def change(i: int) -> None:
+        Scale.value = 1.0 + i // 4
+
+    return calls(Scale().run, change), compiled is jit and Scale.run.plan is None  # type: ignore[attr-defined]
+
+
+@right
 def default_value_changes(compiled: Any) -> Any:
     def helper(x: Tensor, factor: float = 1.0) -> Tensor:
         return x * factor
@@ -379,6 +408,100 @@ def array_of_a_parameter_is_replaced_inside(compiled: Any) -> Any:
 @refused
 def shape_that_depends_on_values(compiled: Any) -> Any:
     return calls(compiled(lambda x: x[x > 0.0].sum()))
+
+
+@right
+def gradient_of_a_leaf_that_the_function_makes(compiled: Any) -> Any:
+    def run(x: Tensor) -> Any:
+        x = x.detach()
+        x.requires_grad = True
+        for factor in (1.0, 2.0):
+            (x * x * factor).sum().backward()
+        return x.grad
+
+    return calls(compiled(run))
+
+
+@refused
+def leaf_with_its_gradient_is_returned(compiled: Any) -> Any:
+    def run(x: Tensor) -> Tensor:
+        x = x.detach()
+        x.requires_grad = True
+        (x * x).sum().backward()
+        return x
+
+    return calls(compiled(run))
+
+
+def norms(*leaves: Tensor) -> None:
+    with no_grad():
+        for leaf in leaves:
+            leaf.grad[...] = leaf.grad / F.norm(leaf.grad)  # type: ignore[index, arg-type, operator]
+
+
+@right
+def gradient_is_written_into(compiled: Any) -> Any:
+    """That of the call, then that which both of its backward passes have added up, before and after a step."""
+    a, b = weight(), weight()
+    optimizer = optim.Adam([a, b])
+
+    def run(x: Tensor) -> Any:
+        optimizer.zero_grad()
+        (x * (a + b)).sum().backward()
+        norms(a)
+        a.grad[0] = 0.5  # type: ignore[index]
+        (x * a * b).sum().backward()
+        optimizer.step()
+        b.grad[1] = x[0, 0]  # type: ignore[index]
+        return b.grad
+
+    return calls(compiled(run)), state(a, b, optimizer)
+
+
+@right
+def gradient_of_another_call_is_written_into(compiled: Any) -> Any:
+    a, b = weight(), weight()
+    run = compiled(lambda: norms(a, b))
+    found = []
+    for i in range(CALLS):
+        (batch(i) * a * b).sum().backward()
+        run()
+        found.append(state(a, b))
+    return found
+
+
+@right
+def module_is_added_to_a_list_that_is_gone_through(compiled: Any) -> Any:
+    layers = nn.ModuleList([nn.Linear(2, 2, rng=0)])
+
+    def by_index(x: Tensor) -> Tensor:
+        for i in range(len(layers)):
+            x = layers[i](x)
+        return x.detach()
+
+    def change(i: int) -> None:
+        if i == 3:
+            layers.append(nn.Linear(2, 2, rng=1))
+
+    return calls(compiled(by_index), change), calls(compiled(lambda x: sum(m(x).detach() for m in layers)), change)
+
+
+@right
+def argument_is_what_a_variable_is(compiled: Any) -> Any:
+    w = weight()
+
+    @compiled
+    def run(x: Tensor) -> Tensor:
+        loss = (x * w).sum()
+        loss.backward()
+        return loss
+
+    found = []
+    for _ in range(CALLS):
+        found.append(shown([run(w.detach()), w, w.grad]))
+        with no_grad():
+            w += 1.0
+    return found, shown(run(batch(0, 2))), state(w)
 
 
 @right

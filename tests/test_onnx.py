@@ -232,6 +232,44 @@ def test_what_is_no_file_to_load(tmp_path: Path) -> None:
         interop.onnx.load(path)
 
 
+def stored(path: Path, kind: str, inputs: str, opset: int = 13, **numbers: Any) -> Path:
+    """A file of another program, with one node."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(kind, inputs.split(), ["y"])],
+        "model",
+        [value("x", onnx.TensorProto.FLOAT, ("N", 2, 3))],
+        [value("y", onnx.TensorProto.FLOAT, ("N", None, None))],
+        [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in numbers.items()],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "settings", "words"),
+    [
+        ("Softmax", "x", {"opset": 11}, "version 11 expected 13"),
+        ("Div", "n two", {"n": np.int64(7), "two": np.int64(2)}, "Div int64"),
+        ("Pad", "x pads zero axes", {"opset": 18, "pads": [1, 1], "zero": np.float32(0), "axes": [2]}, "Pad 4"),
+        ("Squeeze", "x", {}, "Squeeze 1"),
+        ("Add", "x forward", {"forward": np.float32(1)}, "forward"),
+        ("Add", "x _nodes.a", {"_nodes.a": np.float32(1)}, "_nodes.a"),
+    ],
+)
+def test_what_means_something_else_in_onnx_is_refused(
+    kind: str, inputs: str, settings: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    path = stored(tmp_path / "model.onnx", kind, inputs, **settings)
+    with refused(ValueError, words):
+        interop.onnx.load(path)(np.ones((1, 2, 3), np.float32))
+
+
+def test_a_sum_over_no_axes_is_over_all(tmp_path: Path) -> None:
+    path = stored(tmp_path / "model.onnx", "ReduceSum", "x axes", axes=np.array([], np.int64))
+    assert interop.onnx.load(path)(np.ones((1, 2, 3), np.float32)).numpy().tolist() == [[[6.0]]]
+
+
 def test_another_model_takes_the_numbers(tmp_path: Path) -> None:
     interop.onnx.export(LeNet5(rng=0), tmp_path / "m.onnx", (1, 32, 32))
     other = LeNet5(rng=1)

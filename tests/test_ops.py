@@ -169,9 +169,9 @@ def test_complete_op_is_registered_and_checked() -> None:
         ({"forward": None}, "op Double lacks forward"),
         ({"backward": None}, "op Double lacks backward"),
         ({"forward": None, "backward": None}, "op Double lacks forward, backward"),
-        ({"domains": {"y": REAL}}, "domains are for"),
-        ({"__annotations__": {"factor": float}}, "no test values are given for parameter factor"),
-        ({"parameters": {"factor": (1.0,)}}, "no test values are given for parameter factor"),
+        ({"domains": {"y": REAL}}, "`domains` is for"),
+        ({"__annotations__": {"factor": float}}, r"names are \['factor'\], but `parameters` .+ \[\]"),
+        ({"parameters": {"factor": (1.0,)}}, r"names are \[\], but `parameters` .+ \['factor'\]"),
         ({"signature": "add(x[...]) -> y[...]"}, "the name 'add' is taken"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from tests.refusals import refused
 from tests.strict import no_host_reads
-from tinygrad_lenet import Tensor, curvature, nn
+from tinygrad_lenet import Tensor, backend, curvature, nn
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.optim import SGD, Adam, AdamW, OneCycle, Optimizer, PassRates, StepLR, StochasticDiagonalLM
 
@@ -124,6 +124,20 @@ def test_steps_are_those_of_the_formula(
     for gradients in turns:
         step(optimizer, params, gradients)
         assert_close(params, [next(each) for each in expected])
+
+
+@pytest.mark.parametrize(("name", "settings"), SETTINGS)
+def test_steps_in_blocks_are_those_of_single_blocks(name: str, settings: dict[str, Any]) -> None:
+    size = backend.NUMPY.block
+    whole = Tensor(np.random.default_rng(4).normal(size=2 * size + 3), requires_grad=True)
+    parts = [Tensor(x, requires_grad=True) for x in np.split(whole.numpy().copy(), [size, 2 * size])]
+    together, apart = OPTIMIZERS[name]([whole], **settings), [OPTIMIZERS[name]([p], **settings) for p in parts]
+    for i in range(2):
+        whole.grad = Tensor(np.random.default_rng(i).normal(size=whole.size))
+        together.step()
+        for optimizer, p, g in zip(apart, parts, np.split(whole.grad.numpy(), [size, 2 * size]), strict=True):
+            step(optimizer, [p], [g])
+    assert np.array_equal(whole.numpy(), np.concatenate([p.numpy() for p in parts]))
 
 
 def test_dtypes_are_kept_and_may_be_mixed() -> None:
@@ -244,6 +258,21 @@ def test_an_estimate_that_fails_keeps_the_old_one(spoil: Callable[[list[Tensor]]
             with refused(ValueError, "estimate"):
                 optimizer.step()
             optimizer.estimate(bowl(params, scales()))
+
+
+@pytest.mark.parametrize(("name", "settings"), SETTINGS)
+def test_a_shallow_copy_shares_parameters_and_no_state(name: str, settings: dict[str, Any]) -> None:
+    rng, params = np.random.default_rng(5), tensors(5)
+    optimizer = OPTIMIZERS[name](params, **settings)
+    step(optimizer, params, draw_gradients(rng))
+    before = optimizer.state_dict()
+    other = copy.copy(optimizer)
+    step(other, params, draw_gradients(rng))
+    assert all(p is q for p, q in zip(other.params, params, strict=True))
+    after = optimizer.state_dict()
+    assert (after["steps"], other.state_dict()["steps"]) == (before["steps"], [2] * len(params))
+    for state, array in before["tensors"].items():
+        np.testing.assert_array_equal(after["tensors"][state], array)
 
 
 def test_diagonal_lm_moves_with_a_module() -> None:

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -124,6 +125,22 @@ def test_every_program_ends_so(name: str) -> None:
     files |= {path.parent.name: path for path in (ROOT / "examples").glob("*/__main__.py")}
     ends = {name for name, path in files.items() if 'if __name__ == "__main__":' in path.read_text()}
     assert ends == set(PROGRAMS)
+
+
+WITHOUT_EXTRAS = """
+import runpy, sys
+name = "examples." + sys.argv.pop()
+sys.modules |= dict.fromkeys(["matplotlib", "PIL", "scipy", "tqdm", "uvicorn"])  # cannot be imported
+runpy.run_module(name, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("name", sorted({*PROGRAMS} - {"first", "by_hand"}))
+def test_a_missing_package_is_named(name: str) -> None:
+    command = [sys.executable, "-c", WITHOUT_EXTRAS, name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"{name}: the package \w+ is missing; run pip install -e \S+\n", done.stderr), done.stderr
 
 
 def test_first_reads_most_test_images_right() -> None:

@@ -67,6 +67,7 @@ class Backend:
     selected: Callable[[int], Any] = lambda index: nullcontext()  # entered while arrays are created on device `index`
     count: int = 1  # number of devices
     graphs: "Callable[[int], Graphs | None]" = lambda index: None  # what records work on a device as graphs
+    block: int = 2**62  # elements that several passes take at a time, so that they find them in the cache
 
     def current(self, *arrays: Array) -> Any:
         """A context in which new arrays and results are on the device of ``arrays``."""
@@ -80,7 +81,7 @@ class Backend:
         return f"{self.name}:{index}" if index else self.name
 
 
-NUMPY = Backend("cpu", np, np.ndarray, from_numpy=lambda array, index: array, to_numpy=lambda array: array)
+NUMPY = Backend("cpu", np, np.ndarray, from_numpy=lambda array, index: array, to_numpy=lambda array: array, block=2**17)
 
 _by_name: dict[str, Backend] = {"cpu": NUMPY}
 _by_type: dict[type, Backend] = {np.ndarray: NUMPY}

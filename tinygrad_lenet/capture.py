@@ -248,7 +248,7 @@ class DeviceReplay:
             return entry.op.name, lambda values: self._apply(entry, values)
         if isinstance(entry, Stored):
             return "gradient", lambda values: self.frame.store(
-                entry.leaf, None if entry.slot is None else values[entry.slot]
+                [entry.leaf], [None if entry.slot is None else values[entry.slot]]
             )
         if isinstance(entry, Fetched):
             return "read gradient", lambda values: self._fetch(entry, values)

@@ -67,6 +67,9 @@ def save(path: PathLike, tensors: Mapping[str, Any], state: Mapping[str, Any] | 
 
 def to_bytes(tensors: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> bytes:
     """Return the bytes that `save` would write, for `replace_all`; same errors, except those of writing."""
+    for what, given in (("tensors are", tensors), ("state is", state or {})):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"checkpoint.save: the {what} {type(given).__name__}; expected a dictionary by name")
     arrays = {_checked_name(name): _host_array(name, value) for name, value in tensors.items()}
     metadata = {_CHECKSUM: _checksum(arrays)} | ({_STATE: _to_json(state)} if state else {})
     try:

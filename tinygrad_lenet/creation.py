@@ -105,10 +105,14 @@ def arange(
 ) -> Tensor:
     """start, start + step, ... below stop; with one argument, 0, 1, ... below it. int64 if all arguments are integers.
 
+    ValueError if step is 0.
+
     >>> arange(3), arange(0, 1, 0.5)
     (Tensor([0, 1, 2], dtype=int64), Tensor([0. , 0.5]))
     """
     first, last = (0, start) if stop is None else (start, stop)
+    if step == 0:
+        raise ValueError("arange: step is 0; expected another number")
     whole = all(isinstance(each, (int, np.integer)) for each in (first, last, step))
     dtype = (np.int64 if whole else np.float32) if dtype is None else dtype
     return Tensor(np.arange(first, last, step).astype(dtype), requires_grad, device=device)

@@ -28,7 +28,7 @@ def open_regular(path: PathLike) -> BinaryIO:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # else opening a pipe would wait for a writer
 
     try:
-        file = open(path, "rb", opener=opener)  # noqa: SIM115 - the caller closes it
+        file = open(os.fspath(path), "rb", opener=opener)  # noqa: SIM115 - the caller closes it
     except ValueError as error:  # a zero byte in the path
         raise OSError(errno.EINVAL, str(error)) from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -53,7 +53,7 @@ def replace(contents: Mapping[PathLike, bytes]) -> None:
     written: dict[str, str] = {}  # from the path of each new file to the path that it belongs to
     try:
         for path, data in contents.items():
-            name = os.path.realpath(path)  # for a link, its target is replaced
+            name = os.fsdecode(os.path.realpath(path))  # for a link, its target is replaced
             written[_write_beside(name, data)] = name
         for beside, name in list(written.items()):
             os.replace(beside, name)

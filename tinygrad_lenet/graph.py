@@ -15,7 +15,6 @@ import operator
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
@@ -52,6 +51,9 @@ class Observer:
     def within_backward(self) -> "Observer | None":
         """The observer of the ops that compute gradients."""
         return None
+
+    def born(self, leaf: Any) -> None:
+        """A leaf has been made."""
 
     def fetched(self, leaf: Any) -> None:
         """The gradient of a leaf is about to be read."""
@@ -93,27 +95,30 @@ class Mode(NamedTuple):
 mode: ContextVar[Mode] = ContextVar("mode", default=Mode())  # noqa: B039 - immutable; per thread and per async task
 
 
-@contextmanager
-def _switched(to: Mode) -> Iterator[None]:
-    token = mode.set(to)
-    try:
-        yield
-    finally:
-        _restore(token)
+class _Switched:
+    """Another mode within a block, also if Ctrl-C comes as it begins or ends: so no calls of functions in Python."""
+
+    def __init__(self, to: Mode) -> None:
+        self._to = to
+
+    def __enter__(self) -> None:
+        before = mode.get()
+        try:
+            self._token = mode.set(self._to)
+        except BaseException:
+            mode.set(before)
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        try:  # noqa: SIM105 - contextlib.suppress is written in Python
+            mode.reset(self._token)
+        except ValueError:  # a generator closed in another thread or task has nothing to restore there
+            pass
 
 
-def _restore(token: Token[Mode]) -> bool:
-    """Return to the previous mode; a generator closed in another thread or task has nothing to restore there."""
-    try:
-        mode.reset(token)
-    except ValueError:
-        return False
-    return True
-
-
-def observed(observer: Observer | None) -> Any:
+def observed(observer: Observer | None) -> _Switched:
     """A context in which ``observer`` sees every op that is applied."""
-    return _switched(mode.get()._replace(observer=observer))
+    return _Switched(mode.get()._replace(observer=observer))
 
 
 class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_grad
@@ -142,13 +147,22 @@ class no_grad:  # noqa: N801 - a word of the language: with no_grad(): or @no_gr
         return self if function is None else self(function)
 
     def __enter__(self) -> None:
-        self._tokens.append(mode.set(mode.get()._replace(recording=False)))
+        before = mode.get()
+        to = before._replace(recording=False)
+        try:
+            self._tokens.append(mode.set(to))
+        except BaseException:  # as in _Switched
+            mode.set(before)
+            raise
 
     def __exit__(self, *exception: object) -> None:
-        for token in reversed(self._tokens):  # the latest of this thread and task
-            if _restore(token):
-                self._tokens.remove(token)
-                return
+        for token in self._tokens[::-1]:  # the latest of this thread and task
+            try:
+                mode.reset(token)
+            except ValueError:
+                continue
+            self._tokens.remove(token)
+            return
 
     def __call__(self, function: Function) -> Function:
         return self._around(function)
@@ -384,7 +398,8 @@ def backpropagate(path: Path, output: Node, gy: Any, retain_graph: bool, create_
     found = []
     now = mode.get()
     inside = Mode(create_graph, None if now.observer is None else now.observer.within_backward())
-    with _switched(inside):
+    try:
+        mode.set(inside)
         for y in path.backwards():
             gy = pending.pop(id(y))
             if y.hooks:
@@ -398,6 +413,8 @@ def backpropagate(path: Path, output: Node, gy: Any, retain_graph: bool, create_
                 add_up(pending, input_gradients(y, path.leading, pending, now.observer, y.op.backward, gy))
                 if not retain_graph:
                     y.inputs = None
+    finally:
+        mode.set(now)
     return found
 
 

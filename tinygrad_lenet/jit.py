@@ -9,6 +9,7 @@ A recording is only replayed while everything that led to it is as it was: that 
 of the two recordings are for.
 """
 
+import contextlib
 import functools
 import inspect
 import operator
@@ -64,8 +65,9 @@ class _Recorder(Observer):
         self.slots: dict[int, int] = {}  # by id of the array
         self.alive: list[Any] = []  # so that no id is used twice
         self.outside: dict[int, _Outside] = {}  # by slot
+        self.made: set[int] = set()  # ids of leaves that are made in the call
         self.starts: dict[int, tuple[Any, bool]] = {}  # by id of a leaf: the leaf, and whether it had no gradient
-        self.gradients: dict[int, Any] = {}  # by id of a leaf: the gradient that the function gave it
+        self.gradients: dict[int, tuple[Any, Any]] = {}  # by id of a leaf: the leaf, and the gradient that it has now
         self.modules: dict[int, tuple[Any, dict[str, Any]]] = {}  # by id: a module, and its settings at its first use
         self.switched: set[int] = set()  # ids of modules whose mode the function sets
         self.values = [_host(x).copy("K") for x in arguments]
@@ -77,7 +79,7 @@ class _Recorder(Observer):
     def forget(self, constants: bool) -> None:
         """Keep what is needed to compare this recording with others, and no values; with ``constants``, those, too."""
         self.arguments, self.alive, self.values, self.returned = (), [], [], []
-        for memory in (self.slots, self.known, self.starts, self.gradients, self.modules):
+        for memory in (self.slots, self.known, self.made, self.starts, self.gradients, self.modules):
             memory.clear()
         self.log = [entry._replace(array=None) if isinstance(entry, Fetched) else entry for entry in self.log]
         for each in self.outside.values():
@@ -134,19 +136,36 @@ class _Recorder(Observer):
         if op.writes:
             self.log.append(Applied(op, refs, refs[0].at, caller()))
             self._written({id(memory_of(output.data))})
+            for leaf, gradient in self.gradients.values():  # a replay gives leaves copies of what it computes
+                if gradient is not None and memory_of(gradient.data) is memory_of(output.data):
+                    self.log.append(Stored(self.leaf(leaf), self.slot(gradient)))
         elif id(output.data) not in self.slots:
             self.log.append(Applied(op, refs, self._new(output.data), caller()))
 
     def within_backward(self) -> "Observer | None":
         return self
 
+    def born(self, leaf: Any) -> None:
+        self.alive.append(leaf)
+        self.made.add(id(leaf))
+
+    def own(self, leaf: Any) -> bool:
+        """Whether a leaf is made in the call, perhaps around an argument's array: its gradient ends with the call."""
+        if any(leaf is x for x in self.arguments):
+            return False
+        slot = self.slots.get(id(leaf.data))
+        return id(leaf) in self.made or (slot is not None and slot not in self.outside)
+
     def fetched(self, leaf: Any) -> None:
+        if self.own(leaf):
+            return
         known = leaf._grad
         if id(leaf) not in self.gradients:
             self.starts.setdefault(id(leaf), (leaf, known is None))
             if known is None:
                 return
-        elif known is self.gradients[id(leaf)]:
+            self.gradients[id(leaf)] = leaf, known
+        elif known is self.gradients[id(leaf)][1]:
             return
         if known is None:
             self.log.append(Fetched(self.leaf(leaf), None, None))
@@ -156,7 +175,9 @@ class _Recorder(Observer):
 
     def stored(self, leaf: Any, gradient: Any) -> None:
         self.alive.append(leaf)
-        self.gradients[id(leaf)] = gradient
+        if self.own(leaf):
+            return
+        self.gradients[id(leaf)] = leaf, gradient
         self.log.append(Stored(self.leaf(leaf), None if gradient is None else self.slot(gradient)))
 
     def read(self, what: str, tensor: Any) -> None:
@@ -332,8 +353,10 @@ class _Names:
         elif isinstance(thing, functools.partial):
             for each in (thing.func, *thing.args, *thing.keywords.values()):
                 self._thing(name, each, names)
-        elif isinstance(thing, types.MethodType):
-            self._function(thing.__func__, thing.__self__)
+        elif isinstance(thing, types.MethodType) and isinstance(
+            inner := inspect.unwrap(thing.__func__), types.FunctionType
+        ):
+            self._function(inner, thing.__self__)
         elif callable(thing) and isinstance(inner := inspect.unwrap(thing), types.FunctionType):
             self._function(inner, None)
         elif not _is_library(thing):
@@ -383,6 +406,10 @@ class _Names:
                 return
             if plain:
                 self._note(name, names, getattr, owner, attribute)
+        elif _makes_anew(found):
+            with contextlib.suppress(Exception):
+                self._thing(name, getattr(owner, attribute), names)
+            self._note(name, names, inspect.getattr_static, owner, attribute)
         elif found is not None:
             self._note(name, names, getattr, owner, attribute)
 
@@ -397,6 +424,15 @@ def _is_library(thing: Any) -> bool:
     name = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
     name = thing if isinstance(thing, str) else name if isinstance(thing, (types.ModuleType, type)) else None
     return name is not None and name.partition(".")[0] in _LIBRARIES and not name.startswith("tinygrad_lenet.models")
+
+
+def _makes_anew(found: Any) -> bool:
+    """Whether each look at an attribute makes another object of what its class has, as with a class method.
+
+    Not if that is written in C, as ``deque.append`` is: what it would change is not seen, so it has to be refused.
+    """
+    kind = type(found)
+    return hasattr(kind, "__get__") and not hasattr(kind, "__set__") and kind is not types.MethodDescriptorType
 
 
 def _names_in(code: types.CodeType) -> set[str]:
@@ -474,10 +510,8 @@ def _array(x: Any) -> Array:
 
 
 def _same_bits(x: np.ndarray, y: np.ndarray) -> bool:
-    if x.strides == y.strides and x.size:
+    if x.strides == y.strides and not x.flags.c_contiguous:  # they lie alike in memory, where they are compared
         x, y = in_line(x), in_line(y)
-        if x.ndim == y.ndim == 1:  # they lie alike in memory, so nothing needs to be copied
-            return np.array_equal(x.view(np.uint8), y.view(np.uint8))
     return x.tobytes() == y.tobytes()
 
 
@@ -576,6 +610,8 @@ def _results(recorder: _Recorder, y: Any) -> _Result:
                 "returns a tensor with its graph, which a replay does not make; take the gradient inside, call it "
                 "under no_grad(), or return it detached"
             )
+        if y._grad is not None and recorder.own(y):
+            recorder.refuse("returns a leaf that it makes, with its gradient; return the gradient, too, or by itself")
         slot = recorder.slot(y)
         number = next((i for i, each in enumerate(recorder.returned) if each is y), len(recorder.returned))
         recorder.returned.append(y)
@@ -667,23 +703,26 @@ class _Planned:
         for slot, each in recorder.outside.items():
             values[slot] = plan.constant(_known(each)) if each.made else plan.stand_in(each.array, "held")
         written: set[int] = set()
-        for entry in recorder.log:
+        stored: list[Stored] = []  # to be done in one call
+        for entry in (*recorder.log, None):
+            if isinstance(entry, Stored):
+                stored.append(entry)
+                continue
+            if stored:
+                arrays = [None if each.slot is None else values[each.slot] for each in stored]
+                plan.effect("set .grad", Frame.store, self.frame, [each.leaf for each in stored], arrays)
+                stored = []
             if isinstance(entry, Applied):
                 inputs = [values[x.at] if type(x) is Slot else x for x in entry.inputs]
                 values[entry.output] = plan.apply(entry.op, inputs)
                 if entry.op.writes:
                     written.add(entry.output)
-            elif isinstance(entry, Stored):
-                array = None if entry.slot is None else values[entry.slot]
-                plan.effect(
-                    "gradient" if array is not None else "no gradient", Frame.store, self.frame, entry.leaf, array
-                )
             elif isinstance(entry, Fetched):
                 if entry.slot is not None:
                     values[entry.slot] = plan.stand_in(entry.array, "argument")
                 target = None if entry.slot is None else values[entry.slot]
                 plan.effect("read gradient", _fetch, self.frame, entry.leaf, target, writes=True)
-            else:
+            elif entry is not None:
                 tensors = [type(x) is Slot for x in entry.arguments]
                 given = [values[x.at] if type(x) is Slot else x for x in entry.arguments]
                 plan.effect(entry.function.__qualname__, _call, entry.function, entry.options, tensors, *given)
@@ -901,6 +940,8 @@ class jit(Generic[P, R]):  # noqa: N801 - a decorator
                 f"jit: {self._name} uses {names.iterator}, an iterator, which a replay would not advance; call next() "
                 "outside and pass the value as an argument"
             )
+        if any(t.data is _array(x) and t is not x for t in names.tensors for x in arrays):
+            return self.function(*arguments, **options)  # as in step(w.detach()): an argument that is also a variable
         sources = [(array, _hash(array)) for array in map(_array, (*names.tensors, *names.arrays))]
         given = [_array(x) for x in arrays]
         recorder = _Recorder(self._name, arrays)

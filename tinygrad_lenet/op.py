@@ -100,10 +100,14 @@ class Op:
         cls._divisors = tuple({axis.partition("/")[2] for x in parsed.inputs for axis in x.axes if "/" in axis})
         fields = {name for base in cls.__mro__ if base is not Op for name in get_annotations(base)}
         if fields != set(cls.parameters):
-            odd = ", ".join(sorted(fields ^ set(cls.parameters)))
-            raise TypeError(f"op {cls.__name__}: no test values are given for parameter {odd}, or it is no field")
+            raise TypeError(
+                f"op {cls.__name__}: the annotated names are {sorted(fields)}, but `parameters` lists test values for "
+                f"{sorted(cls.parameters)}; expected the same names"
+            )
         if set(cls.domains) != {x.name for x in parsed.inputs}:
-            raise TypeError(f"op {cls.__name__}: domains are for {sorted(cls.domains)}, inputs are {cls.signature}")
+            raise TypeError(
+                f"op {cls.__name__}: `domains` is for {sorted(cls.domains)}; expected the inputs of {cls.signature}"
+            )
         typed = (i for i, x in enumerate(parsed.inputs) if cls.domains[x.name].kind in ("boolean", "index"))
         cls._typed = next(typed, math.inf)
         read = {x.name for x in parsed.inputs if cls.reads_values or cls.domains[x.name].kind == "index"}

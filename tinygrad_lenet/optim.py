@@ -9,6 +9,7 @@ import copy
 import itertools
 import math
 import operator
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -73,19 +74,22 @@ class _Group:
     def __post_init__(self) -> None:
         self.gradients, self.changes = self.views(self.gradient), self.views(self.change)
         self.shapes = [array.shape for array in self.arrays]
-        self.found: list[Array] = []  # gradients that lie in memory as in a vector, and that vector
-        self.vector: Array | None = None
+        # Gradients that lie in memory as in a vector, and where it begins. A replay that finds its gradients kept by
+        # others does not hand them out again, so nothing here keeps them.
+        self.found: list[weakref.ref[Array]] = []
+        self.first_byte = 0
 
     def together(self, arrays: list[Array | None]) -> Array:
         """The gradients as one vector: copied or, if they already lie like that in memory, as they are."""
-        if len(arrays) == len(self.found) and all(map(operator.is_, arrays, self.found)):
-            assert self.vector is not None
-            return self.vector
-        self.found, self.vector = [], None
-        if (vector := _in_line(arrays, self.gradient)) is not None:
-            self.found, self.vector = arrays, vector
-            return vector
         whole = all(array is not None for array in arrays)
+        if not whole:
+            self.found = []
+        elif not self.found or not all(map(operator.is_, arrays, [known() for known in self.found])):
+            first_byte = _in_line(arrays, self.gradient)
+            self.found = [] if first_byte is None else list(map(weakref.ref, arrays))
+            self.first_byte = first_byte or 0
+        if self.found:
+            return np.ndarray(self.gradient.shape, self.gradient.dtype, memory_of(arrays[0]), self.first_byte)
         if not whole or not _served(self.backend, "gather", arrays, self.gradient):
             for target, array in zip(self.gradients, arrays, strict=True):
                 if array is not None:
@@ -156,9 +160,10 @@ class Optimizer:
 
     def _follow(self) -> None:
         """Lay out the vectors again if a parameter's array has been replaced, for example by module.to(device)."""
-        pairs = ((p, array) for group in self._groups for p, array in zip(group.params, group.arrays, strict=True))
-        if any(p.data is not array for p, array in pairs):
-            self._lay_out()
+        for group in self._groups:
+            if not all(map(operator.is_, [p.data for p in group.params], group.arrays)):
+                self._lay_out()
+                break
 
     def _runs(self) -> "list[_Run]":
         """What a step updates; the gradients are gathered."""
@@ -198,7 +203,9 @@ class Optimizer:
                     backend.xp.multiply(array, decay, out=product)
                 change += gradient
                 gradient = backend.xp.array(change)
-        self._update(backend.xp, own, gradient, change, *[each[part] for each in group.state.values()])
+        vectors = [gradient, change, *[each[part] for each in group.state.values()]]
+        for start in range(0, len(gradient), backend.block):
+            self._update(backend.xp, own, *[each[start : start + backend.block] for each in vectors])
         if not _served(backend, "subtract_from", arrays, change):
             for array, difference in zip(arrays, changes, strict=True):
                 array -= difference
@@ -208,7 +215,10 @@ class Optimizer:
         return (lr,)
 
     def _update(self, xp: Any, numbers: Sequence[Any], gradient: Array, change: Array, *state: Array) -> None:
-        """Write the amount to subtract from the parameters into ``change``, and update the state."""
+        """Write the amount to subtract from the parameters into ``change``, and update the state, each element alone.
+
+        The vectors are those of a run or, if it is long, of a block of it.
+        """
         raise TypeError(f"{type(self).__name__} does not define _update")
 
     def _gather(self, group: _Group) -> tuple[Array, list[tuple[int, int]]]:
@@ -313,6 +323,7 @@ class Optimizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         tensors = state.pop("_copied")
         vars(self).update(state)
+        self._steps = list(self._steps)  # copy.copy shares the list
         self._lay_out()
         for name, view in self._tensors().items():
             write(view, transfer(tensors[name], backend_of(view).device_of(view)))
@@ -616,7 +627,7 @@ class _Schedule:
 
 
 class OneCycle(_Schedule):
-    """Raise the rate from max_lr / div_factor to max_lr, then lower it to the start's / final_div_factor.
+    """Raise the rate from max_lr / div_factor to max_lr, then lower it to the first rate / final_div_factor.
 
     The rate follows half cosines and rises during the fraction ``pct_start`` of ``total_steps`` (Smith & Topin, 2018;
     this is PyTorch's OneCycleLR with cycle_momentum=False). The optimiser's own rate is not used. ValueError for
@@ -724,23 +735,20 @@ def _served(backend: Backend, name: str, *arguments: Any) -> bool:
     return kernel is not None and kernel(backend.xp, *arguments) is not NotImplemented
 
 
-def _in_line(arrays: Sequence[Array | None], like: Array) -> Array | None:
-    """The vector that the arrays make up if they follow one another in memory, as the gradients of a replay do."""
+def _in_line(arrays: Sequence[Array | None], like: Array) -> int | None:
+    """Where a vector begins in memory that the arrays make up, one after the other, as a replay's gradients do."""
     first = arrays[0]
     if type(first) is not np.ndarray or first.base is None or first.dtype != like.dtype:
         return None
-    address = first.__array_interface__["data"][0]
+    memory = memory_of(first)
+    start = address = first.__array_interface__["data"][0]
     for array in arrays:
         if type(array) is not np.ndarray or array.dtype != first.dtype or not array.flags.c_contiguous:
             return None
-        if array.__array_interface__["data"][0] != address:
+        if array.__array_interface__["data"][0] != address or memory_of(array) is not memory:
             return None
         address += array.nbytes
-    memory = memory_of(first)
-    if memory.dtype != np.uint8 or memory.ndim != 1:
-        return None
-    start = first.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
-    return memory[start : start + like.nbytes].view(like.dtype)
+    return start - memory.__array_interface__["data"][0] if memory.flags.c_contiguous else None
 
 
 def _vectors(xp: Any, count: int, size: int, dtype: np.dtype[Any]) -> list[Array]:
@@ -791,7 +799,7 @@ def _grouped(optimizer: str, params: Any, lr: float) -> tuple[Any, list[_Rates]]
 
 
 def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale the gradients of ``params`` down so that their common norm is at most ``max_norm``; return that it was.
+    """Scale the gradients of ``params`` down so that their common norm is at most ``max_norm``; return the norm before.
 
     The norm is the root of the sum of all squares; parameters without a gradient are left out (Pascanu et al., 2013,
     with PyTorch's divisor, norm + 1e-6). The gradients are replaced, not written into. ValueError if max_norm is not

@@ -72,12 +72,13 @@ class Frame:
     def tensor(self, leaf: Any) -> Any:
         return self.arguments[leaf.at] if type(leaf) is Argument else leaf
 
-    def store(self, leaf: Any, array: Array | None) -> None:
-        """Give a leaf its gradient: what is handed out, or a copy."""
-        given = self.given.get(id(array))
-        if given is None and array is not None:
-            given = wrap(array.copy(order="K"))
-        self.tensor(leaf)._grad = given
+    def store(self, leaves: Sequence[Any], arrays: Sequence[Array | None]) -> None:
+        """Give each leaf its gradient: what is handed out, or a copy."""
+        for leaf, array in zip(leaves, arrays, strict=True):
+            given = self.given.get(id(array))
+            if given is None and array is not None:
+                given = wrap(array.copy(order="K"))
+            self.tensor(leaf)._grad = given
 
     def own(self, leaf: Any) -> None:
         """Give a leaf a copy of its gradient in place of what has been handed out."""
@@ -95,7 +96,8 @@ class Handed:
     def __init__(self, gradients: Sequence[tuple[Any, Array]], owner_of: Callable[[Array], Array]) -> None:
         self._pairs = [(leaf, wrap(array)) for leaf, array in gradients]
         self.given = {id(tensor.data): tensor for _, tensor in self._pairs}
-        self._watched = [x for _, tensor in self._pairs for x in (tensor, tensor.data, owner_of(tensor.data))]
+        watched = [x for _, tensor in self._pairs for x in (tensor, tensor.data, owner_of(tensor.data))]
+        self._watched = list({id(x): x for x in watched}.values())  # most lie in memory of one owner
         self._references = -1
 
     def note(self) -> None:

@@ -76,6 +76,9 @@ class Tensor(Node):
                 array = array.astype(real_dtype("Tensor", dtype), copy=False)
         _fill(self, array if device is None else transfer(array, device))
         self.requires_grad = requires_grad
+        observer = mode.get().observer
+        if observer is not None:
+            observer.born(self)
 
     @property
     def shape(self) -> Shape:
@@ -552,6 +555,10 @@ class HookHandle:
 def wrap(array: Array, maker: str = "wrap") -> Tensor:
     """A leaf tensor around an array of a known backend, without a copy; ``maker`` is the op whose forward gave it."""
     if type(array) is not np.ndarray and backend_of_type(type(array)) is None:
+        if isinstance(array, Tensor):
+            raise TypeError(
+                f"{maker}: the .data of an input is a Tensor, not an array; write under no_grad(): p -= lr * p.grad"
+            )
         found = type(array).__name__
         array = np.asarray(array)  # a NumPy scalar, which NumPy returns instead of an array without axes
         if array.dtype.kind == "O":

@@ -7,25 +7,19 @@ Every claim is a file beside this one, which says what is measured (``plan``, ``
 from examples import programs
 
 if __name__ == "__main__":
-    programs.begin()
+    programs.begin("matplotlib", "tqdm")
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-try:
-    from tqdm import tqdm
-
-    from examples import plots
-    from examples.claims import overfitting, parameters, shift
-except ModuleNotFoundError:
-    sys.exit('claims: the example needs more packages than the framework; run pip install -e ".[example]"')
-
+from examples import plots
+from examples.claims import overfitting, parameters, shift
 from examples.claims.shared import BATCH, LR, SMALL_BATCH, Record, Sets
 from examples.runs import as_json, own_folder, read_json
 from tinygrad_lenet import checkpoint, data, parallel
@@ -79,12 +73,12 @@ def main(words: Sequence[str] | None = None) -> None:
         prog="python -m examples.claims",
         description="Test claims about LeNet-5; write the measurements and a figure for each. Whatever --out already "
         "holds is not measured again.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=programs.Help,
     )
     parser.add_argument("claim", nargs="?", choices=CLAIMS, help="a single claim (default: all)")
     parser.add_argument("--quick", action="store_true", help="a demonstration of a few seconds; its numbers are poor")
     parser.add_argument("--dataset", choices=["digits", "mnist"], help="default: mnist; with --quick, digits")
-    parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: the cache)")
+    parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files (default: your cache folder)")
     parser.add_argument("--download", action="store_true", help="download what is missing or damaged in --data-dir")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--out", type=Path, help="folder for the results (default: runs/claims, or runs/claims-quick)")

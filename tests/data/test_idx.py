@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tinygrad_lenet import files
 from tinygrad_lenet.data import DataError, read_idx, write_idx
 
 ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
@@ -34,6 +35,18 @@ def test_round_trip(tmp_path: Path, dtype: type, name: str) -> None:
     assert again.flags.writeable and again.flags.c_contiguous
     np.testing.assert_array_equal(again, array)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_paths_of_bytes_and_no_descriptors(tmp_path: Path) -> None:
+    """A path may be bytes, as the system's own are; a number would be a file that somebody else has open."""
+    path = os.fsencode(tmp_path / "a")
+    write_idx(path, ARRAY)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(read_idx(path), ARRAY)  # type: ignore[arg-type]
+    with (tmp_path / "a").open("rb") as file:
+        for work in (files.open_regular, read_idx, lambda path: write_idx(path, ARRAY)):
+            with pytest.raises(TypeError):
+                work(file.fileno())  # type: ignore[arg-type]
+        assert file.read(2) == b"\0\0"
 
 
 def test_transposed_array_is_written_in_its_own_order(tmp_path: Path) -> None:
@@ -167,9 +180,9 @@ def test_mutations_parse_or_raise_data_error(tmp_path: Path, data: st.DataObject
 
 
 def test_write_idx_refuses_what_the_format_cannot_hold(tmp_path: Path) -> None:
-    for array in (np.zeros(3, np.int64), np.zeros(3, np.complex64), np.zeros(3, bool)):
+    for array in (np.zeros(3, np.int64), np.zeros(3, np.complex64), np.zeros(3, bool), [1, 2]):
         with pytest.raises(TypeError, match="write_idx: array has dtype"):
-            write_idx(tmp_path / "a", array)
+            write_idx(tmp_path / "a", array)  # type: ignore[arg-type]
     for array in (np.zeros((), np.uint8), np.zeros((0, 3), np.uint8), np.zeros((1,) * 9, np.uint8)):
         with pytest.raises(ValueError, match="write_idx: array has shape"):
             write_idx(tmp_path / "a", array)

@@ -124,7 +124,7 @@ def test_idx(tmp_path: Path) -> None:
             assert labels.tolist() == letters.tolist()
     fill(tmp_path / "emnist", IMAGES[:3], LABELS[:3], "emnist-digits-test")
     assert len(data.idx(tmp_path / "emnist" / "emnist-digits", "test")[0]) == 3
-    with pytest.raises(DataError, match=r"holds emnist-digits-test, emnist-letters-test to test on, expected one"):
+    with pytest.raises(DataError, match=r"holds emnist-digits-test, emnist-letters-test to test on; expected one"):
         data.idx(tmp_path / "emnist", "test")
 
 

@@ -121,12 +121,13 @@ def write_idx(path: PathLike, array: npt.NDArray[Any]) -> None:
     Raises TypeError for a dtype that IDX has no code for, ValueError for no axes, too many axes or no elements, and
     DataError if the file cannot be written; a file that was there before then stays intact.
     """
+    array = np.asarray(array)
     dtype = array.dtype.newbyteorder(">")
     if dtype not in _CODES:
         raise TypeError(f"write_idx: array has dtype {array.dtype}, expected uint8, int8, int16, int32 or a float")
     if not 1 <= array.ndim <= _MAX_AXES or array.size == 0:
         raise ValueError(f"write_idx: array has shape {array.shape}, expected 1 to {_MAX_AXES} axes and some elements")
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     data = struct.pack(f">4B{array.ndim}I", 0, 0, _CODES[dtype], array.ndim, *array.shape)
     data += np.ascontiguousarray(array, dtype).tobytes()
     if name.endswith(".gz"):

@@ -56,9 +56,9 @@ class DataLoader:
     epoch, position)`, for example an `Affine`, distorts the uint8 batch first; with the default transform it receives
     images that already have their border to 32x32, into which ink may move.
 
-    Other arrays are batched as they are, unless there is a `transform`: ``images`` is then anything (N, ...) but uint8
-    or squares of floats of these sizes, and labels any numbers (N, ...), for example targets of a regression.
-    `seed` is by default that of `manual_seed`, or 0.
+    Arrays (N, ...) of any other dtype are batched unchanged unless there is a `transform`, and labels may then be any
+    numbers (N, ...), for example targets of a regression. Without a `transform`, floats of 28x28 or 32x32 are refused:
+    they look like images that lack border and scale. `seed` is by default that of `manual_seed`, or 0.
 
     If several processes train together, `share(n)` gives the slice of a batch of n that this process draws, for example
     `parallel.Group.share`; `drawn` is the size of the whole batch from which the latest share was taken.

@@ -120,10 +120,16 @@ def idx(root: PathLike, split: str = "train") -> tuple[Images, Labels]:
         raise DataError(
             f"idx: {folder} cannot be read ({error.strerror or error}), expected a folder of IDX files; check the path"
         ) from error
+    if start and not sets:
+        raise DataError(
+            f"idx: {place} is no folder, and {folder} holds no {start}... to {split} on; expected a folder of IDX "
+            "files, or a folder and what the names of the set's files begin with, such as data/emnist-letters"
+        )
     if len(sets) != 1:
         raise DataError(
-            f"idx: {folder} holds {', '.join(sorted(sets)) or 'no set'} to {split} on, expected one with a name that "
-            f"begins with {start!r}; name its folder, or the folder and what the names of its files begin with"
+            f"idx: {folder} holds {', '.join(sorted(sets)) or 'no set'} to {split} on; expected one set, whose files' "
+            f"names end in {split}-{_KINDS[0]} and {split}-{_KINDS[1]}; if there are several, append what the names of "
+            "one set's files begin with"
         )
     (stem,) = sets
     paths = [folder / f"{stem}-{kind}" for kind in _KINDS]
@@ -214,7 +220,7 @@ def _find(name: str, folder: Path, file: str, download: bool) -> Images:
         raise wrong[0]
     raise DataError(
         f"{name}: {file} not found in {folder} or its subfolders {' and '.join(_FOLDERS[name][:-1])}, with or without "
-        f".gz; put it into one of these, or call data.{name}(download=True), which is --download of the examples"
+        f".gz; put it into one of these, or pass --download (in Python: data.{name}(download=True))"
     )
 
 
@@ -247,6 +253,13 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tinygrad_lenet")
 
 
+def _cause(error: BaseException) -> str:
+    """What an error goes back to: requests wraps what the socket said three times."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return f"{type(error).__name__}: {error}"
+
+
 def _fetch(name: str, file: str, folder: Path) -> Path:
     """Download one file into folder from the first mirror that has it; only a verified file gets its name."""
     try:
@@ -269,7 +282,7 @@ def _fetch(name: str, file: str, folder: Path) -> Path:
             # pooch writes beside the file, verifies, and renames.
             pooch.retrieve(mirror + file, f"sha256:{_SHA256[name][file]}", fname=file, path=folder)
         except (OSError, ValueError) as error:  # no connection; wrong checksum
-            failures.append(f"{mirror} ({type(error).__name__}: {error})")
+            failures.append(f"{mirror} ({_cause(error)})")
         else:
             return folder / file
     raise DataError(

@@ -32,7 +32,13 @@ def load(path: PathLike) -> Module:
     except Exception as error:  # protobuf's and the checker's
         reason = " ".join(str(error).split())
         raise ValueError(f"load: {path} is damaged or no ONNX file ({reason}); export it again") from None
+    version = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
+    if version < _OLDEST:
+        raise ValueError(f"load: {path} has the ops of version {version}; expected {_OLDEST} or later; export it again")
     return _Graph(onnx, model.graph)
+
+
+_OLDEST = 13  # before, Softmax took all axes from its own on as one
 
 
 def package(caller: str) -> Any:
@@ -49,6 +55,7 @@ class _Graph(Module):
 
     def __init__(self, onnx: Any, graph: Any) -> None:
         self._nodes: list[tuple[Callable[..., Any], list[str], str]] = []
+        self._names = ("", "")
         self._integers: dict[str, np.ndarray] = {}  # sizes, axes and indices, which are needed on the host
         for each in graph.initializer:
             self._keep(each.name, onnx.numpy_helper.to_array(each))
@@ -74,7 +81,14 @@ class _Graph(Module):
                     raise ValueError(f"load: the op {node.op_type} with {name}={value!r} has no form here")
             if node.op_type == "Cast":
                 settings["to"] = onnx.helper.tensor_dtype_to_np_dtype(settings["to"])
-            self._nodes.append((functools.partial(function, **settings), list(node.input), node.output[0]))
+            inputs = list(node.input)
+            while inputs and not inputs[-1]:  # left out
+                del inputs[-1]
+            try:
+                inspect.signature(function).bind(*inputs, **settings)
+            except TypeError:
+                raise ValueError(f"load: the op {node.op_type} with {len(inputs)} inputs has no form here") from None
+            self._nodes.append((functools.partial(function, **settings), inputs, node.output[0]))
 
     def _keep(self, name: str, array: np.ndarray) -> None:
         if array.dtype.kind != "f":
@@ -83,9 +97,11 @@ class _Graph(Module):
         *path, last = name.split(".")
         place: Module = self
         for part in path:
-            if part not in vars(place):
+            if part and not hasattr(place, part):
                 setattr(place, part, Module())
-            place = getattr(place, part)
+            place = getattr(place, part, place)
+        if not isinstance(place, Module) or not all((*path, last)) or hasattr(place, last):
+            raise ValueError(f"load: the file has numbers called {name!r}, which no buffer can be called; rename them")
         place.register_buffer(last, Tensor(array.copy()))
 
     def forward(self, x: Any) -> Tensor:
@@ -96,7 +112,19 @@ class _Graph(Module):
 
 
 def _reduced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda x, axes=None, keepdims=1: function(x, None if axes is None else tuple(axes), bool(keepdims))
+    return lambda x, axes=(), keepdims=1: function(x, None if not len(axes) else tuple(axes), bool(keepdims))
+
+
+def _real(kind: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An op that rounds integers in ONNX, and does not here."""
+
+    @functools.wraps(function)
+    def of(x: Any, *more: Any, **settings: Any) -> Tensor:
+        if x.dtype.kind != "f":
+            raise ValueError(f"load: the op {kind} on {x.dtype} has no form here")
+        return function(x, *more, **settings)
+
+    return of
 
 
 def _where(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -121,14 +149,15 @@ def _slice(x: Any, starts: Any, ends: Any, axes: Any = None, steps: Any = None) 
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "Add": lambda a, b: a + b, "Sub": lambda a, b: a - b, "Mul": lambda a, b: a * b, "Div": lambda a, b: a / b,
-    "Pow": lambda a, b: a**b, "Neg": lambda x: -x, "Abs": abs, "Exp": F.exp, "Log": F.log, "Sqrt": F.sqrt,
+    "Add": lambda a, b: a + b, "Sub": lambda a, b: a - b, "Mul": lambda a, b: a * b,
+    "Div": _real("Div", lambda a, b: a / b), "Pow": _real("Pow", lambda a, b: a**b), "Neg": lambda x: -x,
+    "Abs": abs, "Exp": F.exp, "Log": F.log, "Sqrt": F.sqrt,
     "Sin": F.sin, "Cos": F.cos, "Tanh": F.tanh, "Sigmoid": F.sigmoid, "Relu": F.relu, "Where": F.where,
     "Max": lambda *xs: functools.reduce(F.maximum, xs), "Min": lambda *xs: functools.reduce(F.minimum, xs),
     "Equal": lambda a, b: a == b, "Less": lambda a, b: a < b, "LessOrEqual": lambda a, b: a <= b,
     "Greater": lambda a, b: a > b, "GreaterOrEqual": lambda a, b: a >= b, "And": lambda a, b: a & b,
     "Or": lambda a, b: a | b, "Not": lambda x: ~x, "Identity": lambda x: x, "Shape": lambda x: np.array(x.shape),
-    "ReduceSum": _reduced(F.sum), "ReduceMean": _reduced(F.mean), "ReduceMax": _reduced(F.max),
+    "ReduceSum": _reduced(F.sum), "ReduceMean": _real("ReduceMean", _reduced(F.mean)), "ReduceMax": _reduced(F.max),
     "ReduceMin": _reduced(F.min), "ReduceLogSumExp": _reduced(F.logsumexp), "ArgMax": _where(F.argmax),
     "ArgMin": _where(F.argmin), "Softmax": lambda x, axis=-1: F.softmax(x, axis),
     "LogSoftmax": lambda x, axis=-1: F.log_softmax(x, axis), "CumSum": lambda x, axis: F.cumsum(x, int(axis)),

@@ -305,8 +305,14 @@ class Activation(Module):
 class _Modules(Module):
     """Modules that are indexed and counted like a list's elements."""
 
+    def _listed(self) -> list[tuple[str, Module]]:
+        observer = mode.get().observer
+        if observer is not None:
+            observer.used(self)  # who goes through them does something else once there is another
+        return self._submodules()
+
     def __len__(self) -> int:
-        return len(self._submodules())
+        return len(self._listed())
 
     @overload
     def __getitem__(self, index: int) -> Module: ...
@@ -316,11 +322,11 @@ class _Modules(Module):
 
     def __getitem__(self, index: int | slice) -> Module:
         if isinstance(index, slice):
-            return type(self)(dict(self._submodules()[index]))  # type: ignore[call-arg]
-        return self._submodules()[index][1]
+            return type(self)(dict(self._listed()[index]))  # type: ignore[call-arg]
+        return self._listed()[index][1]
 
     def __iter__(self) -> Iterator[Module]:
-        return (module for _, module in self._submodules())
+        return (module for _, module in self._listed())
 
 
 class ModuleList(_Modules):

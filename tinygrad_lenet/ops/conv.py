@@ -26,8 +26,9 @@ _SIZES = {
 class Conv2d(Multilinear):
     """y[n f oh ow] = b[f] + sum over c, kh, kw of x[n, c, S oh + D kh - P, S ow + D kw - P] w[f c kh kw].
 
-    (Cross-correlation: the kernel is not flipped.) gx = transposed convolution of gy with w, gw = correlation of x
-    with gy, gb = sum of gy over n, oh, ow. Channels are split into ``groups`` that do not mix.
+    S is the stride, P the padding, D the dilation. (Cross-correlation: the kernel is not flipped.) gx = transposed
+    convolution of gy with w, gw = correlation of x with gy, gb = sum of gy over n, oh, ow. Channels are split into
+    ``groups`` that do not mix.
     """
 
     stride: PairLike = (1, 1)

@@ -213,7 +213,7 @@ class GatherKernels(Movement):
         return len(self.places), *x[2:]
 
     def forward(self, xp, x):
-        return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[_on_device(self, xp, x)]
+        return xp.take(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), _on_device(self, xp, x), axis=0)
 
     def backward(self, gy, y, x):
         return op("scatter_kernels", self.places, (x.shape[0], x.shape[1]))(gy)

@@ -7,7 +7,7 @@ from ..op import REAL
 
 
 class MatMul(Multilinear):
-    """y = a b, matrix by matrix; with gy = d/dy: ga = gy b^T, gb = a^T gy."""
+    """y = a b, matrix by matrix; with gy = dL/dy: ga = gy b^T, gb = a^T gy."""
 
     signature = "matmul(a[... M K], b[... K N]) -> y[... M N]"
     domains = {"a": REAL, "b": REAL}

@@ -25,7 +25,7 @@ class _Pool(Op, kind=True):
 class AvgPool2d(_Pool):
     """y[n c oh ow] = mean of x over the window at (S oh - P, S ow - P); each of its pixels gets gy / (KH KW).
 
-    Padding counts as pixels of value 0, also in the divisor.
+    S is the stride, P the padding, whose pixels count as 0, also in the divisor.
     """
 
     kernel_size: PairLike
@@ -123,8 +123,8 @@ class MaxPool2d(_Pool, Movement):
     def forward(self, xp, x):
         x = pad_images(xp, x, self.padding, -xp.inf)
         first, *others = [x[window] for _, _, window in _pixels(self, x.shape)]
-        y = xp.array(first)
-        for pixels in others:
+        y = xp.maximum(first, others[0]) if others else xp.array(first)
+        for pixels in others[1:]:
             y = xp.maximum(y, pixels)
         return y
 
