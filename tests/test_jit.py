@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from models import LeNet5, LeNet5_1998
 from tests import strict
 from tests.replays import CALLS, batch, net, shown, state, training
-from tinygrad_lenet import JitError, Op, Tensor, curvature, grad, jit, nn, no_grad, optim, testing, zeros_like
+from tinygrad_lenet import REAL, JitError, Op, Tensor, curvature, grad, jit, nn, no_grad, optim, testing, zeros_like
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.backend import available, default_device, transfer, use
 from tinygrad_lenet.graph import repeated
@@ -313,6 +313,32 @@ def test_program_is_replayed(steps: Any, optimizers: Any, schedules: Any, zero: 
         kept.append(pair)
         assert all(shown(pair[0]) == shown(pair[-1]) for pair in kept if pair), f"{event}, event {i}"
     assert replayed.run.plan is not None
+
+
+def test_a_plan_that_computes_something_else_is_refused() -> None:
+    """As it does for an op that gives another result each time, and does not say so."""
+    runs = [0.0]
+
+    class Drifting(Op):
+        """y = x plus a number that grows with each run."""
+
+        signature = "drifting(x[...]) -> y[...]"
+        domains = {"x": REAL}
+
+        def forward(self, xp: Any, x: Any) -> Any:
+            runs[0] += 1
+            return x + xp.asarray(runs[0], x.dtype)
+
+        def backward(self, gy: Tensor, y: Tensor, x: Tensor) -> Any:
+            return gy
+
+    try:
+        run = jit(Drifting())
+        run(batch(0))
+        with pytest.raises(JitError):
+            run(batch(1))
+    finally:
+        del REGISTRY["drifting"]
 
 
 # Memory

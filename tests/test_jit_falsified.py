@@ -146,6 +146,59 @@ def attribute_read_in_a_method_that_each_look_makes_anew_changes(compiled: Any) 
 
 
 @right
+def attribute_behind_a_special_method_changes(compiled: Any) -> Any:
+    class Settings:
+        def __init__(self) -> None:
+            self.values = {"scale": 1.0}
+
+        def __getitem__(self, name: str) -> float:
+            return self.values[name]
+
+        def __getattr__(self, name: str) -> float:
+            if name not in self.values:
+                raise AttributeError(name)
+            return self.values[name]
+
+        def __contains__(self, name: str) -> bool:
+            return name in self.values
+
+        def __enter__(self) -> float:
+            return self.values["scale"]
+
+        def __exit__(self, *exception: object) -> None:
+            pass
+
+        def __iter__(self) -> Any:
+            yield from self.values.values()
+
+        def __add__(self, x: Tensor) -> Tensor:
+            return x + self.values["scale"]
+
+    settings = Settings()
+
+    def entered(x: Tensor) -> Tensor:
+        with settings as scale:
+            return x * scale
+
+    def change(i: int) -> None:
+        settings.values.clear()
+        settings.values["scale" if i < 5 else "other"] = 1.0 + i // 3
+
+    def back(i: int) -> None:
+        settings.values.clear()
+        settings.values["scale"] = 1.0 + i // 3
+
+    return (
+        calls(compiled(lambda x: x * ("scale" in settings)), change),
+        calls(compiled(lambda x: x * sum(settings)), change),
+        calls(compiled(lambda x: x * settings["scale"]), back),
+        calls(compiled(lambda x: x * settings.scale), back),
+        calls(compiled(lambda x: settings + x), back),
+        calls(compiled(entered), back),
+    )
+
+
+@right
 def default_value_changes(compiled: Any) -> Any:
     def helper(x: Tensor, factor: float = 1.0) -> Tensor:
         return x * factor

@@ -649,3 +649,15 @@ def test_threads_do_not_share_memory() -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_scratch_memory_is_bounded() -> None:
+    scratch = cpu._Scratch()
+    scratch.give(np.zeros(cpu._KEPT + 1, np.uint8), "too large")
+    inner, outer = (scratch.take("nested", (8,), np.float32) for _ in range(2))
+    for buffer in (inner, outer):
+        scratch.give(buffer, "nested")
+    assert scratch.bytes == inner.nbytes
+    for i in range(20):
+        scratch.give(np.zeros(cpu._KEPT // 8 + i, np.uint8), "shapes that change")
+        assert scratch.bytes == sum(buffer.nbytes for buffer in scratch.free.values()) <= cpu._KEPT

@@ -287,6 +287,13 @@ class _Same:
     __hash__ = None  # type: ignore[assignment]
 
 
+# Special methods that no operator calls, or whose answers seldom matter to what is computed.
+_NOT_BY_USE = {
+    "__init__", "__new__", "__post_init__", "__init_subclass__", "__del__", "__repr__", "__str__", "__hash__", "__eq__",
+    "__setattr__", "__delattr__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__deepcopy__",
+}  # fmt: skip
+
+
 class _Names:
     """What the names in a function's code stand for: variables around it, globals, their attributes, and so on.
 
@@ -364,7 +371,8 @@ class _Names:
             for module in [each for _, each in thing.named_modules()] if isinstance(thing, Module) else ():
                 self.tensors += [tensor for _, tensor in module._own_tensors()]
                 self._method(module, "forward")
-            self._method(thing, "__call__")
+            for special in [each for each in dir(type(thing)) if each.startswith("__") and each not in _NOT_BY_USE]:
+                self._method(thing, special)  # x[i], for instance, names none
             for attribute in sorted(names):
                 self._attribute(f"{name}.{attribute}", thing, attribute, names)
 
