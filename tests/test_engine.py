@@ -22,6 +22,7 @@ import tests.strict  # noqa: F401 - makes the device "strict" known
 from tinygrad_lenet import REAL, Op, Tensor, backend, grad, graph, no_grad
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.op import REGISTRY
+from tinygrad_lenet.testing import check_gradients
 
 SQUARE = np.array([[0.5, -1.0], [2.0, 0.25]])
 
@@ -225,6 +226,16 @@ def test_freeing_lets_go_of_the_memory_while_the_output_lives() -> None:
 
 
 # Higher orders
+
+
+def test_gradients_of_parts_are_added_to_what_is_known() -> None:
+    """Slices and repeated rows of one tensor, before and after other uses of it, to second order."""
+    rows = np.array([0, 3, 3])
+
+    def y(x: Tensor) -> Tensor:
+        return x[0] * x[1] * x.sum(0) + (x[1:3] * x[rows[:2]]).sum(0) * x[rows].sum(0) + (x * x).sum(0)
+
+    check_gradients(y, np.random.default_rng(0).uniform(-1, 1, (4, 3)))
 
 
 def test_all_orders_of_a_polynomial() -> None:

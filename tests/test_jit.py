@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from models import LeNet5, LeNet5_1998
 from tests import strict
 from tests.replays import CALLS, batch, net, shown, state, training
-from tinygrad_lenet import REAL, JitError, Op, Tensor, curvature, grad, jit, no_grad, optim, testing
+from tinygrad_lenet import REAL, JitError, Op, Tensor, curvature, grad, jit, nn, no_grad, optim, testing, zeros_like
 from tinygrad_lenet import functional as F
 from tinygrad_lenet.backend import available, default_device, transfer, use
 from tinygrad_lenet.graph import repeated
@@ -381,6 +381,16 @@ def test_batches_that_were_recorded_are_freed() -> None:
     assert [ref() for ref in gone] == [None] * 8
 
 
+def test_images_are_transposed_once() -> None:
+    """A convolution and its weight gradient both need images last in memory, and use one copy, however large."""
+    layer = nn.Conv2d(1, 2, 3, rng=0)
+    step = jit(lambda x: layer(x).sum().backward())
+    for i in range(CALLS):
+        step(Tensor(np.random.default_rng(i).normal(size=(64, 1, 24, 24)).astype(np.float32)))
+    copies = [call for call in step.plan.calls if call.function is np.copyto]
+    assert sum(x.arguments[0].shape == (1, 24, 24, 64) for x in copies) == 1
+
+
 def test_numbers_are_arrays_unless_they_do_not_fit() -> None:
     step = jit(lambda x: (0.1 * x * 1e300, -0.0 * x, 0.0 * x))
     for _ in range(CALLS):
@@ -389,6 +399,18 @@ def test_numbers_are_arrays_unless_they_do_not_fit() -> None:
     assert shown(found) == shown((Tensor([np.inf, -np.inf]), Tensor([-0.0, 0.0]), Tensor([0.0, -0.0])))
     kinds = [type(x) for call in step.plan.calls for x in call.arguments]
     assert (kinds.count(float), kinds.count(np.ndarray)) == (1, 3)
+
+
+def test_what_is_written_at_a_moving_place_starts_anew() -> None:
+    @no_grad
+    def mark(x: Tensor, place: Tensor) -> list[Tensor]:
+        moving, still = zeros_like(x), zeros_like(x)
+        moving[place] = x[0]
+        still[[3]] = x[0]
+        return [moving, still]
+
+    step, inputs = jit(mark), [(Tensor([i, 1.0, 2.0, 3.0]), Tensor(np.array([i]))) for i in range(4)]
+    assert [shown(step(*each)) for each in inputs] == [shown(mark(*each)) for each in inputs]
 
 
 def test_a_step_outside_leaves_gradients_where_they_are() -> None:

@@ -25,7 +25,7 @@ from numpy.lib.array_utils import byte_bounds
 from .backend import NUMPY, Backend
 from .op import Op
 
-_LARGE = 2**17  # bytes that are not worth being kept in the cache to be used again
+_LARGE = 2**17  # bytes that are not worth being kept in the cache to be used again, unless a copy transposes them
 _SMALL = 2**12  # bytes in which two copies are faster than a choice and a copy
 _LINE = 64  # bytes of a cache line, to which each block is aligned
 
@@ -581,7 +581,7 @@ class Plan:
         self._place(share)
 
     def _merge(self, fixed: set[Memory]) -> None:
-        """Leave out calls that compute once more what an earlier one has computed, unless it is large."""
+        """Leave out calls that compute once more what an earlier one has computed, unless that is large and quick."""
         writers = collections.Counter(memory for call in self.calls for memory in call.writes)
         fixed = fixed.union(*(call.reads for call in self.calls if call.effect))
         versions: collections.Counter[Memory] = collections.Counter()  # of what calls write
@@ -623,7 +623,8 @@ class Plan:
                 versions[memory] += 1
             if len(call.writes) == 1 and not call.effect and not call.fill and call.function is not _computed:
                 (out,) = call.writes
-                if out.kind == "value" and writers[out] == 1 and out.bytes <= _LARGE and out not in call.reads:
+                worth = out.bytes <= _LARGE or _transposes(call)
+                if out.kind == "value" and writers[out] == 1 and worth and out not in call.reads:
                     key = call.function, described((call.arguments, *call.options.items()), out), out.bytes
                     if key in known and out not in fixed:
                         instead[out] = known[key]
@@ -929,6 +930,19 @@ def _same(x: np.ndarray, y: np.ndarray) -> bool:
         and (not x.size or all(a == b for a, b in layout))
         and x.tobytes() == y.tobytes()
     )
+
+
+def _transposes(call: Call) -> bool:
+    """Whether a call copies an array into another order of axes, which takes ten times as long as a plain copy."""
+    if call.function is not np.copyto:
+        return False
+    target, source = call.arguments[:2]
+    return isinstance(source, np.ndarray) and target.shape == source.shape and _order(target) != _order(source)
+
+
+def _order(x: np.ndarray) -> list[int]:
+    """The axes that have a length, from the one with the longest steps to the one with the shortest."""
+    return sorted((axis for axis in range(x.ndim) if x.shape[axis] > 1), key=lambda axis: -abs(x.strides[axis]))
 
 
 def _shape(x: Any) -> str:

@@ -206,10 +206,10 @@ def conv2d_weight_grad(op: Conv2dWeightGrad, xp: Any, x: Array, gy: Array) -> Ar
         product(a, b, out=gw.reshape(f, c * h * w))
         return gw
     if sh == sw == 1 and f * c * kh * kw * oh * ow * n <= _FEW:
-        cols = _all_columns(xp, m, (kh, kw))
-        gw = xp.matmul(g.reshape(f, oh * ow * n), cols.T)
+        cols, gw = _all_columns(xp, m, (kh, kw)), xp.empty((f, c, kh, kw), m.dtype)
+        xp.matmul(g.reshape(f, oh * ow * n), cols.T, out=gw.reshape(f, c * kh * kw))
         _scratch(xp).give(cols, "all")
-        return gw.reshape(f, c, kh, kw)
+        return gw
     row = c * kw
     at_once = 1 if _AVX512 or sh > 1 else next((t for t in (4, 2) if oh % t == 0 and t * f <= 24), 1)
     taps, products = (1, kh) if _AVX512 and kh * row > 32 else (kh + at_once - 1, 1)
