@@ -214,7 +214,8 @@ def _index(index: Any, shape: tuple[int, ...]) -> Any:
             host = part._here()
             if host.dtype.kind not in "iub":
                 raise IndexError(f"arrays used as indices must be of integer or boolean type, not {host.dtype}")
-            found.append(host if host.dtype.kind == "b" or not host.size else host % max(1, shape[axis]))
+            in_range = host if host.dtype.kind == "b" or not host.size else host % max(1, shape[axis])
+            found.append(np.asarray(in_range))  # of an array without axes, NumPy makes a number, which gives a view
         elif part is None or part is Ellipsis or isinstance(part, (slice, int, np.integer)):
             found.append(part)
         else:
