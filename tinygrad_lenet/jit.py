@@ -12,6 +12,7 @@ of the two recordings are for.
 import contextlib
 import functools
 import inspect
+import itertools
 import operator
 import sys
 import threading
@@ -716,29 +717,27 @@ class _Planned:
         for slot, each in recorder.outside.items():
             values[slot] = plan.constant(_known(each)) if each.made else plan.stand_in(each.array, "held")
         written: set[int] = set()
-        stored: list[Stored] = []  # to be done in one call
-        for entry in (*recorder.log, None):
-            if isinstance(entry, Stored):
-                stored.append(entry)
-                continue
-            if stored:
+        for are_stored, entries in itertools.groupby(recorder.log, lambda entry: isinstance(entry, Stored)):
+            if are_stored:  # in one call
+                stored = list(entries)
                 arrays = [None if each.slot is None else values[each.slot] for each in stored]
                 plan.effect("set .grad", Frame.store, self.frame, [each.leaf for each in stored], arrays)
-                stored = []
-            if isinstance(entry, Applied):
-                inputs = [values[x.at] if type(x) is Slot else x for x in entry.inputs]
-                values[entry.output] = plan.apply(entry.op, inputs)
-                if entry.op.writes:
-                    written.add(entry.output)
-            elif isinstance(entry, Fetched):
-                if entry.slot is not None:
-                    values[entry.slot] = plan.stand_in(entry.array, "argument")
-                target = None if entry.slot is None else values[entry.slot]
-                plan.effect("read gradient", _fetch, self.frame, entry.leaf, target, writes=True)
-            elif entry is not None:
-                tensors = [type(x) is Slot for x in entry.arguments]
-                given = [values[x.at] if type(x) is Slot else x for x in entry.arguments]
-                plan.effect(entry.function.__qualname__, _call, entry.function, entry.options, tensors, *given)
+                continue
+            for entry in entries:
+                if isinstance(entry, Applied):
+                    inputs = [values[x.at] if type(x) is Slot else x for x in entry.inputs]
+                    values[entry.output] = plan.apply(entry.op, inputs)
+                    if entry.op.writes:
+                        written.add(entry.output)
+                elif isinstance(entry, Fetched):
+                    if entry.slot is not None:
+                        values[entry.slot] = plan.stand_in(entry.array, "argument")
+                    target = None if entry.slot is None else values[entry.slot]
+                    plan.effect("read gradient", _fetch, self.frame, entry.leaf, target, writes=True)
+                else:
+                    tensors = [type(x) is Slot for x in entry.arguments]
+                    given = [values[x.at] if type(x) is Slot else x for x in entry.arguments]
+                    plan.effect(entry.function.__qualname__, _call, entry.function, entry.options, tensors, *given)
         for i in sorted(written & set(range(len(recorder.arguments)))):
             plan.effect("argument", _give_back, self.frame, i, values[i])
         self.written = [memory_of(recorder.outside[slot].array) for slot in written if slot in recorder.outside]
